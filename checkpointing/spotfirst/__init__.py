@@ -1,0 +1,1 @@
+"""What runs on the training instance: storage, checkpoints, datasets and the agent."""

@@ -1,0 +1,1 @@
+"""What runs beside Airflow: the controller, fleets, policies, costs and operators."""

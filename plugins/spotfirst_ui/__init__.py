@@ -1,0 +1,1 @@
+"""Pages for runs and their cost inside the Airflow UI."""
