@@ -1,0 +1,71 @@
+"""How the agent and the trainer talk: two small files in a folder on the instance.
+
+Files, because they survive either side, need no thread, work for any number of processes, and a
+``stat`` per step costs a microsecond. The trainer replaces ``progress.json``; the agent creates
+``drain.json``, once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import datetime
+from pathlib import Path
+
+from spotfirst.errors import FormatError
+from spotfirst.heartbeat import Progress
+from spotfirst.wire import Record, decode, encode
+
+__all__ = ["CHANNEL_VARIABLE", "Channel", "Drain"]
+
+CHANNEL_VARIABLE = "SPOTFIRST_CHANNEL"
+
+
+class Drain(Record):
+    """The agent asks for a last checkpoint, committed before ``by``."""
+
+    reason: str
+    by: datetime | None = None
+
+
+class Channel:
+    """Both ends. Reading a file that is missing or half gives ``None``; writing is atomic."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._drain = folder / "drain.json"
+        self._progress = folder / "progress.json"
+
+    @classmethod
+    def from_environment(cls) -> Channel | None:
+        """The trainer's end; ``None`` outside of an attempt."""
+        folder = os.environ.get(CHANNEL_VARIABLE)
+        return cls(Path(folder)) if folder else None
+
+    def tell(self, progress: Progress) -> None:
+        _replace(self._progress, encode(progress))
+
+    def progress(self) -> Progress | None:
+        try:
+            return decode(self._progress.read_bytes(), Progress, path=str(self._progress))
+        except (OSError, FormatError):
+            return None
+
+    def ask_to_drain(self, drain: Drain) -> None:
+        """The first request stands."""
+        if not self._drain.exists():
+            _replace(self._drain, encode(drain))
+
+    def drain(self) -> Drain | None:
+        if not self._drain.exists():
+            return None
+        try:
+            return decode(self._drain.read_bytes(), Drain, path=str(self._drain))
+        except (OSError, FormatError):
+            return None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_bytes(data)
+    temporary.replace(path)

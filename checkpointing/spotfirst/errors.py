@@ -1,0 +1,124 @@
+"""Everything that Spotfirst raises, as one tree.
+
+SpotfirstError
+├── InvalidSpec            the run asked for something that cannot be; nothing was launched
+│   ├── UnknownRun         a run, generation or step that is not in this storage
+│   └── UnsupportedStorage the storage cannot do what a run needs of it
+├── StorageError
+│   ├── ObjectMissing      there is no object at this path
+│   ├── StorageDenied      the storage refused us; retrying does not help
+│   └── StorageUnavailable the storage did not answer; the same call may succeed later
+├── FormatError            an object is there, but it is not what it must be
+│   ├── NewerFormat        written by a newer Spotfirst
+│   └── CorruptObject      its bytes are not the ones that its name or its manifest promises
+├── Conflict
+│   ├── LostRace           another writer decided first; read again
+│   └── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
+└── FleetError
+    ├── NoCapacity         the pool has no instance for us now
+    ├── LaunchRejected     the fleet will never accept this launch as it stands
+    └── FleetUnavailable   the fleet did not answer; the same call may succeed later
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClaimLost",
+    "Conflict",
+    "CorruptObject",
+    "FleetError",
+    "FleetUnavailable",
+    "FormatError",
+    "InvalidSpec",
+    "LaunchRejected",
+    "LostRace",
+    "NewerFormat",
+    "NoCapacity",
+    "ObjectMissing",
+    "SpotfirstError",
+    "StorageDenied",
+    "StorageError",
+    "StorageUnavailable",
+    "UnknownRun",
+    "UnsupportedStorage",
+]
+
+
+class SpotfirstError(Exception):
+    """The root of the tree; catches whatever Spotfirst raises on purpose."""
+
+
+class InvalidSpec(SpotfirstError, ValueError):
+    """The run cannot be as asked. Raised before anything is launched or paid for."""
+
+
+class UnknownRun(InvalidSpec):
+    """No such run, generation or step in this storage."""
+
+
+class UnsupportedStorage(InvalidSpec):
+    """The storage lacks put-if-absent, or cannot be written."""
+
+
+class StorageError(SpotfirstError):
+    """A call to the storage failed. ``path`` is the object it was about."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class ObjectMissing(StorageError):
+    """There is no object at ``path``."""
+
+
+class StorageDenied(StorageError):
+    """The storage refused the call: credentials or permissions."""
+
+
+class StorageUnavailable(StorageError):
+    """No answer, or a 5xx one. The call may or may not have been applied."""
+
+
+class FormatError(SpotfirstError):
+    """An object's content is not what this version of Spotfirst can read."""
+
+
+class NewerFormat(FormatError):
+    """The object was written by a newer version of Spotfirst."""
+
+
+class CorruptObject(FormatError):
+    """The bytes differ from those that the object's name or manifest promises."""
+
+
+class Conflict(SpotfirstError):
+    """Someone else wrote first. Nothing of ours was written."""
+
+
+class LostRace(Conflict):
+    """Another controller appended this event number; fold again and decide again."""
+
+
+class ClaimLost(Conflict):
+    """A newer attempt holds the checkpoint chain. ``holder`` is its number."""
+
+    def __init__(self, message: str, *, holder: int) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+class FleetError(SpotfirstError):
+    """A call to the fleet failed."""
+
+
+class NoCapacity(FleetError):
+    """The pool cannot give an instance now; another pool or a later try may."""
+
+
+class LaunchRejected(FleetError):
+    """Quota, permission or configuration: the same launch will be refused again."""
+
+
+class FleetUnavailable(FleetError):
+    """The fleet did not answer. The launch may or may not have happened: ask by token."""

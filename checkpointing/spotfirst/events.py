@@ -1,0 +1,239 @@
+"""What can happen to a run. Each event is one object of its journal.
+
+An event is appended *before* what it allows (``Launching`` before the fleet is called) and
+*after* what it tells (``Launched``). Readers keep events whose kind they do not know
+(:class:`UnknownEvent`): a newer controller may have written them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+
+from spotfirst.errors import CorruptObject
+from spotfirst.market import Market, Notice, Pool
+from spotfirst.wire import Record, check_version, encode
+
+__all__ = [
+    "Attached",
+    "Created",
+    "Delivered",
+    "Ended",
+    "Event",
+    "Failed",
+    "HandoverRequested",
+    "Launched",
+    "Launching",
+    "NotLaunched",
+    "Noticed",
+    "Reopened",
+    "StopRequested",
+    "Stopped",
+    "Succeeded",
+    "UnknownEvent",
+    "Waiting",
+    "Warned",
+    "decode_event",
+    "encode_event",
+]
+
+EndCause = Literal[
+    "completed",  # the command exited with 0
+    "script_failed",  # the command exited with something else, on its own account
+    "interrupted",  # the fleet took the instance back
+    "handed_over",  # it stopped, checkpointed, because it was asked to
+    "killed",  # someone sent the command SIGKILL (the out-of-memory killer, an operator)
+    "lost",  # the instance or its agent is gone, and nothing says why
+    "max_life",  # it ended itself at the end of its maximum life
+]
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+class Event(Record, tag_field="kind", tag=_snake):
+    """``at`` is the writer's clock; ``by`` names the process that decided."""
+
+    at: datetime
+    by: str = ""
+
+
+class Created(Event):
+    """The spec is in place. The first event of every journal."""
+
+
+class Attached(Event):
+    """A task instance (or a command line) now owns the run: only it may stop it."""
+
+    owner: str
+
+
+class Waiting(Event):
+    """No attempt is running, and none is launched, for this reason."""
+
+    reason: str
+
+
+class Launching(Event):
+    """The intent to launch: from here on an instance with this token may exist."""
+
+    attempt: int
+    token: str
+    market: Market
+    pool: Pool
+    reason: str
+
+
+class Launched(Event):
+    """The fleet gave an instance. Its price is frozen here.
+
+    ``clock_rate`` is billed seconds per second: 1, except in a local market that runs faster.
+    """
+
+    attempt: int
+    instance_id: str
+    started_at: datetime
+    price_usd_h: Decimal
+    price_source: str
+    price_at: datetime
+    on_demand_usd_h: Decimal
+    clock_rate: float = 1.0
+
+
+class NotLaunched(Event):
+    """The intent came to nothing; no instance exists for its token."""
+
+    attempt: int
+    cause: Literal["no_capacity", "rejected", "withdrawn"]
+    message: str
+
+
+class Noticed(Event):
+    """The attempt's instance will be taken back."""
+
+    attempt: int
+    notice: Notice
+
+
+class HandoverRequested(Event):
+    """The attempt was asked to checkpoint and stop."""
+
+    attempt: int
+    reason: str
+
+
+class Ended(Event):
+    """The attempt's instance is gone, and this is what it left.
+
+    ``start_step`` is what it resumed from, ``step`` the last one it trained, and
+    ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
+    step's start to its last step's end, ``startup_s`` what came before, on the real clock.
+    """
+
+    attempt: int
+    cause: EndCause
+    ended_at: datetime
+    by_fleet: bool = False
+    exit_code: int | None = None
+    message: str = ""
+    log_tail: tuple[str, ...] = ()
+    start_step: int | None = None
+    step: int | None = None
+    checkpoint_step: int | None = None
+    training_s: float = 0.0
+    startup_s: float = 0.0
+    moved_bytes: int = 0
+
+
+class Warned(Event):
+    """Something that people should look at, and that did not stop the run."""
+
+    message: str
+    attempt: int | None = None
+
+
+class StopRequested(Event):
+    """The run is to stop, checkpointed, and not to go on by itself."""
+
+    reason: str
+    cause: Literal["user", "budget", "deadline"] = "user"
+
+
+class Stopped(Event):
+    """The run has stopped, every instance is gone. It can be reopened."""
+
+    reason: str
+
+
+class Succeeded(Event):
+    """The command completed."""
+
+    attempt: int
+    step: int | None = None
+    checkpoint_seq: int | None = None
+    metrics: dict[str, float] = {}
+
+
+class Failed(Event):
+    """The run cannot go on by itself, every instance is gone. It can be reopened."""
+
+    message: str
+    log_tail: tuple[str, ...] = ()
+    retryable: bool = True
+
+
+class Reopened(Event):
+    """A stopped or failed run goes on from its newest checkpoint."""
+
+    owner: str
+
+
+class Delivered(Event):
+    """The owner has received the result: asking again means running anew."""
+
+    owner: str
+
+
+class UnknownEvent(Event):
+    """An event of a kind that this version does not know, kept as it was."""
+
+    original: dict[str, Any] = {}
+
+
+class _Kind(msgspec.Struct):
+    kind: str
+    at: datetime
+    by: str = ""
+
+
+KNOWN: dict[str, type[Event]] = {
+    _snake(kind.__name__): kind
+    for kind in (
+        Created, Attached, Waiting, Launching, Launched, NotLaunched, Noticed, HandoverRequested,
+        Ended, Warned, StopRequested, Stopped, Succeeded, Failed, Reopened, Delivered,
+    )
+}  # fmt: skip
+
+
+def encode_event(event: Event, *, nonce: str) -> bytes:
+    """The event as an object that only this call wrote, so a lost answer can be settled."""
+    body = encode(event)
+    return body[:-1] + b',"nonce":"%s"}' % nonce.encode()
+
+
+def decode_event(data: bytes, *, path: str) -> Event:
+    """Raises :class:`NewerFormat` or :class:`CorruptObject`; an unknown kind is not an error."""
+    check_version(data, path=path)
+    try:
+        head = msgspec.json.decode(data, type=_Kind)
+        if head.kind not in KNOWN:
+            original = msgspec.json.decode(data, type=dict[str, Any])
+            return UnknownEvent(at=head.at, by=head.by, original=original)
+        return msgspec.json.decode(data, type=KNOWN[head.kind])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is not a valid journal event: {error}"
+        raise CorruptObject(msg) from error

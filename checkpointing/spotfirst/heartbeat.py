@@ -1,0 +1,83 @@
+"""What an attempt tells about itself: a heartbeat while it lives, an exit report at its end."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from spotfirst.events import EndCause
+from spotfirst.market import Notice
+from spotfirst.wire import Record
+
+__all__ = ["AgentPhase", "ExitReport", "Handover", "Heartbeat", "Progress", "Timings"]
+
+AgentPhase = Literal["booting", "fetching", "starting", "standby", "training", "draining", "exited"]
+"""``starting``: the command runs, and imports. ``standby``: it is warm, and waits for the claim."""
+
+
+class Timings(Record):
+    """When each part of an attempt's start was done, on the instance's clock."""
+
+    booted: datetime | None = None
+    fetched: datetime | None = None
+    started: datetime | None = None
+    standby: datetime | None = None
+    claimed: datetime | None = None
+    restored: datetime | None = None
+    first_step: datetime | None = None
+    last_step: datetime | None = None
+    drained: datetime | None = None
+
+
+class Progress(Record):
+    """What the trainer tells the agent, after each step. Steps count finished ones from 0."""
+
+    phase: AgentPhase = "starting"
+    start_step: int | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    metrics: dict[str, float] = {}
+    checkpoint_seq: int | None = None
+    checkpoint_step: int | None = None
+    checkpoint_s: float | None = None
+    released: bool = False
+    timings: Timings = Timings()
+    warnings: tuple[str, ...] = ()
+
+
+class Heartbeat(Record):
+    """``attempts/{n}/heartbeat.json``, replaced at every beat. ``beat`` only grows."""
+
+    attempt: int
+    beat: int
+    at: datetime
+    phase: AgentPhase
+    progress: Progress = Progress()
+    notice: Notice | None = None
+    log_segments: int = 0
+    moved_bytes: int = 0
+
+
+class Handover(Record):
+    """``attempts/{n}/handover.json``: please checkpoint and stop. Created once, by anyone.
+
+    ``to`` is the attempt that takes over, or ``None`` when the run is to stop.
+    """
+
+    reason: str
+    at: datetime
+    to: int | None = None
+
+
+class ExitReport(Record):
+    """``attempts/{n}/exit.json``: the last word of an attempt, created once."""
+
+    attempt: int
+    at: datetime
+    cause: EndCause
+    exit_code: int | None = None
+    message: str = ""
+    log_tail: tuple[str, ...] = ()
+    progress: Progress = Progress()
+    log_segments: int = 0
+    moved_bytes: int = 0

@@ -1,0 +1,67 @@
+"""The journal of a run: whoever appends event n + 1 has decided."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import msgspec
+
+from spotfirst.errors import LostRace
+from spotfirst.events import Event, decode_event, encode_event
+from spotfirst.sequence import Sequence
+from spotfirst.state import RunState
+from spotfirst.storage import Storage
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Reads, folds and appends. One object per process and run; not shared between threads."""
+
+    def __init__(self, storage: Storage, prefix: str = "journal", *, by: str = "") -> None:
+        self._entries = Sequence(storage, prefix)
+        self._by = by
+        self.state = RunState()
+        """The fold of what has been read so far."""
+        self.events: list[Event] = []
+        """What has been read so far, in order."""
+
+    def refresh(self) -> RunState:
+        """Read what is new, and fold it."""
+        for path, data in self._entries.read_new():
+            self._take(decode_event(data, path=path))
+        return self.state
+
+    def append(self, event: Event) -> RunState:
+        """Append on top of what has been read; the state with the event.
+
+        Raises :class:`LostRace` when another writer was first: refresh, and decide again.
+        """
+        if self._by and not event.by:
+            event = msgspec.structs.replace(event, by=self._by)
+        if not self._entries.append(encode_event(event, nonce=secrets.token_hex(8))):
+            msg = f"event {self.state.seq + 1} was decided by another controller"
+            raise LostRace(msg)
+        self._take(event)
+        return self.state
+
+    def decide(self, choose: Callable[[RunState], Event | None], *, tries: int = 100) -> RunState:
+        """Append what ``choose`` returns for the newest state, again after each lost race.
+
+        ``choose`` returns ``None`` when nothing is to be appended (any more).
+        """
+        for _ in range(tries):
+            event = choose(self.refresh())
+            if event is None:
+                return self.state
+            try:
+                return self.append(event)
+            except LostRace:
+                continue
+        msg = f"lost {tries} races in a row for the journal; is a controller in a loop?"
+        raise LostRace(msg)
+
+    def _take(self, event: Event) -> None:
+        self.state = self.state.apply(event)
+        self.events.append(event)

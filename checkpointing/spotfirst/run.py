@@ -1,0 +1,120 @@
+"""A run as files in one place: names, and who reads and writes which.
+
+================================ ======================== ==================================
+path below ``runs/{run_id}/``    written by               rule
+================================ ======================== ==================================
+``spec.json``                    who creates the run      created once
+``journal/00000001.json`` …      controllers              append-only sequence of events
+``attempts/{n}/heartbeat.json``  the attempt's agent      replaced
+``attempts/{n}/handover.json``   controller, successor    created once
+``attempts/{n}/exit.json``       the attempt's agent      created once
+``attempts/{n}/log/00000001`` …  the attempt's agent      append-only, text
+``checkpoints/00000001.json`` …  the claim's holder       append-only sequence
+``blobs/{digest}``               the claim's holder       content-addressed
+================================ ======================== ==================================
+"""
+
+from __future__ import annotations
+
+from spotfirst.chain import CheckpointChain
+from spotfirst.errors import InvalidSpec, ObjectMissing, UnknownRun
+from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
+from spotfirst.journal import Journal
+from spotfirst.spec import RunSpec, check_run_id
+from spotfirst.storage import Storage
+from spotfirst.wire import decode, encode
+
+__all__ = ["Run", "create_run", "list_runs"]
+
+
+class Run:
+    """The files of one run. Opening it touches nothing."""
+
+    def __init__(self, storage: Storage, run_id: str) -> None:
+        self.root = storage
+        """The storage that holds all runs."""
+        self.run_id = check_run_id(run_id)
+        self.storage = storage.child(f"runs/{run_id}")
+
+    @property
+    def url(self) -> str:
+        return self.storage.url
+
+    def spec(self) -> RunSpec:
+        """Raises :class:`UnknownRun`."""
+        try:
+            return decode(self.storage.read("spec.json"), RunSpec, path=f"{self.url}/spec.json")
+        except ObjectMissing as error:
+            msg = f"there is no run {self.run_id!r} in {self.root.url}; `spotfirst runs` lists them"
+            raise UnknownRun(msg) from error
+
+    def journal(self, *, by: str = "") -> Journal:
+        return Journal(self.storage, by=by)
+
+    def chain(self) -> CheckpointChain:
+        return CheckpointChain(self.storage)
+
+    def blobs(self) -> Storage:
+        return self.storage.child("blobs")
+
+    def attempt_path(self, number: int, name: str) -> str:
+        return f"attempts/{number}/{name}"
+
+    def heartbeat(self, attempt: int) -> Heartbeat | None:
+        path = self.attempt_path(attempt, "heartbeat.json")
+        data = self.storage.read_or_none(path)
+        return None if data is None else decode(data, Heartbeat, path=f"{self.url}/{path}")
+
+    def exit_report(self, attempt: int) -> ExitReport | None:
+        path = self.attempt_path(attempt, "exit.json")
+        data = self.storage.read_or_none(path)
+        return None if data is None else decode(data, ExitReport, path=f"{self.url}/{path}")
+
+    def handover(self, attempt: int) -> Handover | None:
+        path = self.attempt_path(attempt, "handover.json")
+        data = self.storage.read_or_none(path)
+        return None if data is None else decode(data, Handover, path=f"{self.url}/{path}")
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        self.storage.write(
+            self.attempt_path(heartbeat.attempt, "heartbeat.json"), encode(heartbeat)
+        )
+
+    def report_exit(self, report: ExitReport) -> None:
+        """The first report stands; a second one is dropped."""
+        self.storage.create(self.attempt_path(report.attempt, "exit.json"), encode(report))
+
+    def request_handover(self, attempt: int, handover: Handover) -> None:
+        """Ask an attempt to checkpoint and stop. The first request stands."""
+        self.storage.create(self.attempt_path(attempt, "handover.json"), encode(handover))
+
+    def log_path(self, attempt: int, segment: int) -> str:
+        return self.attempt_path(attempt, f"log/{segment:08d}")
+
+    def log_segment(self, attempt: int, segment: int) -> str | None:
+        """One piece of an attempt's output, from 1 on; ``None`` when it is not there (yet)."""
+        data = self.storage.read_or_none(self.log_path(attempt, segment))
+        return None if data is None else data.decode("utf-8", "replace")
+
+
+def create_run(storage: Storage, spec: RunSpec) -> Run:
+    """Write the spec of a new run; the run that is there when it asks for the same work.
+
+    Raises :class:`InvalidSpec` when a different run has this id.
+    """
+    spec.check()
+    run = Run(storage, spec.run_id)
+    if not run.storage.create("spec.json", encode(spec)):
+        present = run.spec()
+        if not present.same_work(spec):
+            msg = (
+                f"run {spec.run_id!r} exists in {storage.url} and asks for other work "
+                "(another command, code, fleet, …); choose another run id"
+            )
+            raise InvalidSpec(msg)
+    return run
+
+
+def list_runs(storage: Storage) -> list[str]:
+    """The ids of all runs in a storage, sorted."""
+    return storage.list("runs")

@@ -1,0 +1,139 @@
+"""What a run is asked to do: ``spec.json``, written once, before anything is launched."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+
+from spotfirst.errors import InvalidSpec
+from spotfirst.wire import Record
+
+__all__ = ["TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
+
+TAG_NAMES = ("env", "experiment_run", "model_id", "team")
+"""The tags that costs are summed by."""
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class CodeRef(Record):
+    """The training code, packed: ``{storage}/code/{digest}.tar.gz``."""
+
+    digest: str
+    size_bytes: int
+    source: str = ""
+
+
+class DatasetRef(Record):
+    """One immutable version of a dataset; with ``since``, only what that version lacked."""
+
+    name: str
+    version: int
+    since: int | None = None
+
+
+class ResumeFrom(Record):
+    """The checkpoint of another run that this one starts from."""
+
+    run_id: str
+    step: int
+    seq: int
+
+
+class RunSpec(Record):
+    """Everything that stays the same over all attempts of a run.
+
+    ``deadline`` is wall-clock time; ``budget_usd`` caps the run's cost over all attempts.
+    ``checkpoint_period_s`` is the most training time that a kill without notice can lose.
+    ``checkpoint_mode`` says who writes checkpoints: the script through
+    :class:`spotfirst.Checkpointer`, or the agent, from the files in ``$SPOTFIRST_CHECKPOINT_DIR``.
+    ``max_life_s`` is when an instance ends itself, whatever else happens.
+    """
+
+    run_id: str
+    created_at: datetime
+    command: tuple[str, ...]
+    code: CodeRef | None = None
+    env: dict[str, str] = {}
+    fleet: str = "local"
+    fleet_options: dict[str, Any] = {}
+    instance_types: tuple[str, ...] = ()
+    policy: str = "fallback"
+    policy_options: dict[str, Any] = {}
+    deadline: datetime | None = None
+    budget_usd: Decimal | None = None
+    checkpoint_period_s: float = 300.0
+    checkpoint_mode: Literal["trainer", "files"] = "trainer"
+    dataset: DatasetRef | None = None
+    resume_from: ResumeFrom | None = None
+    script_retries: int = 0
+    heartbeat_s: float = 5.0
+    notice_poll_s: float = 5.0
+    silence_s: float = 600.0
+    max_life_s: float = 7 * 24 * 3600.0
+    tags: dict[str, str] = {}
+
+    def check(self) -> None:
+        """Raise :class:`InvalidSpec` for whatever can be seen from the spec alone."""
+        check_run_id(self.run_id)
+        if not self.command or not all(self.command):
+            msg = (
+                f"run {self.run_id}: command {list(self.command)!r} is empty or has an empty word; "
+                'give it as a list, such as ["python", "train.py"]'
+            )
+            raise InvalidSpec(msg)
+        unknown = sorted(set(self.tags) - set(TAG_NAMES))
+        if unknown:
+            msg = f"run {self.run_id}: unknown tags {unknown}; costs are summed by {TAG_NAMES}"
+            raise InvalidSpec(msg)
+        empty = sorted(name for name, value in self.tags.items() if not value.strip())
+        if empty:
+            msg = (
+                f"run {self.run_id}: tags {empty} are empty (a template that rendered to nothing?)"
+            )
+            raise InvalidSpec(msg)
+        if self.deadline is not None and self.deadline <= self.created_at:
+            msg = (
+                f"run {self.run_id}: the deadline {self.deadline.isoformat()} has already passed "
+                f"(it is {self.created_at.isoformat()}); give a later one"
+            )
+            raise InvalidSpec(msg)
+        if self.budget_usd is not None and self.budget_usd <= 0:
+            msg = (
+                f"run {self.run_id}: a budget of ${self.budget_usd} buys nothing; give more than 0"
+            )
+            raise InvalidSpec(msg)
+        for name in (
+            "checkpoint_period_s",
+            "heartbeat_s",
+            "notice_poll_s",
+            "silence_s",
+            "max_life_s",
+        ):
+            if getattr(self, name) <= 0:
+                msg = f"run {self.run_id}: {name} is {getattr(self, name)}; it must be above 0"
+                raise InvalidSpec(msg)
+        if self.script_retries < 0:
+            msg = (
+                f"run {self.run_id}: script_retries is {self.script_retries}; it must be 0 or more"
+            )
+            raise InvalidSpec(msg)
+
+    def same_work(self, other: RunSpec) -> bool:
+        """Whether both ask for the same, leaving out when they were written."""
+        return msgspec.structs.replace(self, created_at=other.created_at) == other
+
+
+def check_run_id(run_id: str) -> str:
+    """``run_id`` when it can name a folder; else :class:`InvalidSpec`."""
+    if not _RUN_ID.fullmatch(run_id):
+        msg = (
+            f"run id {run_id!r} must be 1 to 200 letters, digits, '.', '_' or '-', "
+            "and start with a letter or digit"
+        )
+        raise InvalidSpec(msg)
+    return run_id

@@ -1,0 +1,185 @@
+"""The state of a run: a pure fold over its journal. Nothing else holds state."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from datetime import datetime
+from functools import reduce
+
+import msgspec
+
+from spotfirst import events as e
+from spotfirst.market import Market, Notice, Pool
+from spotfirst.wire import Record
+
+__all__ = ["Attempt", "Phase", "RunState", "fold"]
+
+
+class Phase(str, enum.Enum):
+    """Where a run stands. The last three are final until it is reopened."""
+
+    ACTIVE = "active"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Attempt(Record):
+    """One instance's worth of a run, from the intent to launch it to what it left."""
+
+    number: int
+    token: str
+    market: Market
+    pool: Pool
+    reason: str
+    intended_at: datetime
+    launched: e.Launched | None = None
+    not_launched: e.NotLaunched | None = None
+    notice: Notice | None = None
+    handover: str | None = None
+    ended: e.Ended | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an instance exists, or may exist, for this attempt."""
+        return self.ended is None and self.not_launched is None
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it will stop soon, so that a replacement is wanted."""
+        return self.handover is not None or (
+            self.notice is not None and self.notice.kind == "interruption"
+        )
+
+    @property
+    def progress(self) -> int:
+        """Steps that this attempt committed beyond where it started."""
+        if self.ended is None or self.ended.checkpoint_step is None:
+            return 0
+        return max(0, self.ended.checkpoint_step - (self.ended.start_step or 0))
+
+
+class RunState(Record):
+    """What the journal says so far; ``seq`` is the number of its last event."""
+
+    seq: int = 0
+    phase: Phase = Phase.ACTIVE
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    owner: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    waiting: e.Waiting | None = None
+    stop: e.StopRequested | None = None
+    result: e.Succeeded | None = None
+    failure: e.Failed | None = None
+    delivered_to: str = ""
+    warnings: tuple[str, ...] = ()
+    reopened_after: int = 0
+
+    @property
+    def is_final(self) -> bool:
+        return self.phase in {Phase.SUCCEEDED, Phase.STOPPED, Phase.FAILED}
+
+    @property
+    def open_attempts(self) -> tuple[Attempt, ...]:
+        return tuple(attempt for attempt in self.attempts if attempt.is_open)
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """The newest step that any ended attempt committed."""
+        steps = [a.ended.checkpoint_step for a in self.attempts if a.ended]
+        return max((step for step in steps if step is not None), default=None)
+
+    def attempt(self, number: int) -> Attempt:
+        return next(attempt for attempt in self.attempts if attempt.number == number)
+
+    def apply(self, event: e.Event) -> RunState:
+        """The state after one more event. Total: any event is accepted in any state."""
+        after = _apply(self, event)
+        return msgspec.structs.replace(after, seq=self.seq + 1, updated_at=event.at)
+
+    def fruitless(self, *causes: str) -> int:
+        """How many attempts in a row, the newest first, ended so without committing a step.
+
+        Counted since the run was last reopened: someone looked at it then.
+        """
+        count = 0
+        for attempt in reversed(self.attempts):
+            if attempt.number <= self.reopened_after or attempt.progress > 0:
+                break
+            if attempt.ended is not None:
+                if attempt.ended.cause not in causes:
+                    break
+                count += 1
+        return count
+
+
+def fold(events: Iterable[e.Event]) -> RunState:
+    """The state that these events, in journal order, lead to."""
+    return reduce(RunState.apply, events, RunState())
+
+
+def _apply(state: RunState, event: e.Event) -> RunState:  # noqa: C901, PLR0911 - one arm per event
+    change = msgspec.structs.replace
+    if isinstance(event, e.Created):
+        return change(state, created_at=event.at)
+    if isinstance(event, e.Attached):
+        return change(state, owner=event.owner)
+    if isinstance(event, e.Waiting):
+        return change(state, waiting=event)
+    if isinstance(event, e.Launching):
+        attempt = Attempt(
+            number=event.attempt, token=event.token, market=event.market, pool=event.pool,
+            reason=event.reason, intended_at=event.at,
+        )  # fmt: skip
+        return change(state, attempts=(*state.attempts, attempt), waiting=None)
+    if isinstance(event, e.Launched):
+        return _on_attempt(state, event.attempt, launched=event)
+    if isinstance(event, e.NotLaunched):
+        return _on_attempt(state, event.attempt, not_launched=event)
+    if isinstance(event, e.Noticed):
+        return _on_attempt(state, event.attempt, notice=event.notice)
+    if isinstance(event, e.HandoverRequested):
+        return _on_attempt(state, event.attempt, handover=event.reason)
+    if isinstance(event, e.Ended):
+        return _on_attempt(state, event.attempt, ended=event)
+    if isinstance(event, e.Warned):
+        return change(state, warnings=(*state.warnings, event.message))
+    if isinstance(event, e.StopRequested):
+        if state.is_final:
+            return state
+        return change(state, phase=Phase.STOPPING, stop=event)
+    if isinstance(event, e.Stopped):
+        return change(state, phase=Phase.STOPPED, waiting=None)
+    if isinstance(event, e.Succeeded):
+        return change(state, phase=Phase.SUCCEEDED, result=event, waiting=None)
+    if isinstance(event, e.Failed):
+        return change(state, phase=Phase.FAILED, failure=event, waiting=None)
+    if isinstance(event, e.Reopened):
+        newest = state.attempts[-1].number if state.attempts else 0
+        return change(
+            state, phase=Phase.ACTIVE, owner=event.owner, stop=None, failure=None, result=None,
+            reopened_after=newest,
+        )  # fmt: skip
+    if isinstance(event, e.Delivered):
+        return change(state, delivered_to=event.owner)
+    return state
+
+
+def _on_attempt(state: RunState, number: int, **changes: object) -> RunState:
+    """The state with one attempt changed; an outcome that is already known is kept."""
+    attempts = tuple(
+        msgspec.structs.replace(
+            attempt,
+            **{name: v for name, v in changes.items() if getattr(attempt, name) is None},
+        )
+        if attempt.number == number
+        else attempt
+        for attempt in state.attempts
+    )
+    return msgspec.structs.replace(state, attempts=attempts)

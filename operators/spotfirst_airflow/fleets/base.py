@@ -1,0 +1,140 @@
+"""What the controller needs of any fleet: five calls, each safe to repeat."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from spotfirst.errors import InvalidSpec
+from spotfirst.market import Market, Notice, Pool
+from spotfirst.spec import RunSpec
+from spotfirst.wire import Record
+
+__all__ = [
+    "EndedBy",
+    "Fleet",
+    "Instance",
+    "InstanceState",
+    "LaunchRequest",
+    "Offer",
+    "load_fleet",
+]
+
+EndedBy = Literal["fleet", "itself", "request", "unknown"]
+"""Who ended an instance: the fleet took it back; it shut itself down; we asked; nobody says."""
+
+
+class InstanceState(str, enum.Enum):
+    """``PENDING`` is booting; ``TERMINATED`` is for ever."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    TERMINATED = "terminated"
+
+
+class Offer(Record):
+    """What one pool costs now. ``available`` is what is known: ``False`` only when a launch
+    would surely fail."""
+
+    pool: Pool
+    market: Market
+    price_usd_h: Decimal
+    price_source: str
+    price_at: datetime
+    available: bool = True
+
+
+class LaunchRequest(Record):
+    """One attempt to launch. The same token always means the same instance."""
+
+    token: str
+    run_id: str
+    attempt: int
+    market: Market
+    pool: Pool
+    storage_url: str
+    max_life_s: float
+    tags: dict[str, str] = {}
+
+
+class Instance(Record):
+    """An instance as the fleet sees it. ``clock_rate`` is billed seconds per second."""
+
+    token: str
+    instance_id: str
+    state: InstanceState
+    market: Market
+    pool: Pool
+    started_at: datetime
+    price_usd_h: Decimal
+    price_source: str
+    on_demand_usd_h: Decimal
+    clock_rate: float = 1.0
+    notice: Notice | None = None
+    ended_at: datetime | None = None
+    ended_by: EndedBy | None = None
+    tags: dict[str, str] = {}
+
+
+@runtime_checkable
+class Fleet(Protocol):
+    """Made per run: ``FleetClass(options, environment=…)``.
+
+    Every call may block for seconds (run it in a thread) and may be repeated or made by several
+    controllers at once. Calls raise :class:`~spotfirst.errors.FleetUnavailable` when nothing can
+    be said; never conclude from that that an instance is gone.
+    """
+
+    def __init__(self, options: Mapping[str, Any], *, environment: Mapping[str, str]) -> None:
+        """``options`` come from the spec. ``environment`` is what an instance needs to reach the
+        storage, credentials included: a local fleet hands it to the process, a cloud fleet
+        leaves it to the instance's role. Raises :class:`~spotfirst.errors.InvalidSpec`.
+        """
+
+    @classmethod
+    def settle(cls, options: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
+        """The options as they are frozen into a spec, with what depends on now filled in."""
+
+    def check(self, spec: RunSpec) -> None:
+        """Raise :class:`~spotfirst.errors.InvalidSpec` for what this fleet cannot do."""
+
+    def offers(self, instance_types: Sequence[str]) -> list[Offer]:
+        """Spot and on-demand offers of all pools of these types (all types when empty)."""
+
+    def launch(self, request: LaunchRequest) -> Instance:
+        """Start an instance that runs ``python -m spotfirst.agent``, once per token.
+
+        Raises :class:`~spotfirst.errors.NoCapacity` or
+        :class:`~spotfirst.errors.LaunchRejected`, after which no instance has this token.
+        """
+
+    def describe(self, tokens: Collection[str]) -> dict[str, Instance]:
+        """The instances with these tokens; a token that the fleet does not know is left out."""
+
+    def terminate(self, tokens: Collection[str]) -> None:
+        """End these instances at once. No error for those that are gone or unknown.
+
+        A token that was never launched can afterwards not be launched any more.
+        """
+
+    def owned(self) -> list[Instance]:
+        """Every instance of Spotfirst's in this fleet that is not terminated."""
+
+
+def load_fleet(name: str, options: Mapping[str, Any], *, environment: Mapping[str, str]) -> Fleet:
+    """The fleet of this name. Raises :class:`InvalidSpec` when there is none, or for its options."""
+    return fleet_class(name)(options, environment=environment)
+
+
+def fleet_class(name: str) -> type[Fleet]:
+    """The class behind a fleet's name."""
+    found = {entry.name: entry for entry in entry_points(group="spotfirst.fleets")}
+    if name not in found:
+        msg = f"unknown fleet {name!r}; installed are: {', '.join(sorted(found)) or 'none'}"
+        raise InvalidSpec(msg)
+    loaded: type[Fleet] = found[name].load()
+    return loaded
