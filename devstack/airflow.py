@@ -162,11 +162,16 @@ class AirflowStandalone:
         wait_for(healthy, timeout_s, lambda: f"Airflow to be healthy: {health}; {self._tails()}")
 
     def survivors(self) -> list[int]:
-        """List pids of all that still runs with this Airflow's environment, local instances too."""
+        """List pids of all that still runs with this Airflow's environment.
+
+        This finds the instances of the local fleet too, though they left their session.
+        """
         return [process.pid for process in carrying(_MARK, self._identity)]
 
-    def stop(self) -> None:
+    def stop(self, grace_s: float = 5) -> None:
         """Stop everything that was started here or by what was started here; keep `home`.
+
+        The API server needs about 7 s to end by itself, so it is usually ended after `grace_s`.
 
         Raises:
             DevstackError: a process is still there.
@@ -177,7 +182,7 @@ class AirflowStandalone:
         running = [child for child in self.children.values() if child.is_running()]
         for child in running:
             child.process.terminate()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + grace_s
         for child in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.01, deadline - time.monotonic()))
