@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	mkdir -p .local
 	@# The environment's torch is TORCH; everything else is what constraints.txt says.
 	grep -v '^torch==' constraints.txt > .local/constraints.txt
-	$(PIP) install --quiet --constraint .local/constraints.txt $(TORCH) --editable '.[airflow,torch,dev]'
+	$(PIP) install --quiet --constraint .local/constraints.txt $(TORCH) --editable '.[airflow,cluster,torch,dev]'
 	rm -f .venv/.ready-*
 	touch $@
 
