@@ -187,9 +187,14 @@ class Failed(Event):
 
 
 class Reopened(Event):
-    """A stopped or failed run goes on from its newest checkpoint."""
+    """A stopped or failed run goes on from its newest checkpoint.
+
+    It may ask for other work from here on: ``amendment`` is then the number of its new spec, and
+    its deadline and budget count.
+    """
 
     owner: str
+    amendment: int = 0
 
 
 class Delivered(Event):

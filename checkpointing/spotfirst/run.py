@@ -4,6 +4,7 @@
 path below ``runs/{run_id}/``    written by               rule
 ================================ ======================== ==================================
 ``spec.json``                    who creates the run      created once
+``amendments/00000001.json`` …   who reopens the run      append-only; the newest is the spec
 ``journal/00000001.json`` …      controllers              append-only sequence of events
 ``attempts/{n}/heartbeat.json``  the attempt's agent      replaced
 ``attempts/{n}/handover.json``   controller, successor    created once
@@ -20,6 +21,7 @@ from spotfirst.chain import CheckpointChain
 from spotfirst.errors import InvalidSpec, ObjectMissing, UnknownRun
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.journal import Journal
+from spotfirst.sequence import Sequence
 from spotfirst.spec import RunSpec, check_run_id
 from spotfirst.storage import Storage
 from spotfirst.wire import decode, encode
@@ -41,7 +43,27 @@ class Run:
         return self.storage.url
 
     def spec(self) -> RunSpec:
-        """Raises :class:`UnknownRun`."""
+        """What the run is asked to do: the newest amendment, or what it began with.
+
+        Raises :class:`UnknownRun`.
+        """
+        amendments = Sequence(self.storage, "amendments").read_new()
+        if amendments:
+            path, data = amendments[-1]
+            return decode(data, RunSpec, path=path)
+        return self.original_spec()
+
+    def amend(self, spec: RunSpec) -> int:
+        """Ask for other work from now on; the number of the amendment."""
+        spec.check()
+        amendments = Sequence(self.storage, "amendments")
+        while True:
+            amendments.read_new()
+            if amendments.append(encode(spec)):
+                return amendments.length
+
+    def original_spec(self) -> RunSpec:
+        """What the run was created with. Raises :class:`UnknownRun`."""
         try:
             return decode(self.storage.read("spec.json"), RunSpec, path=f"{self.url}/spec.json")
         except ObjectMissing as error:
@@ -105,7 +127,7 @@ def create_run(storage: Storage, spec: RunSpec) -> Run:
     spec.check()
     run = Run(storage, spec.run_id)
     if not run.storage.create("spec.json", encode(spec)):
-        present = run.spec()
+        present = run.original_spec()
         if not present.same_work(spec):
             msg = (
                 f"run {spec.run_id!r} exists in {storage.url} and asks for other work "

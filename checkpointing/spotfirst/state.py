@@ -79,6 +79,7 @@ class RunState(Record):
     failure: e.Failed | None = None
     delivered_to: str = ""
     warnings: tuple[str, ...] = ()
+    reopened: e.Reopened | None = None
     reopened_after: int = 0
 
     @property
@@ -164,6 +165,7 @@ def _apply(state: RunState, event: e.Event) -> RunState:  # noqa: C901, PLR0911 
         newest = state.attempts[-1].number if state.attempts else 0
         return change(
             state, phase=Phase.ACTIVE, owner=event.owner, stop=None, failure=None, result=None,
+            reopened=event,
             reopened_after=newest,
         )  # fmt: skip
     if isinstance(event, e.Delivered):
@@ -172,11 +174,18 @@ def _apply(state: RunState, event: e.Event) -> RunState:  # noqa: C901, PLR0911 
 
 
 def _on_attempt(state: RunState, number: int, **changes: object) -> RunState:
-    """The state with one attempt changed; an outcome that is already known is kept."""
+    """The state with one attempt changed.
+
+    What is known stays, but for a recommendation that becomes an interruption.
+    """
+
+    def is_news(attempt: Attempt, name: str) -> bool:
+        known = getattr(attempt, name)
+        return known is None or (name == "notice" and known.kind == "rebalance")
+
     attempts = tuple(
         msgspec.structs.replace(
-            attempt,
-            **{name: v for name, v in changes.items() if getattr(attempt, name) is None},
+            attempt, **{name: value for name, value in changes.items() if is_news(attempt, name)}
         )
         if attempt.number == number
         else attempt

@@ -1,0 +1,522 @@
+"""The reconcile loop: look, decide, append what was decided, do it, say when to look again.
+
+Any process may run it, and several may at once: a decision is an event, event n + 1 exists once,
+and whoever loses that race reads again. Every action that follows a decision (launch by token,
+terminate, ask for a handover) can be repeated, so a controller may die between any two lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from spotfirst import events as e
+from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, SpotfirstError
+from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
+from spotfirst.market import Market
+from spotfirst.state import Attempt, Phase, RunState
+from spotfirst.wire import Clock, Record, utc_now
+from spotfirst_airflow.costs import bill
+from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
+from spotfirst_airflow.news import describe
+from spotfirst_airflow.outlook import Outlook, work_left_s
+from spotfirst_airflow.policies import Policy, View
+
+if TYPE_CHECKING:
+    from spotfirst.run import Run
+    from spotfirst.spec import RunSpec
+
+__all__ = ["Controller", "Step", "controller_name"]
+
+_log = logging.getLogger(__name__)
+
+CRASHES_WITHOUT_PROGRESS = 3
+"""After so many attempts in a row that crashed without a new checkpoint, the run fails."""
+UNKNOWN_TO_FLEET_S = 60.0
+"""How long a launched instance may be missing from the fleet's answers (AWS is eventually
+consistent) before it counts as gone."""
+HANDOVER_PATIENCE_S = 150.0
+"""How long an attempt that was asked to stop may take before it is terminated."""
+_CRASHES = ("script_failed", "killed", "lost")
+
+
+class Step(Record):
+    """What one pass found. ``done``: the run is final, and every instance is gone.
+
+    ``news`` tells people what happened since the last pass, a line each.
+    """
+
+    state: RunState
+    wait_s: float
+    news: tuple[str, ...] = ()
+    heartbeat: Heartbeat | None = None
+    done: bool = False
+
+
+def controller_name() -> str:
+    """Who decided, as written into events: this host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class Controller:
+    """Reconciles one run. Not thread-safe: one call of :meth:`step` at a time."""
+
+    def __init__(
+        self,
+        run: Run,
+        fleet: Fleet,
+        policy: Policy,
+        *,
+        clock: Clock = utc_now,
+        by: str = "",
+    ) -> None:
+        self.run = run
+        self.spec: RunSpec = run.spec()
+        self._fleet = fleet
+        self._policy = policy
+        self._clock = clock
+        self._journal = run.journal(by=by or controller_name())
+        self._beats: dict[int, tuple[int, datetime]] = {}
+        self._last_step_at: datetime | None = None
+        self._told = 0
+
+    def step(self) -> Step:
+        """One pass. Idempotent; blocks for as long as storage and fleet take to answer.
+
+        Raises :class:`~spotfirst.errors.StorageUnavailable` and
+        :class:`~spotfirst.errors.FleetUnavailable`: call again later, nothing is lost.
+        """
+        now = self._clock()
+        try:
+            self._journal.refresh()
+            heartbeat, wait_s = self._reconcile(now)
+        except LostRace:
+            heartbeat, wait_s = None, 0.05
+        self._last_step_at = now
+        state = self._journal.refresh()
+        return Step(
+            state=state,
+            wait_s=wait_s,
+            news=self._news(),
+            heartbeat=heartbeat,
+            done=state.is_final and not state.open_attempts,
+        )
+
+    # -- one pass ---------------------------------------------------------------------------
+
+    def _reconcile(self, now: datetime) -> tuple[Heartbeat | None, float]:
+        beats = self._observe(now)
+        state = self._journal.state
+        newest = beats.get(max(beats)) if beats else None
+        if state.is_final:
+            self._fleet.terminate([attempt.token for attempt in state.open_attempts])
+            return newest, 0.5
+        if self._conclude(now, state):
+            return newest, 0.2
+        if state.phase is Phase.STOPPING:
+            self._stop(now, state)
+            return newest, 0.5
+        outlook = Outlook.of(self.spec, state)
+        if self._must_stop(now, state, outlook, newest):
+            return newest, 0.1
+        wait_s = self._place(now, state, outlook, newest)
+        return newest, wait_s
+
+    def _observe(self, now: datetime) -> dict[int, Heartbeat]:
+        """Bring the journal up to what fleet and heartbeats say; the open attempts' beats."""
+        open_attempts = self._journal.state.open_attempts
+        if not open_attempts:
+            return {}
+        instances = self._fleet.describe([attempt.token for attempt in open_attempts])
+        beats: dict[int, Heartbeat] = {}
+        for attempt in open_attempts:
+            instance = instances.get(attempt.token)
+            if attempt.launched is None:
+                self._settle_intent(now, attempt, instance)
+                continue
+            beat = self.run.heartbeat(attempt.number)
+            if beat is not None:
+                beats[attempt.number] = beat
+            self._pass_on_notice(now, attempt, instance, beat)
+            self._pass_on_warnings(now, attempt, beat)
+            self._settle_end(now, attempt, instance, beat)
+        return beats
+
+    def _settle_intent(self, now: datetime, attempt: Attempt, instance: Instance | None) -> None:
+        """An intent without an outcome: someone died in between, or is about to tell."""
+        if instance is not None:
+            self._append_launched(now, attempt, instance)
+        elif self._journal.state.phase is Phase.ACTIVE:
+            self._launch(now, attempt)
+        else:
+            self._fleet.terminate([attempt.token])
+            self._append(
+                e.NotLaunched(
+                    at=now, attempt=attempt.number, cause="withdrawn", message="the run stops"
+                )
+            )
+
+    def _pass_on_notice(
+        self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
+    ) -> None:
+        known = attempt.notice
+        for notice in (beat.notice if beat else None, instance.notice if instance else None):
+            if notice and (
+                known is None or (known.kind, notice.kind) == ("rebalance", "interruption")
+            ):
+                self._append(e.Noticed(at=now, attempt=attempt.number, notice=notice))
+                return
+
+    def _pass_on_warnings(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> None:
+        """What the trainer warned about goes into the journal once, for people to see."""
+        for message in beat.progress.warnings if beat else ():
+            text = f"attempt {attempt.number}: {message}"
+            if text not in self._journal.state.warnings:
+                self._append(e.Warned(at=now, attempt=attempt.number, message=text))
+
+    def _settle_end(
+        self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
+    ) -> None:
+        """Append the end of an attempt once its instance is proven gone."""
+        assert attempt.launched is not None
+        if instance is None:
+            age_s = (now - attempt.launched.at).total_seconds()
+            if age_s < UNKNOWN_TO_FLEET_S:
+                return
+        elif instance.state is not InstanceState.TERMINATED:
+            report = self.run.exit_report(attempt.number) if _may_have_exited(beat) else None
+            if (report is not None and not _leaves_free(attempt, now)) or self._is_silent(
+                now, attempt, beat
+            ):
+                self._fleet.terminate([attempt.token])
+            return
+        report = self.run.exit_report(attempt.number)
+        self._append(_ended(now, attempt, instance, beat, report))
+
+    def _is_silent(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> bool:
+        """Whether an instance runs, but its agent has said nothing for ``silence_s``.
+
+        Counted only over time in which this controller looked regularly: an outage of the
+        storage, or of Airflow, must not look like the death of a healthy trainer.
+        """
+        number = beat.beat if beat else -1
+        seen, since = self._beats.get(attempt.number, (-2, now))
+        looked_away = self._last_step_at is None or now - self._last_step_at > timedelta(seconds=60)
+        if seen != number or looked_away:
+            self._beats[attempt.number] = (number, now)
+            return False
+        silent_s = (now - since).total_seconds()
+        if silent_s < self.spec.silence_s:
+            return False
+        message = f"attempt {attempt.number}: silent for {silent_s:.0f} s; terminating its instance"
+        self._append(e.Warned(at=now, attempt=attempt.number, message=message))
+        self._beats[attempt.number] = (number, now)
+        return True
+
+    def _conclude(self, now: datetime, state: RunState) -> bool:
+        """Success, or a failure that no new attempt would mend. Whether it was either."""
+        completed = next(
+            (a for a in state.attempts if a.ended and a.ended.cause == "completed"), None
+        )
+        if completed is not None and completed.number > state.reopened_after:
+            if state.open_attempts:
+                self._fleet.terminate([attempt.token for attempt in state.open_attempts])
+                return True
+            self._append(_succeeded(now, completed, self.run))
+            return True
+        if state.open_attempts or state.phase is Phase.STOPPING:
+            return False
+        failure = self._failure(state)
+        if failure is None:
+            return False
+        self._append(msgspec.structs.replace(failure, at=now))
+        return True
+
+    def _failure(self, state: RunState) -> e.Failed | None:
+        """Why the run cannot go on, if it cannot. ``at`` is to be filled in."""
+        recent = [a for a in state.attempts if a.number > state.reopened_after]
+        rejected = next((a.not_launched for a in recent if _is_rejected(a)), None)
+        if rejected is not None:
+            return e.Failed(at=rejected.at, message=rejected.message, retryable=False)
+        last = next((a.ended for a in reversed(recent) if a.ended), None)
+        if last is None or last.cause not in _CRASHES:
+            return None
+        script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")
+        if last.cause == "script_failed" and script_failures > self.spec.script_retries:
+            return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail)
+        crashes = state.fruitless(*_CRASHES)
+        if crashes >= CRASHES_WITHOUT_PROGRESS:
+            message = f"{crashes} attempts in a row crashed without a new checkpoint; {_why(last)}"
+            return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
+        return None
+
+    def _stop(self, now: datetime, state: RunState) -> None:
+        """Ask every attempt to checkpoint and stop; end those that do not."""
+        reason = state.stop.reason if state.stop else "stopped"
+        if not state.open_attempts:
+            self._append(e.Stopped(at=now, reason=reason))
+            return
+        asked_at = state.stop.at if state.stop else now
+        for attempt in state.open_attempts:
+            if attempt.handover is None:
+                self.run.request_handover(attempt.number, Handover(reason=reason, at=now))
+                self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
+            if (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S or not self._trains(attempt):
+                self._fleet.terminate([attempt.token])
+
+    def _trains(self, attempt: Attempt) -> bool:
+        """Whether there may be something to checkpoint before the instance goes."""
+        beat = self.run.heartbeat(attempt.number)
+        return beat is not None and beat.phase in {"training", "draining"}
+
+    def _must_stop(
+        self, now: datetime, state: RunState, outlook: Outlook, beat: Heartbeat | None
+    ) -> bool:
+        """The budget's cap and the deadline. Whether a stop was asked for."""
+        if outlook.deadline is not None and now >= outlook.deadline:
+            reason = f"the deadline {outlook.deadline:%Y-%m-%d %H:%M:%S} UTC has passed"
+            self._append(e.StopRequested(at=now, reason=reason, cause="deadline"))
+            return True
+        if outlook.budget_usd is None:
+            return False
+        spent = bill(state, now=now).total_usd
+        reserve = outlook.shutdown_cost_usd(state, beat)
+        if spent + reserve < outlook.budget_usd:
+            return False
+        reason = (
+            f"the budget of ${outlook.budget_usd} is used up: ${spent:.4f} spent, and stopping "
+            f"with a checkpoint takes about ${reserve:.4f}"
+        )
+        self._append(e.StopRequested(at=now, reason=reason, cause="budget"))
+        return True
+
+    def _place(
+        self, now: datetime, state: RunState, outlook: Outlook, beat: Heartbeat | None
+    ) -> float:
+        """Ask the policy, and launch what it says; how long to wait until the next look."""
+        staying = [a for a in state.open_attempts if not a.is_leaving]
+        watching_s = min(self.spec.heartbeat_s, 5.0)
+        current = staying[-1] if staying else None
+        if current is not None and (len(staying) > 1 or _is_settling(current, beat)):
+            return min(watching_s, 0.5)
+        view = View(
+            now=now,
+            idle_since=_idle_since(state, now),
+            offers=tuple(self._fleet.offers(self.spec.instance_types)),
+            attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
+            current=current,
+            deadline=outlook.deadline,
+            work_left_s=work_left_s(beat) if beat else None,
+            changeover_s=outlook.changeover_s,
+        )
+        decision = self._policy.decide(view)
+        if decision.offer is None:
+            if current is None and (
+                state.waiting is None or state.waiting.reason != decision.reason
+            ):
+                self._append(e.Waiting(at=now, reason=decision.reason))
+            return min(watching_s, 1.0) if current is None else watching_s
+        number = len(state.attempts) + 1
+        token = _token(self.run.url, number)
+        self._append(
+            e.Launching(
+                at=now, attempt=number, token=token, market=decision.offer.market,
+                pool=decision.offer.pool, reason=decision.reason,
+            )
+        )  # fmt: skip
+        self._launch(now, self._journal.state.attempt(number))
+        return 0.2
+
+    # -- actions ----------------------------------------------------------------------------
+
+    def _launch(self, now: datetime, attempt: Attempt) -> None:
+        """Call the fleet for an intent that stands in the journal, and append the outcome."""
+        request = LaunchRequest(
+            token=attempt.token,
+            run_id=self.run.run_id,
+            attempt=attempt.number,
+            market=attempt.market,
+            pool=attempt.pool,
+            storage_url=self.run.root.url,
+            max_life_s=self.spec.max_life_s,
+            tags=self.spec.tags,
+        )
+        try:
+            instance = self._fleet.launch(request)
+        except NoCapacity as error:
+            self._append_not_launched(now, attempt, "no_capacity", error)
+        except LaunchRejected as error:
+            self._append_not_launched(now, attempt, "rejected", error)
+        else:
+            self._append_launched(now, attempt, instance)
+
+    def _append_launched(self, now: datetime, attempt: Attempt, instance: Instance) -> None:
+        self._append(
+            e.Launched(
+                at=now,
+                attempt=attempt.number,
+                instance_id=instance.instance_id,
+                started_at=instance.started_at,
+                price_usd_h=instance.price_usd_h,
+                price_source=instance.price_source,
+                price_at=instance.started_at,
+                on_demand_usd_h=instance.on_demand_usd_h,
+                clock_rate=instance.clock_rate,
+            )
+        )
+
+    def _append_not_launched(
+        self, now: datetime, attempt: Attempt, cause: str, error: SpotfirstError
+    ) -> None:
+        outcome = msgspec.convert(
+            {
+                "at": now,
+                "attempt": attempt.number,
+                "cause": cause,
+                "message": str(error),
+                "kind": "not_launched",
+            },
+            e.NotLaunched,
+        )
+        self._append(outcome)
+
+    def _append(self, event: e.Event) -> None:
+        self._journal.append(event)
+
+    def _news(self) -> tuple[str, ...]:
+        fresh = self._journal.events[self._told :]
+        state = self._journal.state
+        self._told = len(self._journal.events)
+        return tuple(line for event in fresh if (line := describe(event, state)))
+
+
+# -- small pure helpers -------------------------------------------------------------------------
+
+
+def _token(run_url: str, attempt: int) -> str:
+    """At most 64 ASCII characters, the same for the same run and attempt everywhere."""
+    digest = hashlib.sha256(run_url.encode()).hexdigest()[:32]
+    return f"spotfirst-{digest}-{attempt}"
+
+
+def _may_have_exited(beat: Heartbeat | None) -> bool:
+    return beat is not None and beat.phase in {"draining", "exited"}
+
+
+def _is_settling(attempt: Attempt, beat: Heartbeat | None) -> bool:
+    """Whether the attempt has yet to show that it trains: no second thoughts until then."""
+    if attempt.launched is None or beat is None or beat.attempt != attempt.number:
+        return True
+    return beat.phase in {"booting", "fetching", "starting", "standby"}
+
+
+def _leaves_free(attempt: Attempt, now: datetime) -> bool:
+    """Whether waiting for the fleet to take the instance costs nothing.
+
+    A spot instance that is interrupted within its first hour is free (see ``costs``), but not
+    when we terminate it ourselves a minute earlier.
+    """
+    if attempt.market is not Market.SPOT or attempt.notice is None or attempt.launched is None:
+        return False
+    if attempt.notice.time is None or now > attempt.notice.time + timedelta(seconds=60):
+        return False
+    used_s = (attempt.notice.time - attempt.launched.started_at).total_seconds()
+    return used_s * attempt.launched.clock_rate < 3600
+
+
+def _is_rejected(attempt: Attempt) -> bool:
+    return attempt.not_launched is not None and attempt.not_launched.cause == "rejected"
+
+
+def _why(ended: e.Ended) -> str:
+    if ended.message:
+        return ended.message
+    if ended.cause == "script_failed":
+        return f"the command exited with {ended.exit_code}"
+    return f"attempt {ended.attempt} was {ended.cause}"
+
+
+def _idle_since(state: RunState, now: datetime) -> datetime:
+    """When the run last had an instance, or began (again)."""
+    if any(a.launched and not a.is_leaving for a in state.open_attempts):
+        return now
+    ends = [a.ended.ended_at for a in state.attempts if a.ended]
+    ends += [a.notice.seen_at for a in state.open_attempts if a.notice]
+    began = state.reopened.at if state.reopened else state.created_at
+    return max([*ends, began or now])
+
+
+def _ended(
+    now: datetime,
+    attempt: Attempt,
+    instance: Instance | None,
+    beat: Heartbeat | None,
+    report: ExitReport | None,
+) -> e.Ended:
+    """What became of an attempt, from its own report or else from what the fleet knows."""
+    by_fleet = instance is not None and instance.ended_by == "fleet"
+    progress = report.progress if report else beat.progress if beat else None
+    timings = progress.timings if progress else None
+    started_at = attempt.launched.started_at if attempt.launched else attempt.intended_at
+    training_s = startup_s = 0.0
+    if timings and timings.first_step:
+        startup_s = max(0.0, (timings.first_step - started_at).total_seconds())
+        training_s = max(0.0, ((timings.last_step or now) - timings.first_step).total_seconds())
+    cause: e.EndCause
+    if report is not None:
+        cause = report.cause
+    elif by_fleet:
+        cause = "interrupted"
+    elif attempt.handover is not None:
+        cause = "handed_over"
+    else:
+        cause = "lost"
+    return e.Ended(
+        at=now,
+        attempt=attempt.number,
+        cause=cause,
+        ended_at=(instance.ended_at if instance and instance.ended_at else now),
+        by_fleet=by_fleet,
+        exit_code=report.exit_code if report else None,
+        message=report.message if report else "",
+        log_tail=report.log_tail if report else (),
+        start_step=progress.start_step if progress else None,
+        step=progress.step if progress else None,
+        checkpoint_step=progress.checkpoint_step if progress else None,
+        training_s=training_s,
+        startup_s=startup_s,
+        moved_bytes=(report or beat).moved_bytes if (report or beat) else 0,  # type: ignore[union-attr]
+    )
+
+
+def _succeeded(now: datetime, attempt: Attempt, run: Run) -> e.Succeeded:
+    report = run.exit_report(attempt.number)
+    progress = report.progress if report else None
+    newest = run.chain().refresh().newest()
+    return e.Succeeded(
+        at=now,
+        attempt=attempt.number,
+        step=progress.step if progress else None,
+        checkpoint_seq=newest[0] if newest else None,
+        metrics=dict(progress.metrics) if progress else {},
+    )
+
+
+def open_controller(
+    run: Run, *, environment: Mapping[str, str], clock: Clock = utc_now, by: str = ""
+) -> Controller:
+    """A controller for what the run's spec says; ``environment`` reaches local instances."""
+    from spotfirst_airflow.fleets.base import load_fleet  # noqa: PLC0415 - keeps tests' fakes light
+    from spotfirst_airflow.policies import load_policy  # noqa: PLC0415
+
+    spec = run.spec()
+    fleet = load_fleet(spec.fleet, spec.fleet_options, environment=environment)
+    policy = load_policy(spec.policy, spec.policy_options)
+    return Controller(run, fleet, policy, clock=clock, by=by)

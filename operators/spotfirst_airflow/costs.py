@@ -1,0 +1,165 @@
+"""What a run cost, from its journal alone: one charge per attempt, and their sum.
+
+Prices were frozen into the journal when the instance was launched, so a report never changes
+later. A run's cost is the sum of what its charges say, each rounded to a hundredth of a cent.
+
+Billing rules (AWS, "Billing for interrupted Spot Instances"): a spot instance that AWS takes back
+within its first hour is free; otherwise the seconds used are paid, on demand as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import ROUND_HALF_UP, Decimal
+
+from spotfirst.market import Market, Pool
+from spotfirst.state import Attempt, RunState
+from spotfirst.wire import Record
+
+__all__ = ["FREE_IF_INTERRUPTED_WITHIN_S", "Bill", "Charge", "bill", "usd"]
+
+FREE_IF_INTERRUPTED_WITHIN_S = 3600.0
+_QUANTUM = Decimal("0.0001")
+
+
+class Charge(Record):
+    """What one attempt cost.
+
+    ``used_s`` are billed seconds (in a local market that runs faster than real time, its own).
+    ``list_usd`` is the on-demand price of the same seconds. ``rule`` says why ``cost_usd`` is
+    what it is. ``is_estimate``: the instance still runs, or its end was not seen exactly.
+    """
+
+    attempt: int
+    market: Market
+    pool: Pool
+    start: datetime
+    end: datetime
+    used_s: float
+    price_usd_h: Decimal
+    price_source: str
+    price_at: datetime
+    on_demand_usd_h: Decimal
+    cost_usd: Decimal
+    list_usd: Decimal
+    rule: str
+    is_estimate: bool = False
+    tags: dict[str, str] = {}
+
+
+class Bill(Record):
+    """A run's charges and what they add up to.
+
+    ``on_demand_usd`` is what the same work would have cost on one on-demand instance without
+    interruptions: the training time whose steps were kept, and one start-up. ``lost_steps`` were
+    trained, not committed, and trained again.
+    """
+
+    charges: tuple[Charge, ...]
+    total_usd: Decimal
+    on_demand_usd: Decimal
+    lost_steps: int
+
+    @property
+    def saving_usd(self) -> Decimal:
+        return self.on_demand_usd - self.total_usd
+
+    @property
+    def saving_share(self) -> float:
+        """Of the on-demand price; negative when spot was dearer. 0 when nothing was trained."""
+        return float(self.saving_usd / self.on_demand_usd) if self.on_demand_usd else 0.0
+
+
+def bill(state: RunState, *, now: datetime, tags: dict[str, str] | None = None) -> Bill:
+    """The bill of a run up to ``now``; attempts that never got an instance cost nothing."""
+    charges = tuple(_charge(a, now=now, tags=tags or {}) for a in state.attempts if a.launched)
+    kept = _kept(state.attempts)
+    return Bill(
+        charges=charges,
+        total_usd=sum((charge.cost_usd for charge in charges), Decimal(0)),
+        on_demand_usd=_on_demand(state.attempts, kept),
+        lost_steps=sum(trained - kept_steps for _, trained, kept_steps in kept),
+    )
+
+
+def usd(amount: Decimal) -> str:
+    """An amount for people: cents, and more digits for amounts below a dollar."""
+    return f"${amount:.2f}" if abs(amount) >= 1 else f"${amount:.4f}"
+
+
+def _charge(attempt: Attempt, *, now: datetime, tags: dict[str, str]) -> Charge:
+    launched, ended = attempt.launched, attempt.ended
+    assert launched is not None
+    end = ended.ended_at if ended else max(now, launched.started_at)
+    used_s = max(0.0, (end - launched.started_at).total_seconds()) * launched.clock_rate
+    cost = _amount(used_s, launched.price_usd_h)
+    rule = "seconds used"
+    if (
+        ended
+        and ended.by_fleet
+        and attempt.market is Market.SPOT
+        and used_s < FREE_IF_INTERRUPTED_WITHIN_S
+    ):
+        cost, rule = Decimal(0), "free: interrupted within the first hour"
+    return Charge(
+        attempt=attempt.number,
+        market=attempt.market,
+        pool=attempt.pool,
+        start=launched.started_at,
+        end=end,
+        used_s=used_s,
+        price_usd_h=launched.price_usd_h,
+        price_source=launched.price_source,
+        price_at=launched.price_at,
+        on_demand_usd_h=launched.on_demand_usd_h,
+        cost_usd=cost,
+        list_usd=_amount(used_s, launched.on_demand_usd_h),
+        rule=rule,
+        is_estimate=ended is None or ended.cause == "lost",
+        tags=tags,
+    )
+
+
+def _amount(seconds: float, price_usd_h: Decimal) -> Decimal:
+    exact = Decimal(repr(seconds)) * price_usd_h / 3600
+    return exact.quantize(_QUANTUM, rounding=ROUND_HALF_UP)
+
+
+def _kept(attempts: Iterable[Attempt]) -> list[tuple[Attempt, int, int]]:
+    """(attempt, steps trained, of these kept) for every attempt that trained."""
+    trained = [
+        a
+        for a in attempts
+        if a.ended and a.ended.start_step is not None and a.ended.step is not None
+    ]
+    rows = []
+    for index, attempt in enumerate(trained):
+        assert attempt.ended
+        start, last = attempt.ended.start_step or 0, attempt.ended.step or 0
+        following = trained[index + 1].ended if index + 1 < len(trained) else None
+        resumed = last if following is None else min(last, following.start_step or 0)
+        rows.append((attempt, max(0, last - start), max(0, resumed - start)))
+    return rows
+
+
+def _on_demand(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> Decimal:
+    if not kept:  # a script that tells no steps: all its time counts
+        return sum(
+            (
+                _charge(a, now=a.ended.ended_at, tags={}).list_usd
+                for a in attempts
+                if a.launched and a.ended
+            ),
+            Decimal(0),
+        )
+    total = Decimal(0)
+    for attempt, trained, kept_steps in kept:
+        if attempt.launched and attempt.ended and trained:
+            seconds = attempt.ended.training_s * kept_steps / trained * attempt.launched.clock_rate
+            total += _amount(seconds, attempt.launched.on_demand_usd_h)
+    first = next((a for a, _, _ in kept if a.launched and a.ended), None)
+    if first and first.launched and first.ended:
+        seconds = first.ended.startup_s * first.launched.clock_rate
+        total += _amount(seconds, first.launched.on_demand_usd_h)
+    return total

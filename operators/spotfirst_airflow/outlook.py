@@ -1,0 +1,69 @@
+"""What is ahead of a run: its limits, the work left, and what a change or a stop will take."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from statistics import median
+
+from spotfirst.heartbeat import Heartbeat
+from spotfirst.spec import RunSpec
+from spotfirst.state import RunState
+from spotfirst.wire import Record
+
+__all__ = ["Outlook", "seconds_per_step", "work_left_s"]
+
+_DEFAULT_CHANGEOVER_S = 60.0
+_DRAIN_MARGIN_S = 5.0
+
+
+class Outlook(Record):
+    """The limits in force, and the run's measured change of instance."""
+
+    deadline: datetime | None
+    budget_usd: Decimal | None
+    changeover_s: float
+
+    @classmethod
+    def of(cls, spec: RunSpec, state: RunState) -> Outlook:
+        startups = [a.ended.startup_s for a in state.attempts if a.ended and a.ended.startup_s > 0]
+        return cls(
+            deadline=spec.deadline,
+            budget_usd=spec.budget_usd,
+            changeover_s=median(startups) if startups else _DEFAULT_CHANGEOVER_S,
+        )
+
+    def shutdown_cost_usd(self, state: RunState, beat: Heartbeat | None) -> Decimal:
+        """What all open instances will cost from now until they have checkpointed and stopped."""
+        checkpoint_s = (beat.progress.checkpoint_s if beat else None) or 1.0
+        seconds = Decimal(repr(2 * checkpoint_s + _DRAIN_MARGIN_S))
+        return (
+            sum(
+                (
+                    attempt.launched.price_usd_h
+                    * Decimal(repr(attempt.launched.clock_rate))
+                    * seconds
+                    for attempt in state.open_attempts
+                    if attempt.launched
+                ),
+                Decimal(0),
+            )
+            / 3600
+        )
+
+
+def seconds_per_step(beat: Heartbeat) -> float | None:
+    """Of this attempt so far; ``None`` before it has finished two steps."""
+    progress = beat.progress
+    first, last = progress.timings.first_step, progress.timings.last_step
+    if not first or not last or progress.step is None or progress.start_step is None:
+        return None
+    steps = progress.step - progress.start_step
+    return (last - first).total_seconds() / steps if steps >= 2 else None
+
+
+def work_left_s(beat: Heartbeat) -> float | None:
+    """Training time until the last step at the current pace; ``None`` when nobody knows."""
+    pace = seconds_per_step(beat)
+    total, step = beat.progress.total_steps, beat.progress.step
+    return None if pace is None or total is None or step is None else max(0, total - step) * pace
