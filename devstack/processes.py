@@ -48,7 +48,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 class Child:
-    """A process in a session of its own, with its output in a file.
+    """A process in a session of its own, with its output in a file; as another `user` for root.
 
     The kernel sends it SIGTERM when the *thread* that started it ends, so start it from one that
     lives as long as the child should: in a program or a test run, the main thread.
@@ -61,6 +61,7 @@ class Child:
         log: Path,
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        user: str | None = None,
     ) -> None:
         self.command = list(command)
         self.log = log
@@ -75,6 +76,7 @@ class Child:
                 env=None if environment is None else dict(environment),
                 cwd=cwd,
                 start_new_session=True,
+                user=user,
                 preexec_fn=lambda: _die_with_parent(parent),  # noqa: PLW1509 - no threads take locks in it
             )
 
