@@ -96,38 +96,37 @@ class Controller:
         now = self._clock()
         try:
             self._journal.refresh()
-            heartbeat, wait_s = self._reconcile(now)
+            beats = self._observe(now)
+            wait_s = self._reconcile(now, beats)
         except LostRace:
-            heartbeat, wait_s = None, 0.05
+            beats, wait_s = {}, 0.05
         self._last_step_at = now
         state = self._journal.refresh()
         return Step(
             state=state,
             wait_s=wait_s,
             news=self._news(),
-            heartbeat=heartbeat,
+            heartbeat=_trainer(beats),
             done=state.is_final and not state.open_attempts,
         )
 
     # -- one pass ---------------------------------------------------------------------------
 
-    def _reconcile(self, now: datetime) -> tuple[Heartbeat | None, float]:
-        beats = self._observe(now)
+    def _reconcile(self, now: datetime, beats: Mapping[int, Heartbeat]) -> float:
+        """Decide and act on what was observed; how long to wait until the next pass."""
         state = self._journal.state
-        newest = beats.get(max(beats)) if beats else None
         if state.is_final:
             self._fleet.terminate([attempt.token for attempt in state.open_attempts])
-            return newest, 0.5
+            return 0.5
         if self._conclude(now, state):
-            return newest, 0.2
+            return 0.2
         if state.phase is Phase.STOPPING:
-            self._stop(now, state)
-            return newest, 0.5
+            self._stop(now, state, beats)
+            return 0.5
         outlook = Outlook.of(self.spec, state)
-        if self._must_stop(now, state, outlook, newest):
-            return newest, 0.1
-        wait_s = self._place(now, state, outlook, newest)
-        return newest, wait_s
+        if self._must_stop(now, state, outlook, _trainer(beats)):
+            return 0.1
+        return self._place(now, state, outlook, beats)
 
     def _observe(self, now: datetime) -> dict[int, Heartbeat]:
         """Bring the journal up to what fleet and heartbeats say; the open attempts' beats."""
@@ -221,23 +220,28 @@ class Controller:
         return True
 
     def _conclude(self, now: datetime, state: RunState) -> bool:
-        """Success, or a failure that no new attempt would mend. Whether it was either."""
+        """Success, or a failure that no new attempt would mend. Whether it is either."""
         completed = next(
             (a for a in state.attempts if a.ended and a.ended.cause == "completed"), None
         )
         if completed is not None and completed.number > state.reopened_after:
-            if state.open_attempts:
-                self._fleet.terminate([attempt.token for attempt in state.open_attempts])
-                return True
-            self._append(_succeeded(now, completed, self.run))
+            if self._cleared(now, state, f"attempt {completed.number} completed"):
+                self._append(_succeeded(now, completed, self.run))
             return True
-        if state.open_attempts or state.phase is Phase.STOPPING:
-            return False
-        failure = self._failure(state)
+        failure = None if state.phase is Phase.STOPPING else self._failure(state)
         if failure is None:
             return False
-        self._append(msgspec.structs.replace(failure, at=now))
+        if self._cleared(now, state, "the run failed"):
+            self._append(msgspec.structs.replace(failure, at=now))
         return True
+
+    def _cleared(self, now: datetime, state: RunState, reason: str) -> bool:
+        """End what is still open, since nothing is left to do for it; whether all is gone."""
+        for attempt in state.open_attempts:
+            if attempt.handover is None:
+                self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
+        self._fleet.terminate([attempt.token for attempt in state.open_attempts])
+        return not state.open_attempts
 
     def _failure(self, state: RunState) -> e.Failed | None:
         """Why the run cannot go on, if it cannot. ``at`` is to be filled in."""
@@ -257,7 +261,7 @@ class Controller:
             return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
         return None
 
-    def _stop(self, now: datetime, state: RunState) -> None:
+    def _stop(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> None:
         """Ask every attempt to checkpoint and stop; end those that do not."""
         reason = state.stop.reason if state.stop else "stopped"
         if not state.open_attempts:
@@ -268,13 +272,10 @@ class Controller:
             if attempt.handover is None:
                 self.run.request_handover(attempt.number, Handover(reason=reason, at=now))
                 self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
-            if (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S or not self._trains(attempt):
+            beat = beats.get(attempt.number)
+            may_checkpoint = beat is not None and beat.phase in {"training", "draining"}
+            if not may_checkpoint or (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S:
                 self._fleet.terminate([attempt.token])
-
-    def _trains(self, attempt: Attempt) -> bool:
-        """Whether there may be something to checkpoint before the instance goes."""
-        beat = self.run.heartbeat(attempt.number)
-        return beat is not None and beat.phase in {"training", "draining"}
 
     def _must_stop(
         self, now: datetime, state: RunState, outlook: Outlook, beat: Heartbeat | None
@@ -298,13 +299,14 @@ class Controller:
         return True
 
     def _place(
-        self, now: datetime, state: RunState, outlook: Outlook, beat: Heartbeat | None
+        self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
     ) -> float:
         """Ask the policy, and launch what it says; how long to wait until the next look."""
+        beat = _trainer(beats)
         staying = [a for a in state.open_attempts if not a.is_leaving]
         watching_s = min(self.spec.heartbeat_s, 5.0)
         current = staying[-1] if staying else None
-        if current is not None and (len(staying) > 1 or _is_settling(current, beat)):
+        if current is not None and (len(staying) > 1 or _is_settling(current, beats)):
             return min(watching_s, 0.5)
         view = View(
             now=now,
@@ -410,11 +412,16 @@ def _may_have_exited(beat: Heartbeat | None) -> bool:
     return beat is not None and beat.phase in {"draining", "exited"}
 
 
-def _is_settling(attempt: Attempt, beat: Heartbeat | None) -> bool:
+def _trainer(beats: Mapping[int, Heartbeat]) -> Heartbeat | None:
+    """The beat of the attempt that trains; during a change of instance there are two."""
+    training = [beat for beat in beats.values() if beat.phase in {"training", "draining"}]
+    return max(training or beats.values(), key=lambda beat: beat.attempt, default=None)
+
+
+def _is_settling(attempt: Attempt, beats: Mapping[int, Heartbeat]) -> bool:
     """Whether the attempt has yet to show that it trains: no second thoughts until then."""
-    if attempt.launched is None or beat is None or beat.attempt != attempt.number:
-        return True
-    return beat.phase in {"booting", "fetching", "starting", "standby"}
+    beat = beats.get(attempt.number)
+    return beat is None or beat.phase in {"booting", "fetching", "starting", "standby"}
 
 
 def _leaves_free(attempt: Attempt, now: datetime) -> bool:
@@ -470,9 +477,9 @@ def _ended(
         startup_s = max(0.0, (timings.first_step - started_at).total_seconds())
         training_s = max(0.0, ((timings.last_step or now) - timings.first_step).total_seconds())
     cause: e.EndCause
-    if report is not None:
+    if report is not None and not (by_fleet and report.cause == "killed"):
         cause = report.cause
-    elif by_fleet:
+    elif by_fleet:  # also when the agent saw its command die a moment before itself
         cause = "interrupted"
     elif attempt.handover is not None:
         cause = "handed_over"
@@ -507,16 +514,3 @@ def _succeeded(now: datetime, attempt: Attempt, run: Run) -> e.Succeeded:
         checkpoint_seq=newest[0] if newest else None,
         metrics=dict(progress.metrics) if progress else {},
     )
-
-
-def open_controller(
-    run: Run, *, environment: Mapping[str, str], clock: Clock = utc_now, by: str = ""
-) -> Controller:
-    """A controller for what the run's spec says; ``environment`` reaches local instances."""
-    from spotfirst_airflow.fleets.base import load_fleet  # noqa: PLC0415 - keeps tests' fakes light
-    from spotfirst_airflow.policies import load_policy  # noqa: PLC0415
-
-    spec = run.spec()
-    fleet = load_fleet(spec.fleet, spec.fleet_options, environment=environment)
-    policy = load_policy(spec.policy, spec.policy_options)
-    return Controller(run, fleet, policy, clock=clock, by=by)

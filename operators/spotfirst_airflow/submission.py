@@ -1,0 +1,332 @@
+"""From what a person asked for to a run that a controller can take over.
+
+The operator and the command line come through here, so that both check the same things before
+anything is launched, and mean the same by *retry*, *clear* and *replay*.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from spotfirst import code as training_code
+from spotfirst import datasets
+from spotfirst import events as e
+from spotfirst.errors import InvalidSpec, UnknownRun
+from spotfirst.run import Run, create_run
+from spotfirst.spec import CodeRef, DatasetRef, ResumeFrom, RunSpec
+from spotfirst.state import Phase, RunState
+from spotfirst.storage import Storage
+from spotfirst.wire import Clock, Record, utc_now
+from spotfirst_airflow.controller import Controller, controller_name
+from spotfirst_airflow.fleets.base import fleet_class, load_fleet
+from spotfirst_airflow.policies import load_policy
+
+__all__ = [
+    "Request",
+    "attach",
+    "base_run_id",
+    "mark_delivered",
+    "newest_generation",
+    "open_controller",
+    "request_stop",
+]
+
+_GENERATION = re.compile(r"\.g(\d+)$")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Request(Record):
+    """What a person asks for. ``None`` leaves a choice to the default.
+
+    ``deadline`` is a point in time, or a duration from when the run is created (or continued).
+    ``code`` is a folder or file on this machine; ``resume_from`` is ``"RUN@STEP"`` or
+    ``"RUN@latest"``; ``dataset`` is ``"NAME"``, ``"NAME@VERSION"`` or ``"NAME@latest"``.
+    """
+
+    command: tuple[str, ...] = ()
+    code: str | None = None
+    env: dict[str, str] = {}
+    fleet: str = "local"
+    fleet_options: dict[str, Any] = {}
+    instance_types: tuple[str, ...] = ()
+    policy: str = "fallback"
+    policy_options: dict[str, Any] = {}
+    deadline: datetime | timedelta | None = None
+    budget_usd: Decimal | None = None
+    dataset: str | None = None
+    dataset_since: str | None = None
+    resume_from: str | None = None
+    checkpoint_mode: Literal["trainer", "files"] = "trainer"
+    checkpoint_period_s: float = 300.0
+    script_retries: int = 0
+    heartbeat_s: float | None = None
+    notice_poll_s: float | None = None
+    silence_s: float = 600.0
+    max_life_s: float = 7 * 24 * 3600.0
+    tags: dict[str, str] = {}
+
+
+def attach(
+    storage: Storage,
+    base_id: str,
+    request: Request,
+    *,
+    owner: str,
+    environment: Mapping[str, str],
+    is_same_task: Callable[[str], bool] = lambda delivered_to: False,  # noqa: ARG005
+    clock: Clock = utc_now,
+) -> Run:
+    """The run that ``owner`` is to follow, made or continued as its history asks for.
+
+    No run yet: everything is checked, the spec written. One that is active: taken over as it is.
+    One that failed or was stopped: reopened, with the request as it reads now. One that
+    succeeded: the same run again while its result has not been delivered, or when
+    ``is_same_task(delivered_to)`` says that it was delivered to an earlier try of this very
+    task; otherwise a new generation, ``{base_id}.g2`` and so on.
+
+    Raises :class:`InvalidSpec` before anything is launched.
+    """
+    generation = newest_generation(storage, base_id)
+    if generation == 0:
+        return _submit(storage, base_id, request, owner=owner, environment=environment, clock=clock)
+    run = Run(storage, _generation_id(base_id, generation))
+    journal = run.journal(by=controller_name())
+    state = journal.refresh()
+    if state.phase is Phase.SUCCEEDED:
+        if not state.delivered_to or is_same_task(state.delivered_to):
+            return run
+        following = _generation_id(base_id, generation + 1)
+        return _submit(
+            storage, following, request, owner=owner, environment=environment, clock=clock
+        )
+    if state.seq == 0 or state.phase is Phase.ACTIVE:
+        return _take_over(run, owner=owner, clock=clock)
+    spec = _plan(storage, run.run_id, request, environment=environment, now=clock())
+    original = run.original_spec()
+    kept = msgspec.structs.replace(spec, resume_from=original.resume_from)
+    amendment = run.amend(kept)
+
+    def reopen(state: RunState) -> e.Event | None:
+        if state.phase is Phase.ACTIVE:
+            return e.Attached(at=clock(), owner=owner) if state.owner != owner else None
+        return e.Reopened(at=clock(), owner=owner, amendment=amendment)
+
+    journal.decide(reopen)
+    return run
+
+
+def request_stop(
+    run: Run,
+    *,
+    reason: str,
+    owner: str | None = None,
+    cause: Literal["user", "budget", "deadline"] = "user",
+    clock: Clock = utc_now,
+) -> bool:
+    """Ask for a checkpointed stop; whether the run will stop (or is final already).
+
+    With ``owner``, only while it still owns the run: a kill that arrives late must not hit the
+    one who has taken over.
+    """
+
+    def choose(state: RunState) -> e.Event | None:
+        mine = owner is None or state.owner == owner
+        if state.seq == 0 or state.phase is not Phase.ACTIVE or not mine:
+            return None
+        return e.StopRequested(at=clock(), reason=reason, cause=cause)
+
+    state = run.journal(by=controller_name()).decide(choose)
+    return state.phase is not Phase.ACTIVE
+
+
+def mark_delivered(run: Run, owner: str, *, clock: Clock = utc_now) -> None:
+    """Note that ``owner`` has the result, so that asking again means running anew."""
+
+    def choose(state: RunState) -> e.Event | None:
+        if state.phase is not Phase.SUCCEEDED or state.delivered_to == owner:
+            return None
+        return e.Delivered(at=clock(), owner=owner)
+
+    run.journal(by=controller_name()).decide(choose)
+
+
+def open_controller(
+    run: Run, *, environment: Mapping[str, str], clock: Clock = utc_now, by: str = ""
+) -> Controller:
+    """A controller for what the run's spec says; ``environment`` reaches local instances."""
+    spec = run.spec()
+    fleet = load_fleet(spec.fleet, spec.fleet_options, environment=environment)
+    policy = load_policy(spec.policy, spec.policy_options)
+    return Controller(run, fleet, policy, clock=clock, by=by)
+
+
+def base_run_id(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    """The id of a task's run: the same for every try of it, and readable."""
+    parts = [dag_id, run_id, task_id] + ([str(map_index)] if map_index >= 0 else [])
+    return "--".join(_UNSAFE.sub("-", part).strip("-.") for part in parts)[:180]
+
+
+def newest_generation(storage: Storage, base_id: str) -> int:
+    """How many generations of a run there are; 0 when there is none."""
+    generation = 0
+    while storage.exists(f"runs/{_generation_id(base_id, generation + 1)}/spec.json"):
+        generation += 1
+    return generation
+
+
+def _generation_id(base_id: str, generation: int) -> str:
+    return base_id if generation == 1 else f"{base_id}.g{generation}"
+
+
+def _submit(
+    storage: Storage,
+    run_id: str,
+    request: Request,
+    *,
+    owner: str,
+    environment: Mapping[str, str],
+    clock: Clock,
+) -> Run:
+    if _GENERATION.search(run_id) and newest_generation(storage, _GENERATION.sub("", run_id)) == 0:
+        msg = f"run id {run_id!r} ends like a later generation; choose one without '.g…'"
+        raise InvalidSpec(msg)
+    spec = _plan(storage, run_id, request, environment=environment, now=clock())
+    try:
+        run = create_run(storage, spec)
+    except InvalidSpec:
+        if not storage.exists(f"runs/{run_id}/spec.json"):
+            raise
+        run = Run(storage, run_id)  # a racing try of the same task was first; its spec counts
+    return _take_over(run, owner=owner, clock=clock)
+
+
+def _take_over(run: Run, *, owner: str, clock: Clock) -> Run:
+    """Own an active run; also finish what a submitter that died had begun."""
+    journal = run.journal(by=controller_name())
+
+    def choose(state: RunState) -> e.Event | None:
+        if state.seq == 0:
+            return e.Created(at=clock())
+        return e.Attached(at=clock(), owner=owner) if state.owner != owner else None
+
+    journal.decide(choose)
+    journal.decide(choose)
+    return run
+
+
+def _plan(
+    storage: Storage,
+    run_id: str,
+    request: Request,
+    *,
+    environment: Mapping[str, str],
+    now: datetime,
+) -> RunSpec:
+    """The spec of a request, once everything that can be checked beforehand has been."""
+    kind = fleet_class(request.fleet)
+    load_policy(request.policy, request.policy_options)
+    deadline = (
+        now + request.deadline if isinstance(request.deadline, timedelta) else request.deadline
+    )
+    if deadline is not None and deadline.tzinfo is None:
+        msg = f"the deadline {deadline.isoformat()} has no time zone; add one, such as +00:00"
+        raise InvalidSpec(msg)
+    spec = RunSpec(
+        run_id=run_id,
+        created_at=now,
+        command=request.command,
+        env=_checked_env(request.env),
+        fleet=request.fleet,
+        fleet_options=kind.settle(request.fleet_options, now=now),
+        instance_types=request.instance_types,
+        policy=request.policy,
+        policy_options=request.policy_options,
+        deadline=deadline,
+        budget_usd=request.budget_usd,
+        checkpoint_period_s=request.checkpoint_period_s,
+        checkpoint_mode=request.checkpoint_mode,
+        script_retries=request.script_retries,
+        heartbeat_s=request.heartbeat_s or getattr(kind, "heartbeat_s", 5.0),
+        notice_poll_s=request.notice_poll_s or getattr(kind, "notice_poll_s", 5.0),
+        silence_s=request.silence_s,
+        max_life_s=request.max_life_s,
+        tags=request.tags,
+    )
+    spec.check()
+    load_fleet(spec.fleet, spec.fleet_options, environment=environment).check(spec)
+    storage.probe()
+    return msgspec.structs.replace(
+        spec,
+        resume_from=_resolve_checkpoint(storage, request.resume_from),
+        dataset=_resolve_dataset(storage, request),
+        code=_publish_code(storage, request.code),
+    )
+
+
+def _publish_code(storage: Storage, source: str | None) -> CodeRef | None:
+    return None if source is None else training_code.publish(storage, Path(source).expanduser())
+
+
+def _resolve_dataset(storage: Storage, request: Request) -> DatasetRef | None:
+    if request.dataset is None:
+        if request.dataset_since is not None:
+            msg = f"dataset_since={request.dataset_since!r} needs a dataset beside it"
+            raise InvalidSpec(msg)
+        return None
+    found = datasets.resolve(storage, request.dataset)
+    if request.dataset_since is None:
+        return found
+    text = request.dataset_since
+    since = datasets.resolve(storage, text if "@" in text else f"{found.name}@{text}")
+    if since.name != found.name:
+        msg = f"dataset_since={text!r} is another dataset than {request.dataset!r}"
+        raise InvalidSpec(msg)
+    return msgspec.structs.replace(found, since=since.version)
+
+
+def _resolve_checkpoint(storage: Storage, text: str | None) -> ResumeFrom | None:
+    """``"RUN@STEP"`` or ``"RUN@latest"`` as the chain entry that it means."""
+    if text is None:
+        return None
+    run_id, at, step = text.rpartition("@")
+    if not at or not run_id or not (step == "latest" or step.isdigit()):
+        msg = f'resume_from={text!r} must read "RUN@STEP" or "RUN@latest"; `spotfirst runs` lists runs'
+        raise InvalidSpec(msg)
+    run = Run(storage, run_id)
+    run.original_spec()
+    commits = run.chain().refresh().commits
+    fitting = [(seq, c) for seq, c in commits if step == "latest" or c.step == int(step)]
+    if not fitting:
+        steps = ", ".join(str(c.step) for _, c in commits[-20:]) or "none"
+        msg = f"run {run_id!r} has no checkpoint at {step}; it has (the newest 20): {steps}"
+        raise UnknownRun(msg)
+    seq, commit = fitting[-1]
+    return ResumeFrom(run_id=run_id, step=commit.step, seq=seq)
+
+
+def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Specs are readable by whoever reads the storage, so secrets must not be in them."""
+    for name in env:
+        if name.startswith("SPOTFIRST_"):
+            msg = f"env {name!r} is Spotfirst's own; choose another name"
+            raise InvalidSpec(msg)
+        if re.search(r"(?i)secret|password|token|api_?key|private_?key", name):
+            msg = (
+                f"env {name!r} looks like a secret, and a run's spec is stored in plain text. Give "
+                "the instance's role access to it, or read it from a secrets manager in the script"
+            )
+            raise InvalidSpec(msg)
+    return dict(env)
+
+
+def storage_environment() -> dict[str, str]:
+    """What this process's environment tells instances about reaching the storage."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
