@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Yield a real S3 server; the AWS variables of this process point at it while it runs."""
-    saved = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
+    """Yield a real S3 server, shared by all tests; `s3.environment()` is how to reach it."""
     with S3Server(tmp_path_factory.mktemp("s3")) as server:
-        os.environ.update(server.environment())
         yield server
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 @pytest.fixture
-def s3_url(s3: S3Server) -> str:
-    """Return an empty prefix of the test's own, as an fsspec URL."""
+def s3_url(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return an empty prefix of the test's own, and point this process's AWS variables at it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
     return f"{s3.url}/{uuid.uuid4().hex}"

@@ -1,0 +1,99 @@
+"""The servers that tests lean on do what tests lean on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fsspec
+import psutil
+import pytest
+
+from devstack.processes import Child, carrying
+from devstack.s3 import S3Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_s3_reaches_the_server_by_environment_alone(s3_url: str) -> None:
+    with fsspec.open(f"{s3_url}/hello", "wb") as file:
+        file.write(b"world")
+    files, (path,) = fsspec.core.url_to_fs(s3_url)[0], [f"{s3_url}/hello"]
+    assert files.cat_file(path) == b"world"
+
+
+def test_s3_prefixes_are_empty(s3_url: str) -> None:
+    files, path = fsspec.core.url_to_fs(s3_url)
+    assert files.find(path) == []
+
+
+def test_s3_listens_on_this_machine_only(s3: S3Server) -> None:
+    assert s3.pid is not None
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(s3.pid).net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_s3_keeps_its_data_over_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with S3Server(tmp_path) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+        files.pipe_file("spotfirst/kept", b"1")
+        server.kill()
+        server.start()
+        assert files.cat_file("spotfirst/kept") == b"1"
+
+
+def test_s3_keys_are_readable_by_their_owner_only(s3: S3Server) -> None:
+    assert (s3.directory / "s3.json").stat().st_mode & 0o077 == 0
+
+
+def test_stopping_a_child_ends_its_children_too(tmp_path: Path) -> None:
+    mark = f"{os.getpid()}-{tmp_path.name}"
+    environment = {**os.environ, "MARK": mark}
+    child = Child(
+        ["bash", "-c", "sleep 300 & sleep 300"], log=tmp_path / "log", environment=environment
+    )
+    assert eventually(lambda: len(carrying("MARK", mark)) == 3)
+    child.stop(grace_s=1)
+    assert carrying("MARK", mark) == []
+
+
+def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import sys, time, pathlib; from devstack.processes import Child;"
+        "print(Child(['sleep', '300'], log=pathlib.Path(sys.argv[1])).pid, flush=True);"
+        "time.sleep(300)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "log")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    assert eventually(lambda: not psutil.pid_exists(pid))
