@@ -1,0 +1,143 @@
+"""Seeing a run through: the loop around the controller that triggers and workers share.
+
+One *look* is a reconcile step, then what is new for people: decisions and the training's output.
+A look blocks for milliseconds up to the storage's patience, so callers in an event loop run it in
+a thread. Nothing that may pass by itself ends the loop: a run whose storage or fleet does not
+answer is still training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from spotfirst.errors import (
+    FleetUnavailable,
+    FormatError,
+    InvalidSpec,
+    LostRace,
+    StorageDenied,
+    StorageUnavailable,
+)
+from spotfirst.run import Run
+from spotfirst.state import RunState
+from spotfirst.wire import Clock, utc_now
+from spotfirst_airflow.controller import Controller
+from spotfirst_airflow.logs import LogFollower
+from spotfirst_airflow.submission import open_controller, request_stop
+
+__all__ = ["Follower"]
+
+_PASSING = (StorageUnavailable, StorageDenied, FleetUnavailable, LostRace)
+_LASTING = (InvalidSpec, FormatError)
+_LONGEST_PAUSE_S = 60.0
+_TRIES = 5
+_LINES_PER_LOOK = 1000
+_LINES_BEFORE = 20
+
+
+class Follower:
+    """Reconciles one run until it is final and every instance is gone.
+
+    ``open_run`` gives the run and the environment for its instances; it is asked again after
+    every failure, as keys may have changed. ``stop_at`` is when the run is stopped whatever the
+    controller says.
+    """
+
+    def __init__(
+        self,
+        open_run: Callable[[], tuple[Run, Mapping[str, str]]],
+        *,
+        log: Any = None,
+        owner: str | None = None,
+        stop_at: datetime | None = None,
+        stop_reason: str = "time is up",
+        show_output: bool = True,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._open_run = open_run
+        self._log = log if log is not None else logging.getLogger(__name__)
+        self._owner = owner
+        self._stop_at = stop_at
+        self._stop_reason = stop_reason
+        self._show_output = show_output
+        self._clock = clock
+        self._controller: Controller | None = None
+        self._output: LogFollower | None = None
+        self._failures = 0
+        self._shown_before = False
+        self._told = 0
+        self._is_new = True
+        self.state: RunState | None = None
+        """What the newest look found."""
+
+    def look(self) -> float | None:
+        """Do what is to be done now; seconds until the next look, or ``None`` when it is over.
+
+        Raises what does not pass by itself, after a few tries: a journal of a newer release, say.
+        """
+        try:
+            wait_s = self._look()
+        except _PASSING as error:
+            return self._pause(error)
+        except Exception as error:
+            # Possibly a bug of ours. The run trains on meanwhile, so it is worth some tries.
+            if isinstance(error, _LASTING) or self._failures >= _TRIES:
+                raise
+            return self._pause(error)
+        if self._failures:
+            self._log.info("The run can be reached again.")
+            self._failures = 0
+        return wait_s
+
+    def _look(self) -> float | None:
+        if self._controller is None:
+            run, environment = self._open_run()
+            if self._output is None and self._show_output:
+                self._output = LogFollower(run)
+            self._controller = open_controller(run, environment=environment, clock=self._clock)
+            self._is_new = True
+        if self._stop_at is not None and self._clock() >= self._stop_at:
+            run, _ = self._open_run()
+            request_stop(run, reason=self._stop_reason, owner=self._owner, cause="deadline")
+            self._stop_at = None
+        step = self._controller.step()
+        self.state = step.state
+        self._tell(step.news)
+        self._show(len(step.state.attempts), is_last=step.done)
+        return None if step.done else step.wait_s
+
+    def _tell(self, news: Sequence[str]) -> None:
+        """Log what is new. A new controller tells the run's story from its beginning."""
+        fresh = news[self._told :] if self._is_new else news
+        self._told += len(fresh)
+        self._is_new = False
+        for line in fresh:
+            self._log.info("%s", line)
+
+    def _show(self, attempts: int, *, is_last: bool) -> None:
+        if self._output is None:
+            return
+        lines = self._output.new_lines(attempts)
+        if is_last:
+            lines += self._output.rest()
+        # What was there before this process looked is in the log of whoever looked then.
+        most = _LINES_PER_LOOK if self._shown_before else _LINES_BEFORE
+        self._shown_before = True
+        if len(lines) > most:
+            self._log.info("(%d lines of output left out here)", len(lines) - most)
+        for attempt, line in lines[-most:]:
+            self._log.info("[attempt %d] %s", attempt, line)
+
+    def _pause(self, error: Exception) -> float:
+        self._controller = None
+        self._failures += 1
+        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** min(self._failures, 10))
+        if not isinstance(error, LostRace):
+            self._log.warning(
+                "Cannot look after the run now; trying again in %.0f s. It goes on by itself. %s: %s",
+                pause_s, type(error).__name__, error,
+            )  # fmt: skip
+        return 0.1 if isinstance(error, LostRace) and self._failures < _TRIES else pause_s

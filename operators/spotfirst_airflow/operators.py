@@ -1,0 +1,387 @@
+"""The operator that trains on spot instances as if they were never interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError, StorageError
+from spotfirst.run import Run
+from spotfirst.wire import utc_now
+from spotfirst_airflow.hooks import SpotfirstHook
+from spotfirst_airflow.rendering import check_rendered, parse_moment, parse_usd
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from spotfirst.state import RunState
+    from spotfirst_airflow.following import Follower
+
+__all__ = ["RUN_XCOM_KEY", "SpotTrainingOperator"]
+
+RUN_XCOM_KEY = "spotfirst_run"
+"""Under this key the task says which run is its own, before anything is launched."""
+
+_GRACE_AFTER_DEADLINE = timedelta(minutes=30)
+_CLEAN_UP_S = 300.0
+_KILL_S = 4.0
+_LOG_TAIL = 15
+
+
+class SpotTrainingOperator(BaseOperator):
+    """Trains on spot instances: by the deadline, within the budget, from the newest checkpoint.
+
+    A retry or a clear comes back to the same run: it re-attaches to what is training, goes on
+    from the newest checkpoint when the run had failed or been stopped, and trains anew only when
+    the result had been delivered and the task was cleared. The return value describes the result:
+    ``run_id``, ``checkpoint``, ``step``, ``metrics``, ``cost_usd`` and more.
+
+    Args:
+        command: what to run on the instance, such as ``["python", "train.py"]``.
+        code: a folder to pack and send; ``None`` when the image has the code.
+        storage: URL for the files of all runs; by default the connection's, or
+            ``$SPOTFIRST_STORAGE``.
+        fleet: where instances come from, such as ``"ec2"`` or ``"local"``; by default the
+            connection's, or ``"local"``.
+        fleet_options: what that fleet wants to know.
+        instance_types: what may be launched; all that the fleet has when empty.
+        policy: how spot and on-demand are chosen.
+        policy_options: its settings.
+        deadline: when training has to be done: a duration from the first try on, or a moment.
+            As a string: ``"8h"``, ``"90m"``, or ISO 8601.
+        budget_usd: what the run may cost over all attempts.
+        dataset: ``"NAME@VERSION"`` or ``"NAME@latest"``.
+        dataset_since: only what this version of the dataset lacked.
+        resume_from: ``"RUN@STEP"`` or ``"RUN@latest"``, a checkpoint to start from; or
+            ``"scratch"``, which is the same as ``None`` but can be rendered by a template.
+        checkpoint_mode: ``"trainer"`` when the script uses ``spotfirst.Checkpointer``,
+            ``"files"`` when it writes files into ``$SPOTFIRST_CHECKPOINT_DIR``.
+        checkpoint_period: the most training time that a kill without notice can lose.
+        script_retries: how often a script that fails is started again within one try.
+        max_life: when an instance ends itself, whatever else happens.
+        env: variables for the script. They are stored in the run: no secrets.
+        tags: what costs are summed by: ``model_id``, ``team``, ``env``, ``experiment_run``.
+        spotfirst_conn_id: the connection with storage and keys. The default one may be missing;
+            then the environment of Airflow's processes is used.
+        deferrable: wait in the triggerer; ``False`` waits in the worker.
+    """
+
+    ARGUMENTS = (
+        "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
+        "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
+        "checkpoint_mode", "checkpoint_period", "script_retries", "max_life", "env", "tags",
+    )  # fmt: skip
+    """What says what to train, and how."""
+
+    template_fields: Sequence[str] = (
+        "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
+        "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
+        "env", "tags", "spotfirst_conn_id",
+    )  # fmt: skip
+    template_fields_renderers = {  # noqa: RUF012 - Airflow reads it from the class
+        "command": "json",
+        "env": "json",
+        "fleet_options": "json",
+        "policy_options": "json",
+        "tags": "json",
+    }
+    ui_color = "#d8f0e3"
+
+    def __init__(
+        self,
+        *,
+        command: Sequence[str],
+        code: str | None = None,
+        storage: str | None = None,
+        fleet: str | None = None,
+        fleet_options: Mapping[str, Any] | None = None,
+        instance_types: Sequence[str] = (),
+        policy: str = "fallback",
+        policy_options: Mapping[str, Any] | None = None,
+        deadline: timedelta | datetime | str | None = None,
+        budget_usd: float | Decimal | str | None = None,
+        dataset: str | None = None,
+        dataset_since: int | str | None = None,
+        resume_from: str | None = None,
+        checkpoint_mode: Literal["trainer", "files"] = "trainer",
+        checkpoint_period: timedelta = timedelta(minutes=5),
+        script_retries: int = 0,
+        max_life: timedelta = timedelta(days=7),
+        env: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        spotfirst_conn_id: str | None = SpotfirstHook.default_conn_name,
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.command = command
+        self.code = code
+        self.storage = storage
+        self.fleet = fleet
+        self.fleet_options = fleet_options
+        self.instance_types = instance_types
+        self.policy = policy
+        self.policy_options = policy_options
+        self.deadline = deadline
+        self.budget_usd = budget_usd
+        self.dataset = dataset
+        self.dataset_since = dataset_since
+        self.resume_from = resume_from
+        self.checkpoint_mode = checkpoint_mode
+        self.checkpoint_period = checkpoint_period
+        self.script_retries = script_retries
+        self.max_life = max_life
+        self.env = env
+        self.tags = tags
+        self.spotfirst_conn_id = spotfirst_conn_id
+        self.deferrable = deferrable
+        self._written = {name: getattr(self, name) for name in SpotTrainingOperator.template_fields}
+        self._held: tuple[Run, SpotfirstHook, str] | None = None
+        self._killed = False
+
+    # -- what Airflow calls -----------------------------------------------------------------
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Attach to the run of this task, then wait for its end."""
+        from spotfirst_airflow.submission import attach
+
+        ti = context["ti"]
+        owner, delivery = str(ti.id), _delivery(ti)
+        hook = SpotfirstHook.find(self.spotfirst_conn_id)
+        try:
+            check_rendered(self._written, vars(self))
+            storage = hook.open_storage(self.storage)
+            run = attach(
+                storage,
+                self._base_run_id(ti),
+                self._request(hook),
+                owner=owner,
+                environment=hook.environment(),
+                is_same_task=lambda delivered_to: delivered_to == delivery,
+            )
+            state = _state(run)
+        except (InvalidSpec, FormatError) as error:
+            # The next try would be told the same.
+            raise AirflowFailException(str(error)) from error
+        except SpotfirstError as error:
+            raise AirflowException(str(error)) from error
+        self._held = (run, hook, owner)
+        ti.xcom_push(
+            RUN_XCOM_KEY, {"run_id": run.run_id, "storage": storage.url, "conn_id": hook.conn_id}
+        )
+        self.log.info("Run %s in %s", run.run_id, storage.url)
+        if state.is_final and not state.open_attempts:
+            return self._finish(context, run)
+        if self.deferrable:
+            self._defer(run, hook, owner)
+        self._wait_here(run, hook, owner)
+        return self._finish(context, run)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Called when the run has ended, or when the triggerer cannot look after it."""
+        if event.get("error"):
+            self._give_up(context, f"the triggerer could not look after it: {event['error']}")
+        run, hook = self._reopen(context)
+        if not _state(run).is_final:  # reopened by hand in the meantime
+            self._defer(run, hook, str(context["ti"].id))
+        return self._finish(context, run)
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """Stop the run when its trigger timed out or failed: nobody looks after it any more."""
+        if next_method == "__fail__":
+            error = str((next_kwargs or {}).get("error", "unknown error"))
+            self._give_up(context, error)
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def on_kill(self) -> None:
+        """The worker was told to end this task. Airflow grants about five seconds."""
+        self._killed = True
+        if self._held is None:
+            return
+        run, hook, owner = self._held
+        self.log.info("Asking run %s to stop", run.run_id)
+        self._stop(run, hook, owner, reason="its task in Airflow was ended", patience_s=_KILL_S)
+
+    # -- the parts --------------------------------------------------------------------------
+
+    def _base_run_id(self, ti: Any) -> str:
+        from spotfirst_airflow.submission import base_run_id
+
+        return base_run_id(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+
+    def _request(self, hook: SpotfirstHook) -> Any:
+        from spotfirst_airflow.submission import Request
+
+        command = self.command
+        if isinstance(command, str):
+            msg = f"command {command!r} is one string; give a list, such as ['python', 'train.py']"
+            raise InvalidSpec(msg)
+        return Request(
+            command=tuple(str(word) for word in command),
+            code=self.code,
+            fleet=self.fleet or hook.default_fleet,
+            fleet_options=dict(self.fleet_options or {}),
+            instance_types=tuple(self.instance_types),
+            policy=self.policy,
+            policy_options=dict(self.policy_options or {}),
+            deadline=parse_moment(self.deadline),
+            budget_usd=parse_usd(self.budget_usd),
+            dataset=self.dataset,
+            dataset_since=None if self.dataset_since is None else str(self.dataset_since),
+            resume_from=None if self.resume_from == "scratch" else self.resume_from,
+            checkpoint_mode=self.checkpoint_mode,
+            checkpoint_period_s=self.checkpoint_period.total_seconds(),
+            script_retries=self.script_retries,
+            max_life_s=self.max_life.total_seconds(),
+            env={name: str(value) for name, value in (self.env or {}).items()},
+            tags={name: str(value) for name, value in (self.tags or {}).items()},
+        )
+
+    def _defer(self, run: Run, hook: SpotfirstHook, owner: str) -> NoReturn:
+        from spotfirst_airflow.triggers import SpotRunTrigger
+
+        now = utc_now()
+        deadline = run.spec().deadline
+        # The controller keeps the deadline; this is for the case that nobody runs a controller.
+        limits = [max(deadline, now) + _GRACE_AFTER_DEADLINE] if deadline else []
+        if self.execution_timeout is not None:
+            stop_at = now + self.execution_timeout
+            limits.append(stop_at + _GRACE_AFTER_DEADLINE)
+        else:
+            stop_at = None
+        self.defer(
+            trigger=SpotRunTrigger(
+                storage=run.root.url,
+                run_id=run.run_id,
+                owner=owner,
+                conn_id=hook.conn_id,
+                stop_at=stop_at.isoformat() if stop_at else None,
+                stop_reason=f"execution_timeout of {self.execution_timeout} is over",
+            ),
+            method_name="execute_complete",
+            timeout=min(limits) - now if limits else None,
+        )
+
+    def _wait_here(self, run: Run, hook: SpotfirstHook, owner: str) -> None:
+        follower = self._follower(run, hook, owner)
+        while (wait_s := follower.look()) is not None:
+            if self._killed:
+                msg = f"the task was ended; run {run.run_id} was asked to stop"
+                raise AirflowException(msg)
+            time.sleep(wait_s)
+
+    def _follower(
+        self, run: Run, hook: SpotfirstHook, owner: str, *, output: bool = True
+    ) -> Follower:
+        from spotfirst_airflow.following import Follower
+
+        def open_run() -> tuple[Run, Mapping[str, str]]:
+            fresh = SpotfirstHook(hook.conn_id)
+            return Run(fresh.open_storage(run.root.url), run.run_id), fresh.environment()
+
+        return Follower(open_run, log=self.log, owner=owner, show_output=output)
+
+    def _reopen(self, context: Context) -> tuple[Run, SpotfirstHook]:
+        """The run that ``execute`` attached to, as it told in its XCom."""
+        ti = context["ti"]
+        told = ti.xcom_pull(task_ids=ti.task_id, key=RUN_XCOM_KEY, map_indexes=ti.map_index)
+        if not told:
+            msg = f"the XCom {RUN_XCOM_KEY!r} of this task is gone; clear the task to re-attach"
+            raise AirflowException(msg)
+        hook = SpotfirstHook(told["conn_id"])
+        return Run(hook.open_storage(told["storage"]), told["run_id"]), hook
+
+    def _finish(self, context: Context, run: Run) -> dict[str, Any]:
+        """Deliver the result of a final run, or raise what it ended with."""
+        from spotfirst_airflow.results import result
+        from spotfirst_airflow.submission import mark_delivered
+
+        state = _state(run)
+        if state.result is None:
+            _raise(run, state)
+        delivered = result(run, state, now=utc_now())
+        events = context["outlet_events"]
+        for outlet in self.outlets:
+            events[outlet].extra.update(_extra(delivered))
+        # Last: whoever dies before this line delivers again, whoever dies after it has delivered.
+        mark_delivered(run, _delivery(context["ti"]))
+        return delivered
+
+    def _give_up(self, context: Context, why: str) -> NoReturn:
+        """Stop the run, see its instances go, and fail."""
+        run, hook = self._reopen(context)
+        self._stop(run, hook, str(context["ti"].id), reason=why, patience_s=_CLEAN_UP_S)
+        state = _state(run)
+        left = [f"attempt {attempt.number}" for attempt in state.open_attempts]
+        step = run.chain().refresh().newest()
+        msg = (
+            f"run {run.run_id} was stopped ({why}) "
+            + (f"at checkpoint step {step[1].step}; " if step else "without a checkpoint; ")
+            + (f"STILL RUNNING: {', '.join(left)}, see `spotfirst reap`; " if left else "")
+            + "clear the task to go on from there"
+        )
+        raise AirflowFailException(msg)
+
+    def _stop(
+        self, run: Run, hook: SpotfirstHook, owner: str, *, reason: str, patience_s: float
+    ) -> None:
+        """Request a stop if we own the run, and reconcile until it is done or patience ends."""
+        from spotfirst_airflow.submission import request_stop
+
+        try:
+            if _state(run).is_final and not _state(run).open_attempts:
+                return
+            if not request_stop(run, reason=reason, owner=owner):
+                self.log.info("Run %s goes on: another try has taken it over.", run.run_id)
+                return
+            follower = self._follower(run, hook, owner, output=False)
+            until = time.monotonic() + patience_s
+            while (wait_s := follower.look()) is not None and time.monotonic() < until:
+                time.sleep(min(wait_s, max(0.0, until - time.monotonic())))
+        except StorageError as error:
+            self.log.error("Run %s could not be stopped: %s", run.run_id, error)  # noqa: TRY400
+
+
+def _delivery(ti: Any) -> str:
+    """To whom a result was delivered: the same for automatic retries, another after a clear.
+
+    A clear raises ``max_tries`` to the current try plus the task's retries; a retry leaves it.
+    """
+    return f"max_tries={ti.max_tries}"
+
+
+def _state(run: Run) -> RunState:
+    return run.journal().refresh()
+
+
+def _raise(run: Run, state: RunState) -> NoReturn:
+    """Fail the task with what the run ended with."""
+    from spotfirst_airflow.costs import bill
+
+    cost = f"It cost ${bill(state, now=utc_now()).total_usd:.4f} so far."
+    if state.failure is None:
+        reason = state.stop.reason if state.stop else "it was stopped"
+        # Somebody, or the budget, wanted it to stop: an automatic retry must not start it again.
+        msg = f"run {run.run_id} has stopped: {reason}. {cost} Clear the task to continue it"
+        raise AirflowFailException(msg)
+    tail = "".join(f"\n    {line}" for line in state.failure.log_tail[-_LOG_TAIL:])
+    msg = f"run {run.run_id} has failed: {state.failure.message}. {cost}" + (
+        f"\nThe last lines of its output:{tail}" if tail else ""
+    )
+    raise (AirflowException if state.failure.retryable else AirflowFailException)(msg)
+
+
+def _extra(delivered: Mapping[str, Any]) -> dict[str, Any]:
+    """What an asset's event says about the model that was made."""
+    names = ("run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd")
+    return {name: delivered[name] for name in names} | {
+        "weights_sha256": delivered["weights_sha256"]
+    }
