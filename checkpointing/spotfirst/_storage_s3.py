@@ -1,0 +1,239 @@
+"""Objects in S3 and its likes, through s3fs."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from spotfirst.errors import ObjectMissing, StorageError
+from spotfirst.storage import Storage, denied, missing, unavailable
+
+__all__ = ["S3Storage"]
+
+_AT_ONCE = 32
+"""Small requests in flight at a time."""
+
+_CONFIG = {
+    # Short, because Storage retries anyway: a dead server is known to be dead after
+    # patience_s and the 2 x 6 s of one last call. Time spent sending does not count.
+    "connect_timeout": 3,
+    "read_timeout": 6,
+    "retries": {"mode": "standard", "total_max_attempts": 2},
+    "max_pool_connections": _AT_ONCE,
+}
+
+# By name: botocore must not be imported only to compare with its classes.
+_UNUSABLE = {
+    "InvalidConfigError",
+    "InvalidEndpointConfigurationError",
+    "InvalidRegionError",
+    "NoCredentialsError",
+    "NoRegionError",
+    "ParamValidationError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "UnknownEndpointError",
+}
+_PASSING_STATUS = {408, 409, 425, 429}
+_PASSING_CODES = {
+    "BadDigest",
+    "IncompleteBody",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+    "RequestTimeout",
+    "SlowDown",
+    "XAmzContentSHA256Mismatch",
+}
+
+_clients: dict[tuple[Any, ...], Any] = {}
+_clients_lock = threading.Lock()
+
+
+def _client(options: Mapping[str, Any]) -> Any:
+    """The s3fs filesystem of this process for these options and this environment.
+
+    One for all threads: fsspec would make one per thread, each with its own connections. Another
+    one after a fork, because connections do not survive it.
+    """
+    environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+    key = (os.getpid(), repr(sorted(options.items())), environment)
+    client = _clients.get(key)  # without the lock: it may have been held during a fork
+    if client is not None:
+        return client
+    with _clients_lock:
+        if key not in _clients:
+            from s3fs import S3FileSystem
+
+            config = {**_CONFIG, **options.get("config_kwargs", {})}
+            client = S3FileSystem(
+                **{
+                    # Listings must not be cached: other processes write beside us.
+                    "use_listings_cache": False,
+                    "skip_instance_cache": True,
+                    **options,
+                    "config_kwargs": config,
+                }
+            )
+            client.retries = 1  # Storage retries, and knows how long
+            _clients[key] = client
+        return _clients[key]
+
+
+def _after_fork() -> None:
+    global _clients_lock  # noqa: PLW0603 - another thread may have held it, and is not here
+    _clients_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class S3Storage(Storage):
+    """Objects below a prefix of a bucket. ``options`` are s3fs's."""
+
+    def __init__(self, url: str, root: str, options: Mapping[str, Any]) -> None:
+        super().__init__(url, root)
+        self._options = dict(options)
+
+    @property
+    def _fs(self) -> Any:
+        return _client(self._options)
+
+    def _at(self, url: str, root: str) -> Storage:
+        return S3Storage(url, root, self._options)
+
+    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Several small objects at once; one that is missing raises :class:`ObjectMissing`."""
+        wanted = list(dict.fromkeys(paths))
+        found: dict[str, bytes] = {}
+
+        def read(_: str) -> None:
+            left = [path for path in wanted if path not in found]
+            for path, result in zip(left, self._fetch(left), strict=True):
+                if isinstance(result, FileNotFoundError) and not _no_bucket(result):
+                    raise ObjectMissing(str(missing(f"read {self.url}/{path}")), path=path)
+                if isinstance(result, BaseException):
+                    raise result
+                found[path] = result
+
+        if wanted:
+            self._call("read from", "", read)
+        return {path: found[path] for path in wanted}
+
+    def _fetch(self, paths: list[str]) -> list[bytes | BaseException]:
+        from fsspec.asyn import sync
+
+        client = self._fs
+
+        async def gather() -> list[bytes | BaseException]:
+            free = asyncio.Semaphore(_AT_ONCE)
+
+            async def fetch(full: str) -> bytes:
+                async with free:
+                    return bytes(await client._cat_file(full, max_concurrency=1))  # noqa: SLF001 - fsspec's coroutines are named so
+
+            calls = [fetch(self._full(path)) for path in paths]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        results: list[bytes | BaseException] = sync(client.loop, gather)
+        return results
+
+    def _read(self, full: str) -> bytes:
+        # With more concurrency it would ask for the size first: two requests for a small object.
+        return bytes(self._fs.cat_file(full, max_concurrency=1))
+
+    def _read_range(self, full: str, start: int, end: int) -> bytes:
+        if start == end:
+            return b""
+        try:
+            return bytes(self._fs.cat_file(full, start=start, end=end))
+        except OSError as error:
+            if _response(error)[1] == 416:  # it starts behind the object's end
+                return b""
+            raise
+
+    def _write(self, full: str, data: bytes) -> None:
+        self._fs.pipe_file(full, data)
+
+    def _create(self, full: str, data: bytes) -> None:
+        try:
+            self._fs.pipe_file(full, data, mode="create")
+        except OSError as error:
+            # s3fs knows the precondition only by a field that not every server sends.
+            if _response(error)[1] == 412:
+                raise FileExistsError(full) from error
+            raise
+
+    def _size_bytes(self, full: str) -> int:
+        bucket, key, _ = self._fs.split_path(full)
+        return int(self._fs.call_s3("head_object", Bucket=bucket, Key=key)["ContentLength"])
+
+    def _list(self, full: str) -> Iterable[str]:
+        found = (str(name).rstrip("/") for name in self._fs.ls(full, detail=False))
+        return [name.rsplit("/", 1)[-1] for name in found if name != full]
+
+    def _walk(self, full: str) -> Iterable[tuple[str, int]]:
+        found = self._fs.find(full, detail=True)
+        start = f"{full}/"
+        return [
+            (name.removeprefix(start), int(info["size"]))
+            for name, info in found.items()
+            if name.startswith(start) and not name.endswith("/")
+        ]
+
+    def _delete(self, full: str) -> None:
+        self._fs.rm_file(full)
+
+    def _upload(self, local: Path, full: str) -> None:
+        self._fs.put_file(str(local), full)
+
+    def _download(self, full: str, local: Path) -> None:
+        self._fs.get_file(full, str(local))
+
+    def _translate(self, error: Exception, what: str) -> StorageError | None:  # noqa: PLR0911 - one per kind
+        code, status = _response(error)
+        if _no_bucket(error):
+            return denied(what, "there is no such bucket", "Create it, or correct its name")
+        if isinstance(error, FileNotFoundError):
+            return missing(what)
+        if isinstance(error, PermissionError) or type(error).__name__ in _UNUSABLE:
+            return denied(
+                what,
+                f"{type(error).__name__}: {error}",
+                "Check the credentials (AWS_ACCESS_KEY_ID, …, or the instance's role), what they "
+                "allow, and the endpoint (AWS_ENDPOINT_URL_S3)",
+            )
+        if isinstance(error, ValueError):  # how botocore refuses an endpoint
+            return denied(what, error, "Check AWS_ENDPOINT_URL_S3 and the bucket's name")
+        if 400 <= status < 500 and status not in _PASSING_STATUS and code not in _PASSING_CODES:
+            return denied(what, f"{code}: {error}", "The server will not take this request")
+        if isinstance(error, OSError) and error.errno == errno.ENOSYS:
+            return denied(what, f"{code}: {error}", "The server lacks what Spotfirst needs")
+        home = type(error).__module__.partition(".")[0]
+        if isinstance(error, (OSError, TimeoutError, asyncio.TimeoutError)) or home in {
+            "aiobotocore",
+            "aiohttp",
+            "botocore",
+        }:
+            return unavailable(what, error)
+        return None
+
+
+def _response(error: BaseException) -> tuple[str, int]:
+    """The S3 error code and HTTP status behind an error; ``("", 0)`` when there was no answer."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            code = str(response.get("Error", {}).get("Code", ""))
+            return code, int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        seen = seen.__cause__
+    return "", 0
+
+
+def _no_bucket(error: BaseException) -> bool:
+    return _response(error)[0] == "NoSuchBucket"
