@@ -1,0 +1,99 @@
+"""The web application below ``/spotfirst``: every route asks Airflow who may see which DAG.
+
+Which run a task instance has, and where it is stored, is read from the XCom that the task pushed,
+never from the address: an address cannot make the server read another storage, or a run that
+belongs to another DAG.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.responses import HTMLResponse
+
+from spotfirst.errors import SpotfirstError, UnknownRun
+from spotfirst.run import Run
+from spotfirst.wire import utc_now
+from spotfirst_airflow.hooks import SpotfirstHook
+from spotfirst_airflow.operators import RUN_XCOM_KEY
+from spotfirst_airflow.submission import base_run_id
+from spotfirst_ui.page import render_message, render_run
+from spotfirst_ui.view import look_at
+
+__all__ = ["build_app"]
+
+_HEADERS = {
+    # Nothing on these pages needs a script, another origin, or a frame around it elsewhere.
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'self'"
+    ),
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def build_app() -> FastAPI:
+    """The application that Airflow mounts. It has no schema and no documentation pages."""
+    app = FastAPI(title="Spotfirst", openapi_url=None, docs_url=None, redoc_url=None)
+
+    # Not async: Starlette runs it in a thread, as the storage and the database may block.
+    @app.get(
+        "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/{map_index}",
+        dependencies=[
+            Depends(requires_access_dag("GET", DagAccessEntity.TASK_INSTANCE)),
+            Depends(requires_access_dag("GET", DagAccessEntity.TASK_LOGS)),
+        ],
+        response_class=HTMLResponse,
+    )
+    def run_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> HTMLResponse:
+        title = f"{dag_id} / {task_id}"
+        told = _told(dag_id, run_id, task_id, map_index)
+        if told is None:
+            text = "This task has not attached to a run yet."
+            return _page(render_message(title, text, refresh_s=3))
+        try:
+            view = look_at(_open(told, base_run_id(dag_id, run_id, task_id, map_index)), utc_now())
+        except UnknownRun as error:
+            raise HTTPException(404, "There is no such run") from error
+        except SpotfirstError as error:
+            text = f"The run cannot be read now ({type(error).__name__}). This page tries again."
+            return _page(render_message(title, text, refresh_s=15), status=503)
+        return _page(render_run(title, view))
+
+    return app
+
+
+def _told(dag_id: str, run_id: str, task_id: str, map_index: int) -> dict[str, Any] | None:
+    """What the task instance said about its run; ``None`` before it has."""
+    with create_session() as session:
+        query = XComModel.get_many(
+            run_id=run_id,
+            key=RUN_XCOM_KEY,
+            task_ids=task_id,
+            dag_ids=dag_id,
+            map_indexes=map_index,
+            limit=1,
+        )
+        found = session.scalars(query).first()
+        value = XComModel.deserialize_value(found) if found is not None else None
+    return value if isinstance(value, dict) and value.keys() >= {"run_id", "storage"} else None
+
+
+def _open(told: dict[str, Any], base_id: str) -> Run:
+    """The run, if it is this task instance's own: XComs can be edited by people."""
+    run_id = str(told["run_id"])
+    if run_id != base_id and not run_id.startswith(f"{base_id}.g"):
+        raise HTTPException(404, "There is no such run")
+    hook = SpotfirstHook(told.get("conn_id"))
+    return Run(hook.open_storage(str(told["storage"])), run_id)
+
+
+def _page(body: str, *, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(body, status_code=status, headers=_HEADERS)

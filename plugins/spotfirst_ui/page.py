@@ -1,0 +1,231 @@
+"""The page of a run as HTML. Everything that comes from a run is escaped, without exception."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from html import escape
+
+from spotfirst.state import Attempt, Phase
+from spotfirst_airflow.costs import Charge, usd
+from spotfirst_ui.view import RunView
+
+__all__ = ["render_message", "render_run"]
+
+_REFRESH_S = 4
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #1a7f4b; --bad: #c4314b;
+  --busy: #b26a00; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1.5rem; }
+h1 { font-size: 1.3rem; margin: 0; } h2 { font-size: 1rem; margin: 2rem 0 .5rem; }
+p, dl { margin: .25rem 0; } .soft { opacity: .7; overflow-wrap: anywhere; }
+dl { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr));
+  margin-top: 1rem; }
+dl > div { background: var(--soft); border-radius: .5rem; padding: .6rem .8rem; }
+dt { font-size: .8rem; opacity: .75; } dd { font-size: 1.1rem; font-weight: 600; margin: 0; }
+dd small { display: block; font-size: .8rem; font-weight: 400; opacity: .75; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left;
+  vertical-align: top; white-space: nowrap; }
+td:last-child { white-space: normal; } .number { text-align: right; }
+pre { background: var(--soft); border-radius: .5rem; max-height: 24rem; overflow: auto;
+  padding: .75rem; }
+.succeeded { color: var(--good); } .failed, .stopped { color: var(--bad); }
+.active, .stopping { color: var(--busy); }
+"""
+_ENDS = {
+    "completed": "completed",
+    "script_failed": "failed",
+    "interrupted": "interrupted",
+    "handed_over": "handed over",
+    "killed": "killed",
+    "lost": "lost",
+    "max_life": "end of life",
+}
+
+
+def render_message(title: str, text: str, *, refresh_s: int | None = None) -> str:
+    """A page that says one thing."""
+    return _document(title, f"<h1>{escape(title)}</h1><p>{escape(text)}</p>", refresh_s)
+
+
+def render_run(title: str, view: RunView) -> str:
+    """The whole page; it loads itself again while the run is not final."""
+    state = view.state
+    busy = not state.is_final or bool(state.open_attempts)
+    body = "".join(
+        (
+            _heading(title, view),
+            f"<p class=soft>{escape(view.spec.run_id)} · {escape(view.url)}</p>",
+            _problem(view),
+            _figures(view),
+            "<h2>Attempts</h2>",
+            _attempts(view),
+            "<h2>Checkpoints</h2>",
+            _checkpoints(view),
+            _warnings(view),
+            "<h2>Output</h2>",
+            _output(view),
+        )
+    )
+    return _document(title, body, _REFRESH_S if busy else None)
+
+
+def _document(title: str, body: str, refresh_s: int | None) -> str:
+    refresh = f'<meta http-equiv="refresh" content="{refresh_s:d}">' if refresh_s else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"{refresh}<title>{escape(title)} · Spotfirst</title><style>{_STYLE}</style></head>"
+        f"<body>{body}</body></html>"
+    )
+
+
+def _heading(title: str, view: RunView) -> str:
+    phase = f'<span class="{escape(view.state.phase.value)}">{escape(_phase(view))}</span>'
+    return f"<h1>{escape(title)} · {phase}</h1>"
+
+
+def _phase(view: RunView) -> str:
+    if view.state.phase is Phase.ACTIVE:
+        if not view.state.open_attempts:
+            return "waiting"
+        if view.heartbeat is not None:
+            return view.heartbeat.phase
+        return "launching"
+    return str(view.state.phase)
+
+
+def _problem(view: RunView) -> str:
+    state = view.state
+    if state.failure is not None:
+        text = state.failure.message
+    elif state.stop is not None:
+        text = state.stop.reason
+    elif state.waiting is not None and not state.open_attempts:
+        text = f"waiting: {state.waiting.reason}"
+    else:
+        return ""
+    return f"<p><strong>{escape(text)}</strong></p>"
+
+
+def _figures(view: RunView) -> str:
+    progress = view.heartbeat.progress if view.heartbeat else None
+    step = view.state.result.step if view.state.result else progress.step if progress else None
+    total = progress.total_steps if progress else None
+    metrics = (
+        view.state.result.metrics if view.state.result else progress.metrics if progress else {}
+    )
+    saving = view.bill.saving_share
+    budget = view.spec.budget_usd
+    cards = [
+        ("Step", f"{step if step is not None else '-'}", f"of {total}" if total else ""),
+        ("Cost", usd(view.bill.total_usd), f"of {usd(budget)}" if budget is not None else ""),
+        (
+            "On demand",
+            usd(view.bill.on_demand_usd),
+            f"{saving:.0%} saved" if view.bill.on_demand_usd else "",
+        ),
+        ("Attempts", str(len(view.bill.charges)), f"{view.bill.lost_steps} steps lost"),
+    ]
+    if view.spec.deadline is not None:
+        left = view.spec.deadline - view.now
+        note = f"in {_duration(left)}" if left > timedelta(0) and not view.state.is_final else ""
+        cards.append(("Deadline", _time(view.spec.deadline), note))
+    cards += [(name, f"{value:.4g}", "") for name, value in sorted(metrics.items())[:6]]
+    return "<dl>" + "".join(_card(*card) for card in cards) + "</dl>"
+
+
+def _card(name: str, value: str, note: str) -> str:
+    small = f"<small>{escape(note)}</small>" if note else ""
+    return f"<div><dt>{escape(name)}</dt><dd>{escape(value)}{small}</dd></div>"
+
+
+def _attempts(view: RunView) -> str:
+    charges = {charge.attempt: charge for charge in view.bill.charges}
+    head = ("#", "Market", "Pool", "Started", "Ran", "Steps", "Cost", "Notice", "End", "Why")
+    rows = [_attempt(a, charges.get(a.number), view.now) for a in view.state.attempts]
+    return _table(head, rows) if rows else "<p class=soft>None yet.</p>"
+
+
+def _attempt(attempt: Attempt, charge: Charge | None, now: datetime) -> Sequence[str]:
+    ended, launched = attempt.ended, attempt.launched
+    ran = "-"
+    if launched is not None:
+        ran = _duration((ended.ended_at if ended else now) - launched.started_at)
+    if attempt.not_launched is not None:
+        end = f"not launched: {attempt.not_launched.message}"
+    else:
+        end = _ENDS.get(ended.cause, ended.cause) if ended else "-"
+    steps = f"{ended.start_step or 0} → {ended.step}" if ended and ended.step is not None else "-"
+    cost = f"{usd(charge.cost_usd)}{' …' if charge.is_estimate else ''}" if charge else "-"
+    notice = attempt.notice
+    return (
+        str(attempt.number),
+        str(attempt.market),
+        str(attempt.pool),
+        _time(launched.started_at) if launched else "-",
+        ran,
+        steps,
+        cost,
+        f"{notice.kind} {_time(notice.seen_at)}" if notice else "-",
+        end,
+        attempt.reason,
+    )
+
+
+def _checkpoints(view: RunView) -> str:
+    head = ("Step", "Attempt", "Time", "Size", "New bytes", "Metrics")
+    rows = [
+        (
+            str(commit.step),
+            str(commit.attempt),
+            _time(commit.at),
+            _size(commit.size_bytes),
+            _size(commit.new_bytes),
+            ", ".join(f"{name} {value:.4g}" for name, value in sorted(commit.metrics.items())),
+        )
+        for _, commit in reversed(view.commits)
+    ]
+    return _table(head, rows) if rows else "<p class=soft>None yet.</p>"
+
+
+def _warnings(view: RunView) -> str:
+    if not view.state.warnings:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in view.state.warnings[-10:])
+    return f"<h2>Warnings</h2><ul>{items}</ul>"
+
+
+def _output(view: RunView) -> str:
+    if not view.output:
+        return "<p class=soft>None yet.</p>"
+    return f"<pre>{escape(chr(10).join(view.output))}</pre>"
+
+
+def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<div class=scroll><table><tr>{top}</tr>{body}</table></div>"
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def _duration(span: timedelta) -> str:
+    seconds = max(0, int(span.total_seconds()))
+    hours, rest = divmod(seconds, 3600)
+    if hours:
+        return f"{hours} h {rest // 60} min"
+    return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
