@@ -135,21 +135,35 @@ def end(processes: Iterable[psutil.Process], *, grace_s: float) -> None:
     Raises:
         DevstackError: one is still there five seconds after SIGKILL.
     """
-    left = list(processes)
+    left = [process for process in processes if _alive(process)]
     if grace_s > 0:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        _, left = psutil.wait_procs(left, timeout=grace_s)
+        left = _still_alive(left, grace_s)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _, left = psutil.wait_procs(left, timeout=5)
-    left = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    left = _still_alive(left, 5)
     if left:
         raise DevstackError(
             f"processes {[p.pid for p in left]} survived SIGKILL; look at them with ps"
         )
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Tell whether it runs; a zombie, which only its parent can remove, does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _still_alive(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait for processes to end, as long as `timeout_s`; return those that did not."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [p for p in processes if _alive(p)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
 
 
 def carrying(variable: str, value: str) -> list[psutil.Process]:
