@@ -51,7 +51,8 @@ class AirflowStandalone:
         dags: the folder with the DAG files.
         environment: variables for every component, over the caller's and over the defaults here;
             `AIRFLOW__DATABASE__SQL_ALCHEMY_CONN` in it selects another database.
-        components: what to run; `("standalone",)` runs Airflow's own all-in-one command.
+        components: what to run; `("standalone",)` runs Airflow's own all-in-one command, which
+            also opens two log ports on every interface: for comparison, not for daily use.
         port: of the API server and the UI; a free one by default.
     """
 

@@ -13,6 +13,7 @@ import fsspec
 import psutil
 import pytest
 
+from devstack.airflow import AirflowStandalone
 from devstack.processes import Child, carrying
 from devstack.s3 import S3Server
 
@@ -97,3 +98,35 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
         assert psutil.pid_exists(pid)
         parent.kill()
     assert eventually(lambda: not psutil.pid_exists(pid))
+
+
+@pytest.mark.airflow
+@pytest.mark.slow
+def test_airflow_survives_the_loss_of_a_component_and_leaves_nothing(tmp_path: Path) -> None:
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    (dags / "one.py").write_text(
+        "from airflow.sdk import dag, task\n"
+        "@dag(schedule=None)\n"
+        "def one():\n"
+        "    task(lambda: 41, task_id='answer')()\n"
+        "one()\n"
+    )
+    with AirflowStandalone(tmp_path / "home", dags) as airflow:
+        airflow.start_component("triggerer-2")
+        airflow.kill("triggerer")
+        assert not psutil.pid_exists(airflow.pid("triggerer"))
+        client = airflow.client()
+        client.wait_for_dag("one")
+        run = client.trigger("one")
+        assert client.wait_for_run("one", run) == "success"
+        assert client.xcom("one", run, "answer") == 41
+        airflow.start_component("triggerer")
+        listening = {
+            connection.laddr.ip
+            for pid in airflow.survivors()
+            for connection in psutil.Process(pid).net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+    assert airflow.survivors() == []
