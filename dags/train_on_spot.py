@@ -1,0 +1,98 @@
+"""Train a small language model on spot instances that are taken away again and again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG, Asset, Param
+
+from spotfirst_airflow.operators import SpotTrainingOperator
+
+CODE = Path(__file__).parent / "training" / "gpt"
+
+# Market seconds per second. A minute and a half here is six hours of prices, bills and
+# interruptions there. The training does not run faster, so the notice, in market seconds, is made
+# long enough to leave it twelve real ones.
+TIME_SCALE = 240
+NOTICE_S = 12 * TIME_SCALE
+
+
+def script(*changes: tuple[float, int, bool]) -> list[dict[str, object]]:
+    """A zone's spot capacity: from when on (real seconds), how much, and whether it gives notice."""
+    return [
+        {"from_s": after_s * TIME_SCALE, "capacity": capacity, "notice": notice}
+        for after_s, capacity, notice in changes
+    ]
+
+
+MARKET = {
+    "kind": "scripted",
+    "zones": {
+        # taken back with notice at 20 s; there again at 40 s; without notice at 70 s
+        "local-a": script((0, 4, True), (20, 0, True), (40, 4, True), (70, 0, False)),
+        # taken back without notice at 45 s, and gone for good
+        "local-b": script((0, 4, True), (45, 0, False)),
+    },
+}
+
+model = Asset("spotfirst://models/gpt-small")
+
+with DAG(
+    dag_id="train_on_spot",
+    schedule=None,
+    catchup=False,
+    max_active_runs=4,
+    tags=["spotfirst", "example"],
+    doc_md="""
+### Train on spot, as if it were never interrupted
+
+Trains a byte-level GPT on this machine's *local fleet*: real processes on a simulated spot market
+that takes instances back, with two minutes' notice and without, until spot runs dry and an
+on-demand instance finishes. Each attempt goes on at the step where the last one stopped, and the
+weights are the same, bit for bit, as without interruptions.
+
+Open the task and press **Spotfirst run** to see its attempts, checkpoints, cost and output. To
+start from a checkpoint of another run, trigger with *resume_from* = `RUN@STEP`.
+""",
+    params={
+        "resume_from": Param(
+            "scratch",
+            type="string",
+            pattern=r"^(scratch|[A-Za-z0-9][A-Za-z0-9._-]*@(\d+|latest))$",
+            title="Start from",
+            description_md="`scratch`, or a checkpoint: `RUN@STEP` or `RUN@latest`",
+        ),
+        "steps": Param(300, type="integer", minimum=1, maximum=1_000_000, title="Steps"),
+        "seed": Param(1, type="integer", minimum=0, title="Seed"),
+    },
+) as dag:
+    SpotTrainingOperator(
+        task_id="train",
+        command=[
+            "python", "train.py", "--steps", "{{ params.steps }}", "--seed", "{{ params.seed }}",
+        ],
+        code=str(CODE),
+        fleet="local",
+        fleet_options={"time_scale": TIME_SCALE, "notice_s": NOTICE_S, "market": MARKET},
+        instance_types=["g6.xlarge"],
+        # Spot whatever happens, and on demand as soon as there is none anywhere.
+        policy="fallback",
+        policy_options={"losses": 10, "no_capacity_s": 2, "return_after_s": 3600},
+        deadline=timedelta(minutes=20),
+        budget_usd=25,
+        resume_from="{{ params.resume_from }}",
+        checkpoint_period=timedelta(seconds=10),
+        tags={
+            "model_id": "gpt-small",
+            "team": "research",
+            "env": "demo",
+            "experiment_run": "{{ run_id }}",
+        },
+        outlets=[model],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    # Run this file with Python: the same, without a scheduler, in one process.
+    dag.test()
