@@ -15,6 +15,9 @@ from spotfirst.spec import RunSpec
 from spotfirst.wire import Record
 
 __all__ = [
+    "ATTEMPT_TAG",
+    "RUN_TAG",
+    "STORAGE_TAG",
     "EndedBy",
     "Fleet",
     "Instance",
@@ -23,6 +26,11 @@ __all__ = [
     "Offer",
     "load_fleet",
 ]
+
+RUN_TAG = "spotfirst:run"
+ATTEMPT_TAG = "spotfirst:attempt"
+STORAGE_TAG = "spotfirst:storage"
+"""Tags that lead from an instance back to its owner: its run, its attempt, its storage's URL."""
 
 EndedBy = Literal["fleet", "itself", "request", "unknown"]
 """Who ended an instance: the fleet took it back; it shut itself down; we asked; nobody says."""
@@ -122,7 +130,10 @@ class Fleet(Protocol):
         """
 
     def owned(self) -> list[Instance]:
-        """Every instance of Spotfirst's in this fleet that is not terminated."""
+        """Every instance of Spotfirst's in this fleet that is not terminated.
+
+        Their tags name the owner: :data:`RUN_TAG`, :data:`ATTEMPT_TAG`, :data:`STORAGE_TAG`.
+        """
 
 
 def load_fleet(name: str, options: Mapping[str, Any], *, environment: Mapping[str, str]) -> Fleet:

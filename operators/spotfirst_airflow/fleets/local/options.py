@@ -1,0 +1,123 @@
+"""What a run can say about its local fleet, checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spotfirst.errors import InvalidSpec
+from spotfirst.wire import Record
+from spotfirst_airflow.fleets.local.market import (
+    CalmMarket,
+    MarketOptions,
+    ScriptedMarket,
+    parse,
+    require,
+)
+from spotfirst_airflow.fleets.local.recorded import RecordedMarket
+from spotfirst_airflow.fleets.local.synthetic import SyntheticMarket
+
+__all__ = ["LocalOptions", "market_options"]
+
+_MARKETS: dict[str, type[MarketOptions]] = {
+    kind.kind: kind for kind in (CalmMarket, ScriptedMarket, SyntheticMarket, RecordedMarket)
+}
+_DEFAULT_ZONES = ("local-a", "local-b")
+
+
+class LocalOptions(Record):
+    """The options of :class:`~spotfirst_airflow.fleets.local.LocalFleet`.
+
+    ``time_scale`` is market seconds per second: markets, notices and bills run faster by it, the
+    training does not. ``notice_s`` is in market seconds, ``boot_s`` in real ones. ``epoch`` is
+    when the market began. ``agent_command`` is what an instance runs instead of the agent.
+    """
+
+    root: str = ""
+    zones: tuple[str, ...] = ()
+    time_scale: float = 1.0
+    market: dict[str, Any] = msgspec.field(default_factory=lambda: {"kind": CalmMarket.kind})
+    notice_s: float = 120.0
+    boot_s: float = 0.0
+    epoch: datetime | None = None
+    agent_command: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> LocalOptions:
+        """Raises :class:`InvalidSpec`. Reads no recordings: a reaper must not need them."""
+        parsed = parse(cls, options, where="local fleet")
+        require(parsed.time_scale > 0, "time_scale", parsed.time_scale, "above 0")
+        require(parsed.notice_s >= 0, "notice_s", parsed.notice_s, "0 or more")
+        require(parsed.boot_s >= 0, "boot_s", parsed.boot_s, "0 or more")
+        require(len(set(parsed.zones)) == len(parsed.zones), "zones", parsed.zones, "all different")
+        require(all(parsed.zones), "zones", parsed.zones, "names, none of them empty")
+        if parsed.epoch is not None and parsed.epoch.tzinfo is None:
+            parsed = msgspec.structs.replace(
+                parsed, epoch=parsed.epoch.replace(tzinfo=timezone.utc)
+            )
+        require(
+            not parsed.agent_command or all(parsed.agent_command),
+            "agent_command",
+            parsed.agent_command,
+            "a list of words, none of them empty",
+        )
+        market = market_options(parsed.market)
+        if not market.zones():
+            return msgspec.structs.replace(parsed, zones=parsed.zones or _DEFAULT_ZONES)
+        strange = sorted(set(parsed.zones) - set(market.zones()))
+        if strange:
+            msg = (
+                f"fleet option zones has {', '.join(map(repr, strange))}, which its market lacks; "
+                f"it has {', '.join(market.zones())}"
+            )
+            raise InvalidSpec(msg)
+        return msgspec.structs.replace(parsed, zones=parsed.zones or market.zones())
+
+    def settled(self, now: datetime) -> LocalOptions:
+        """With an absolute root and files, and the market beginning now unless it did before."""
+        market = dict(self.market)
+        if market.get("kind") == RecordedMarket.kind:
+            market["zones"] = {z: str(Path(p).absolute()) for z, p in market["zones"].items()}
+            if market.get("prices"):
+                market["prices"] = str(Path(market["prices"]).absolute())
+        return msgspec.structs.replace(
+            self, root=str(self.folder), market=market, epoch=self.epoch or now
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The absolute path of the registry."""
+        given = self.root or os.environ.get("SPOTFIRST_LOCAL_FLEET")
+        path = Path(given) if given else Path("~/.local/share/spotfirst/fleet")
+        return path.expanduser().absolute()
+
+    @property
+    def market_key(self) -> str:
+        """Names the market. Instances compete for capacity only with those in the same one."""
+        parts = msgspec.json.encode(
+            [self.market, self.time_scale, self.epoch], order="deterministic"
+        )
+        return hashlib.sha256(parts).hexdigest()[:16]
+
+    def market_time_s(self, now: datetime) -> float:
+        """Market seconds since the epoch, 0 before it."""
+        began = self.epoch or now
+        return max(0.0, (now - began).total_seconds() * self.time_scale)
+
+
+def market_options(options: Mapping[str, Any]) -> MarketOptions:
+    """What is said about the market, parsed. Raises :class:`InvalidSpec`."""
+    kind = options.get("kind")
+    if kind not in _MARKETS:
+        msg = f"fleet option market.kind is {kind!r}; it must be one of {', '.join(_MARKETS)}"
+        raise InvalidSpec(msg)
+    rest = {name: value for name, value in options.items() if name != "kind"}
+    market = parse(_MARKETS[kind], rest, where=f"{kind} market")
+    market.check()
+    return market

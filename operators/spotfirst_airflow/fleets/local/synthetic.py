@@ -1,0 +1,95 @@
+"""A market that comes and goes by chance, the same chance for everyone who knows the seed."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from threading import Lock
+from typing import ClassVar
+
+from spotfirst_airflow.fleets.local.market import MANY, Course, MarketOptions, ZoneState, require
+
+__all__ = ["SyntheticMarket"]
+
+_PRICE_STEP_S = 300.0
+_PRICE_RETURN = 0.9
+_PRICE_SPREAD = 0.05
+
+
+class SyntheticMarket(MarketOptions):
+    """Every zone alternates between having spot instances and having none.
+
+    Up and down times are exponential with means ``mean_up_s`` and ``mean_down_s`` (market
+    seconds); every zone starts up. A share ``silent_share`` of the interruptions comes without
+    notice. The logarithm of the price factor is a mean-reverting walk with a step every 300 s.
+    """
+
+    kind: ClassVar[str] = "synthetic"
+    seed: int = 0
+    mean_up_s: float = 3600.0
+    mean_down_s: float = 600.0
+    silent_share: float = 0.0
+    capacity: int = MANY
+
+    def check(self) -> None:
+        """Raise :class:`InvalidSpec` for rates that are none."""
+        require(self.mean_up_s > 0, "market.mean_up_s", self.mean_up_s, "above 0")
+        require(self.mean_down_s > 0, "market.mean_down_s", self.mean_down_s, "above 0")
+        require(0 <= self.silent_share <= 1, "market.silent_share", self.silent_share, "0 to 1")
+        require(self.capacity > 0, "market.capacity", self.capacity, "above 0")
+
+    def course(self, zone: str) -> Course:
+        """A course of the zone's own, independent of other zones'."""
+        return _Course(self, zone)
+
+
+class _Course:
+    """One zone's past and future, drawn from the beginning as far as it was asked for.
+
+    Every draw comes at its fixed place of a sequence of the zone's own, so that what is known
+    already changes nothing about what an answer is.
+    """
+
+    def __init__(self, market: SyntheticMarket, zone: str) -> None:
+        self._market = market
+        # Text seeds go through SHA-512, the same in every process and Python.
+        self._phases = random.Random(f"spotfirst/{market.seed}/{zone}/phases")
+        self._prices = random.Random(f"spotfirst/{market.seed}/{zone}/prices")
+        self._lock = Lock()
+        self._ends: list[float] = []
+        self._silent: list[bool] = []
+        self._logs: list[float] = [0.0]
+
+    def at(self, time_s: float) -> ZoneState:
+        """Up and down by turns, from the first draw on."""
+        index = self._index(time_s)
+        return ZoneState(
+            capacity=0 if index % 2 else self._market.capacity,
+            notice=not self._silent[index],
+            price_factor=self._price_factor(time_s),
+        )
+
+    def next_change(self, time_s: float) -> float:
+        """The end of the time up or down that this is in."""
+        return self._ends[self._index(time_s)]
+
+    def _price_factor(self, time_s: float) -> float:
+        index = max(0, int(time_s // _PRICE_STEP_S))
+        with self._lock:
+            while len(self._logs) <= index:
+                drawn = self._prices.gauss(0.0, _PRICE_SPREAD)
+                self._logs.append(_PRICE_RETURN * self._logs[-1] + drawn)
+        return math.exp(self._logs[index])
+
+    def _index(self, time_s: float) -> int:
+        with self._lock:
+            while not self._ends or self._ends[-1] <= time_s:
+                up = len(self._ends) % 2 == 0
+                mean_s = self._market.mean_up_s if up else self._market.mean_down_s
+                drawn_s = -mean_s * math.log(1.0 - self._phases.random())
+                before_s = self._ends[-1] if self._ends else 0.0
+                self._ends.append(max(before_s + drawn_s, math.nextafter(before_s, math.inf)))
+                silent = self._phases.random() < self._market.silent_share
+                self._silent.append(silent and not up)
+            return bisect_right(self._ends, time_s)
