@@ -2,6 +2,7 @@
 
 SpotfirstError
 ├── InvalidSpec            the run asked for something that cannot be; nothing was launched
+│   ├── UnknownDataset     a dataset or a version of one that is not in this storage
 │   ├── UnknownRun         a run, generation or step that is not in this storage
 │   └── UnsupportedStorage the storage cannot do what a run needs of it
 ├── StorageError
@@ -11,6 +12,9 @@ SpotfirstError
 ├── FormatError            an object is there, but it is not what it must be
 │   ├── NewerFormat        written by a newer Spotfirst
 │   └── CorruptObject      its bytes are not the ones that its name or its manifest promises
+├── StateError             a training state and a checkpoint do not go together
+│   ├── UnsupportedState   the state holds something that checkpoints do not store
+│   └── StateMismatch      the checkpoint is of another model, or of other objects
 ├── Conflict
 │   ├── LostRace           another writer decided first; read again
 │   └── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
@@ -36,10 +40,14 @@ __all__ = [
     "NoCapacity",
     "ObjectMissing",
     "SpotfirstError",
+    "StateError",
+    "StateMismatch",
     "StorageDenied",
     "StorageError",
     "StorageUnavailable",
+    "UnknownDataset",
     "UnknownRun",
+    "UnsupportedState",
     "UnsupportedStorage",
 ]
 
@@ -50,6 +58,10 @@ class SpotfirstError(Exception):
 
 class InvalidSpec(SpotfirstError, ValueError):
     """The run cannot be as asked. Raised before anything is launched or paid for."""
+
+
+class UnknownDataset(InvalidSpec):
+    """No such dataset or version in this storage."""
 
 
 class UnknownRun(InvalidSpec):
@@ -90,6 +102,18 @@ class NewerFormat(FormatError):
 
 class CorruptObject(FormatError):
     """The bytes differ from those that the object's name or manifest promises."""
+
+
+class StateError(SpotfirstError):
+    """A training state cannot be saved, or a checkpoint cannot be loaded into it."""
+
+
+class UnsupportedState(StateError, TypeError):
+    """A value of a kind that checkpoints do not store, named with its place in the state."""
+
+
+class StateMismatch(StateError, ValueError):
+    """The checkpoint does not fit the objects it is to be loaded into; the message lists how."""
 
 
 class Conflict(SpotfirstError):
