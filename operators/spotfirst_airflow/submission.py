@@ -37,6 +37,8 @@ __all__ = [
     "newest_generation",
     "open_controller",
     "request_stop",
+    "resolve_checkpoint",
+    "storage_environment",
 ]
 
 _GENERATION = re.compile(r"\.g(\d+)$")
@@ -265,7 +267,9 @@ def _plan(
     storage.probe()
     return msgspec.structs.replace(
         spec,
-        resume_from=_resolve_checkpoint(storage, request.resume_from),
+        resume_from=resolve_checkpoint(storage, request.resume_from)
+        if request.resume_from
+        else None,
         dataset=_resolve_dataset(storage, request),
         code=_publish_code(storage, request.code),
     )
@@ -292,10 +296,11 @@ def _resolve_dataset(storage: Storage, request: Request) -> DatasetRef | None:
     return msgspec.structs.replace(found, since=since.version)
 
 
-def _resolve_checkpoint(storage: Storage, text: str | None) -> ResumeFrom | None:
-    """``"RUN@STEP"`` or ``"RUN@latest"`` as the chain entry that it means."""
-    if text is None:
-        return None
+def resolve_checkpoint(storage: Storage, text: str) -> ResumeFrom:
+    """``"RUN@STEP"`` or ``"RUN@latest"`` as the chain entry that it means.
+
+    Raises :class:`InvalidSpec`, and :class:`UnknownRun` for a run or step that is not there.
+    """
     run_id, at, step = text.rpartition("@")
     if not at or not run_id or not (step == "latest" or step.isdigit()):
         msg = f'resume_from={text!r} must read "RUN@STEP" or "RUN@latest"; `spotfirst runs` lists runs'

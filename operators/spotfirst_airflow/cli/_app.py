@@ -1,0 +1,70 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from spotfirst_airflow.cli import (
+    _costs,
+    _datasets,
+    _instances,
+    _looking,
+    _replay,
+    _running,
+)
+from spotfirst_airflow.cli._common import ErrorsAsLines
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    cls=ErrorsAsLines,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spotfirst {version('spotfirst')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug messages.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Train on spot GPUs as if they were never interrupted.
+
+    A run lives as files in one storage: a local folder or an S3 prefix. Name it once, with
+    `export SPOTFIRST_STORAGE=…`, or with `--storage` at every command.
+
+    Begin with `spotfirst run --help`.
+    """
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("botocore", "aiobotocore", "asyncio", "s3fs", "urllib3", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+app.command("run")(_running.run)
+app.command("runs")(_looking.runs)
+app.command("show")(_looking.show)
+app.command("logs")(_looking.logs)
+app.command("cost")(_costs.cost)
+app.command("replay")(_replay.replay)
+app.command("stop")(_instances.stop)
+app.command("reap")(_instances.reap)
+app.add_typer(_datasets.app, name="datasets")

@@ -1,0 +1,137 @@
+"""What every command shares: the storage option, errors as one line, JSON and durations."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from spotfirst.errors import InvalidSpec, SpotfirstError, UnknownRun
+from spotfirst.run import Run
+from spotfirst.storage import Storage, open_storage
+
+__all__ = [
+    "BAD_INPUT",
+    "FAILED",
+    "ErrorsAsLines",
+    "JsonOption",
+    "RunArgument",
+    "StorageOption",
+    "duration",
+    "existing_run",
+    "find_storage",
+    "moment",
+    "print_json",
+    "size",
+    "stderr",
+    "stdout",
+]
+
+FAILED = 1
+BAD_INPUT = 2
+
+StorageOption = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        "-s",
+        envvar="SPOTFIRST_STORAGE",
+        help="Where runs are kept: s3://BUCKET/PREFIX or a local folder.",
+        metavar="URL",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id (`spotfirst runs`).")]
+
+
+def stdout() -> Console:
+    """Made when it is used, so that it writes to where standard output is then."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """Made when it is used, so that it writes to where standard error is then."""
+    return Console(stderr=True, highlight=False)
+
+
+class ErrorsAsLines(TyperGroup):
+    """Turns what Spotfirst raises into one red line: code 2 for bad input, 1 for the rest."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SpotfirstError as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            stderr().print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+            code = BAD_INPUT if isinstance(error, InvalidSpec) else FAILED
+            raise typer.Exit(code) from error
+
+
+def find_storage(url: str) -> Storage:
+    """The storage of ``--storage`` or ``$SPOTFIRST_STORAGE``. Raises :class:`InvalidSpec`."""
+    if not url.strip():
+        msg = (
+            "no storage: give --storage s3://BUCKET/PREFIX (or a folder), or set SPOTFIRST_STORAGE"
+        )
+        raise InvalidSpec(msg)
+    # Instances have another working directory, so a folder is passed on with its whole path.
+    return open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
+
+
+def existing_run(storage_url: str, run_id: str) -> Run:
+    """A run that is there. Raises :class:`UnknownRun`."""
+    run = Run(find_storage(storage_url), run_id)
+    try:
+        run.original_spec()
+    except UnknownRun:
+        near = [name for name in run.root.list("runs") if run_id in name]
+        if near:
+            msg = (
+                f"there is no run {run_id!r} in {run.root.url}; did you mean {', '.join(near[:5])}?"
+            )
+            raise UnknownRun(msg) from None
+        raise
+    return run
+
+
+def print_json(value: Any) -> None:
+    """To standard output: indented for people, one document for scripts."""
+    data = msgspec.json.encode(value, enc_hook=str)
+    typer.echo(msgspec.json.format(data, indent=2).decode())
+
+
+def duration(value: timedelta | float) -> str:
+    """``45.2 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
+    if seconds < 10:
+        return f"{sign}{seconds:.1f} s"
+    if seconds < 120:
+        return f"{sign}{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 120:
+        return f"{sign}{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{sign}{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{sign}{days} d {hours} h"
+
+
+def moment(value: datetime | None) -> str:
+    """A time of day with its date, in UTC, for people."""
+    return f"{value:%Y-%m-%d %H:%M:%S}" if value else "-"
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"

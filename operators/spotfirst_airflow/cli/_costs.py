@@ -1,0 +1,163 @@
+"""``spotfirst cost``: what runs cost, row by row and summed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from spotfirst.errors import InvalidSpec
+from spotfirst.run import Run, list_runs
+from spotfirst.spec import TAG_NAMES
+from spotfirst.wire import Record, utc_now
+from spotfirst_airflow.cli._common import (
+    JsonOption,
+    StorageOption,
+    existing_run,
+    find_storage,
+    moment,
+    print_json,
+    stdout,
+)
+from spotfirst_airflow.costs import Bill, bill, usd
+
+__all__ = ["cost"]
+
+
+class _Account(Record):
+    run_id: str
+    tags: dict[str, str]
+    bill: Bill
+
+
+def cost(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN…]", help="Runs; all when none is named.")
+    ] = None,
+    *,
+    storage: StorageOption = "",
+    by: Annotated[
+        str, typer.Option(help="Sums by a tag: model_id, team, env or experiment_run.")
+    ] = "",
+    json: JsonOption = False,
+) -> None:
+    """Show what runs cost: one row per attempt, with its price and the rule that applied.
+
+    Prices were frozen when an instance was launched, so the answer never changes later.
+
+    Examples:
+
+        spotfirst cost night-1
+
+        spotfirst cost --by team
+    """
+    if by and by not in TAG_NAMES:
+        msg = f"--by {by!r}: costs are summed by {', '.join(TAG_NAMES)}"
+        raise InvalidSpec(msg)
+    if run_ids:
+        found = [existing_run(storage, run_id) for run_id in run_ids]
+    else:
+        place = find_storage(storage)
+        found = [Run(place, name) for name in list_runs(place)]
+    accounts = [_account(run) for run in found]
+    if by:
+        _print_sums(accounts, by, json=json)
+    elif json:
+        print_json([_as_json(account) for account in accounts])
+    elif run_ids:
+        _print_rows(accounts)
+    else:
+        _print_runs(accounts)
+
+
+def _account(run: Run) -> _Account:
+    tags = run.spec().tags
+    state = run.journal().refresh()
+    return _Account(run_id=run.run_id, tags=tags, bill=bill(state, now=utc_now(), tags=tags))
+
+
+def _print_rows(accounts: Iterable[_Account]) -> None:
+    console = stdout()
+    for account in accounts:
+        table = _table(
+            "attempt", "market", "pool", "seconds", "price/h", "price from", "rule", "cost"
+        )
+        for charge in account.bill.charges:
+            mark = "~" if charge.is_estimate else ""
+            table.add_row(
+                str(charge.attempt), str(charge.market), str(charge.pool), f"{charge.used_s:.1f}",
+                f"${charge.price_usd_h}", f"{charge.price_source}, {moment(charge.price_at)} UTC",
+                charge.rule, f"{mark}{usd(charge.cost_usd)}",
+            )  # fmt: skip
+        console.print(Text(account.run_id, style="bold"))
+        console.print(table)
+        tags = ", ".join(f"{k}={v}" for k, v in sorted(account.tags.items()))
+        console.print(f"total {_total(account.bill)}" + (f"; {tags}" if tags else ""), markup=False)
+
+
+def _print_runs(accounts: list[_Account]) -> None:
+    table = _table("run", "attempts", "on demand", "cost")
+    for account in accounts:
+        table.add_row(
+            Text(account.run_id), str(len(account.bill.charges)),
+            usd(account.bill.on_demand_usd), usd(account.bill.total_usd),
+        )  # fmt: skip
+    console = stdout()
+    console.print(table)
+    console.print(f"total {usd(sum((a.bill.total_usd for a in accounts), Decimal(0)))}")
+
+
+def _print_sums(accounts: list[_Account], by: str, *, json: bool) -> None:
+    sums: dict[str, list[_Account]] = {}
+    for account in accounts:
+        sums.setdefault(account.tags.get(by, ""), []).append(account)
+    rows = [
+        {
+            by: name or None,
+            "runs": len(members),
+            "cost_usd": sum((a.bill.total_usd for a in members), Decimal(0)),
+            "on_demand_usd": sum((a.bill.on_demand_usd for a in members), Decimal(0)),
+        }
+        for name, members in sorted(sums.items())
+    ]
+    if json:
+        print_json(rows)
+        return
+    table = _table(by, "runs", "on demand", "cost")
+    for row in rows:
+        name = str(row[by] or "(no tag)")
+        on_demand, cost_usd = Decimal(str(row["on_demand_usd"])), Decimal(str(row["cost_usd"]))
+        table.add_row(Text(name), str(row["runs"]), usd(on_demand), usd(cost_usd))
+    stdout().print(table)
+
+
+def _total(account: Bill) -> str:
+    text = f"{usd(account.total_usd)}, on demand {usd(account.on_demand_usd)}"
+    if not account.on_demand_usd:
+        return text
+    word = "saved" if account.saving_usd >= 0 else "dearer"
+    return f"{text}: {usd(abs(account.saving_usd))} ({abs(account.saving_share):.0%}) {word}"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        right = name in {"seconds", "price/h", "cost", "on demand", "runs", "attempts"}
+        table.add_column(name, justify="right" if right else "left")
+    return table
+
+
+def _as_json(account: _Account) -> dict[str, Any]:
+    return {
+        "run_id": account.run_id,
+        "tags": account.tags,
+        "charges": account.bill.charges,
+        "total_usd": account.bill.total_usd,
+        "on_demand_usd": account.bill.on_demand_usd,
+        "saving_usd": account.bill.saving_usd,
+        "lost_steps": account.bill.lost_steps,
+    }

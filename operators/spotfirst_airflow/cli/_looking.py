@@ -1,0 +1,274 @@
+"""``spotfirst runs``, ``show`` and ``logs``: look without touching anything."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spotfirst.errors import FormatError, ObjectMissing
+from spotfirst.heartbeat import Heartbeat
+from spotfirst.run import Run, list_runs
+from spotfirst.spec import RunSpec
+from spotfirst.state import RunState
+from spotfirst.wire import utc_now
+from spotfirst_airflow.changeovers import changeovers, read_progress
+from spotfirst_airflow.cli._common import (
+    JsonOption,
+    RunArgument,
+    StorageOption,
+    duration,
+    existing_run,
+    find_storage,
+    moment,
+    print_json,
+    size,
+    stderr,
+    stdout,
+)
+from spotfirst_airflow.cli.summary import attempts_table, describe_changeovers
+from spotfirst_airflow.costs import bill, usd
+from spotfirst_airflow.logs import LogFollower
+from spotfirst_airflow.news import describe
+from spotfirst_airflow.results import result
+
+__all__ = ["logs", "runs", "show"]
+
+_STYLES = {"succeeded": "green", "failed": "red", "stopped": "yellow", "stopping": "yellow"}
+
+
+def runs(
+    *,
+    storage: StorageOption = "",
+    prefix: Annotated[str, typer.Option(help="Only runs whose id begins like this.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many.", min=1)] = 50,
+    json: JsonOption = False,
+) -> None:
+    """List runs, the newest first.
+
+    Example:
+
+        spotfirst runs --prefix train_on_spot
+    """
+    place = find_storage(storage)
+    names = [name for name in list_runs(place) if name.startswith(prefix)]
+    with ThreadPoolExecutor(16) as pool:
+        found = [row for row in pool.map(lambda name: _peek(Run(place, name)), names) if row]
+    found.sort(key=lambda row: row[1].created_at or row[2].created_at, reverse=True)
+    found = found[:limit]
+    if json:
+        print_json([_row(*row) for row in found])
+        return
+    console = stdout()
+    if not found:
+        console.print(f"no runs in {place.url}", markup=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "phase", "step", "attempts", "cost", "began (UTC)", "took"):
+        table.add_column(
+            name, justify="right" if name in {"step", "attempts", "cost", "took"} else "left"
+        )
+    for run, state, spec in found:
+        row = _row(run, state, spec)
+        phase = Text(row["phase"], style=_STYLES.get(row["phase"], "cyan"))
+        step = "-" if row["step"] is None else str(row["step"])
+        table.add_row(
+            Text(run.run_id), phase, step, str(row["attempts"]), usd(row["cost_usd"]),
+            moment(row["created_at"]), duration(row["took_s"]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def show(
+    run_id: RunArgument,
+    *,
+    storage: StorageOption = "",
+    events: Annotated[bool, typer.Option("--events", help="Everything that happened.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show all about one run: what was asked, its attempts, checkpoints and cost.
+
+    Example:
+
+        spotfirst show night-1 --events
+    """
+    run = existing_run(storage, run_id)
+    spec = run.spec()
+    journal = run.journal()
+    state = journal.refresh()
+    if json:
+        print_json(_everything(run, spec, state, journal.events if events else None))
+        return
+    console = stdout()
+    _print_head(console, run, spec, state)
+    console.print()
+    console.print(attempts_table(state))
+    _print_checkpoints(console, run)
+    account = bill(state, now=utc_now())
+    console.print()
+    console.print(
+        f"cost {usd(account.total_usd)}, on demand {usd(account.on_demand_usd)}, "
+        f"steps lost {account.lost_steps}"
+    )
+    if found := changeovers(state, read_progress(run, state)):
+        console.print(f"changeovers {describe_changeovers(found)}", soft_wrap=True)
+    for warning in state.warnings:
+        console.print(Text(f"WARNING: {warning}", style="yellow"), soft_wrap=True)
+    if events:
+        console.print("\n[bold]events[/bold] (UTC)")
+        for number, event in enumerate(journal.events, start=1):
+            text = describe(event, state) or type(event).__name__.lower()
+            console.print(Text(f"{number:4d}  {event.at:%m-%d %H:%M:%S}  {text}"), soft_wrap=True)
+
+
+def logs(
+    run_id: RunArgument,
+    *,
+    storage: StorageOption = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run is over.")
+    ] = False,
+    attempt: Annotated[int | None, typer.Option(help="Of this attempt only.", min=1)] = None,
+) -> None:
+    """Print what the training wrote, over all attempts.
+
+    Example:
+
+        spotfirst logs night-1 -f
+    """
+    run = existing_run(storage, run_id)
+    journal = run.journal()
+    output = LogFollower(run)
+    while True:
+        state = journal.refresh()
+        is_over = not follow or (state.is_final and not state.open_attempts)
+        lines = output.new_lines(len(state.attempts))
+        if is_over:
+            lines += output.rest()
+        for number, line in lines:
+            if attempt in {None, number}:
+                typer.echo(line if attempt else f"[{number}] {line}")
+        if is_over:
+            break
+        time.sleep(1.0)
+    if attempt is not None and attempt > len(state.attempts):
+        stderr().print(f"run {run_id} has {len(state.attempts)} attempts", style="yellow")
+
+
+def _peek(run: Run) -> tuple[Run, RunState, RunSpec] | None:
+    """A run's state and spec; nothing for what is no run, or not readable by this version."""
+    try:
+        return run, run.journal().refresh(), run.spec()
+    except (ObjectMissing, FormatError, ValueError):
+        return None
+
+
+def _row(run: Run, state: RunState, spec: RunSpec) -> dict[str, Any]:
+    began = state.created_at or spec.created_at
+    until = state.updated_at if state.is_final and state.updated_at else utc_now()
+    return {
+        "run_id": run.run_id,
+        "phase": str(state.phase),
+        "step": state.result.step if state.result else _newest_step(run, state),
+        "attempts": len(state.attempts),
+        "cost_usd": bill(state, now=utc_now()).total_usd,
+        "created_at": began,
+        "took_s": (until - began).total_seconds(),
+        "tags": spec.tags,
+    }
+
+
+def _newest_step(run: Run, state: RunState) -> int | None:
+    beat = _newest_beat(run, state)
+    if beat is not None and beat.progress.step is not None:
+        return beat.progress.step
+    return state.checkpoint_step
+
+
+def _newest_beat(run: Run, state: RunState) -> Heartbeat | None:
+    beats = [run.heartbeat(attempt.number) for attempt in state.open_attempts]
+    training = [beat for beat in beats if beat and beat.progress.step is not None]
+    return training[-1] if training else None
+
+
+def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> None:
+    phase = str(state.phase)
+    head = Text.assemble((spec.run_id, "bold"), "  ", (phase, _STYLES.get(phase, "cyan")))
+    console.print(head)
+    code = (
+        f"{spec.code.source or 'code'} ({spec.code.digest[:12]})" if spec.code else "in the image"
+    )
+    dataset = f"{spec.dataset.name}@{spec.dataset.version}" if spec.dataset else ""
+    limits = ", ".join(
+        text
+        for text in (
+            f"deadline {moment(spec.deadline)}" if spec.deadline else "",
+            f"budget ${spec.budget_usd}" if spec.budget_usd is not None else "",
+        )
+        if text
+    )
+    parent = f"{spec.resume_from.run_id}@{spec.resume_from.step}" if spec.resume_from else ""
+    for label, text in (
+        ("command", " ".join(spec.command)),
+        ("code", code),
+        ("dataset", dataset),
+        ("from", parent),
+        ("fleet", f"{spec.fleet}, {', '.join(spec.instance_types) or 'all types'}"),
+        ("policy", spec.policy),
+        ("limits", limits),
+        ("tags", ", ".join(f"{k}={v}" for k, v in sorted(spec.tags.items()))),
+        ("created", f"{moment(state.created_at)} UTC"),
+        ("storage", run.url),
+        ("failed", state.failure.message if state.failure else ""),
+        ("waiting", state.waiting.reason if state.waiting and not state.is_final else ""),
+    ):
+        if text:
+            console.print(Text.assemble((f"  {label:<9}", "dim"), text), soft_wrap=True)
+
+
+def _print_checkpoints(console: Console, run: Run) -> None:
+    commits = run.chain().refresh().commits
+    console.print()
+    if not commits:
+        console.print("no checkpoints yet")
+        return
+    left_out = f", the newest 10 of {len(commits)}" if len(commits) > 10 else ""
+    console.print(f"[bold]checkpoints[/bold]{left_out}")
+    for _, commit in commits[-10:]:
+        console.print(
+            f"  step {commit.step}  {commit.at:%H:%M:%S}  attempt {commit.attempt}  "
+            f"{size(commit.size_bytes)}, of these {size(commit.new_bytes)} new"
+        )
+
+
+def _everything(
+    run: Run, spec: RunSpec, state: RunState, events: list[Any] | None
+) -> dict[str, Any]:
+    now: datetime = utc_now()
+    found: dict[str, Any] = {
+        **result(run, state, now=now),
+        "spec": spec,
+        "state": state,
+        "charges": bill(state, now=now, tags=spec.tags).charges,
+        "changeovers": changeovers(state, read_progress(run, state)),
+        "checkpoints": [
+            {
+                "seq": seq,
+                "step": c.step,
+                "attempt": c.attempt,
+                "at": c.at,
+                "size_bytes": c.size_bytes,
+            }
+            for seq, c in run.chain().refresh().commits
+        ],
+    }
+    if events is not None:
+        found["events"] = [msgspec.to_builtins(event) for event in events]
+    return found

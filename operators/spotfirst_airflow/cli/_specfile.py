@@ -1,0 +1,135 @@
+"""From a spec file and options to a request: one file format, the fields of a ``Request``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spotfirst.errors import InvalidSpec
+from spotfirst_airflow.rendering import parse_moment, parse_usd
+from spotfirst_airflow.submission import Request
+
+__all__ = ["assign", "make_request", "parse_pairs", "read_spec_file"]
+
+
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """The keys of a YAML, TOML or JSON file. Raises :class:`InvalidSpec`.
+
+    A relative ``code`` is meant from the file's own folder.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        msg = f"spec file {path} cannot be read: {error.strerror}"
+        raise InvalidSpec(msg) from error
+    try:
+        found = _decoder(path)(data)
+    except (msgspec.DecodeError, ValueError) as error:
+        msg = f"spec file {path} is not valid: {error}"
+        raise InvalidSpec(msg) from error
+    except ImportError as error:
+        msg = f"reading {path} needs a package that is missing ({error}); write the spec as JSON"
+        raise InvalidSpec(msg) from error
+    if not isinstance(found, dict):
+        msg = f"spec file {path} holds no keys; it wants 'command', and may have {_allowed()}"
+        raise InvalidSpec(msg)
+    code = found.get("code")
+    if isinstance(code, str):
+        found["code"] = str(path.absolute().parent / Path(code).expanduser())
+    return found
+
+
+def make_request(values: Mapping[str, Any]) -> Request:
+    """The request that these keys mean. Raises :class:`InvalidSpec`, naming the key."""
+    unknown = sorted(set(values) - set(Request.__struct_fields__))
+    if unknown:
+        msg = f"unknown keys {', '.join(unknown)}; a spec may have {_allowed()}"
+        raise InvalidSpec(msg)
+    if isinstance(values.get("command"), str):
+        msg = f"command {values['command']!r} is one string; give a list of words"
+        raise InvalidSpec(msg)
+    texts = {k: _texts(v) if k in {"env", "tags"} else v for k, v in values.items()}
+    return Request(**{name: _convert(name, value) for name, value in texts.items()})
+
+
+def _convert(name: str, value: Any) -> Any:
+    if name == "deadline":
+        return parse_moment(value)
+    if name == "budget_usd":
+        return parse_usd(value)
+    [field] = [field for field in msgspec.structs.fields(Request) if field.name == name]
+    try:
+        return msgspec.convert(value, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        msg = f"{name} of the spec is {value!r}: {error}"
+        raise InvalidSpec(msg) from error
+
+
+def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a mapping. Raises :class:`InvalidSpec`."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            msg = f"{option} {pair!r} must read NAME=VALUE"
+            raise InvalidSpec(msg)
+        found[name] = value
+    return found
+
+
+def assign(values: dict[str, Any], pairs: Mapping[str, str]) -> None:
+    """Set each dotted key; a value is JSON when it reads as such, else text.
+
+    ``env.LR=0.1`` sets one variable, ``policy=on_demand`` a key, and
+    ``fleet_options.market={"kind": "calm"}`` a whole mapping.
+    """
+    for dotted, text in pairs.items():
+        *path, last = dotted.split(".")
+        inner = values
+        for part in path:
+            below = inner.get(part)
+            inner[part] = dict(below) if isinstance(below, Mapping) else {}
+            inner = inner[part]
+        inner[last] = text if path and path[0] in {"env", "tags"} else _parsed(text)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def _decoder(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix in {".yaml", ".yml"}:
+        return _decode_yaml
+    if suffix == ".toml":
+        return msgspec.toml.decode
+    if suffix == ".json":
+        return msgspec.json.decode
+    msg = f"spec file {path} must end in .yaml, .yml, .toml or .json"
+    raise InvalidSpec(msg)
+
+
+def _decode_yaml(data: bytes) -> Any:
+    # PyYAML comes with Airflow; alone, Spotfirst does not install it.
+    return msgspec.yaml.decode(data)
+
+
+def _texts(values: Any) -> Any:
+    """YAML reads ``LR: 0.1`` as a number, and the script gets text."""
+    if not isinstance(values, Mapping):
+        return values
+    return {str(name): _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _allowed() -> str:
+    return ", ".join(sorted(Request.__struct_fields__))
