@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from spotfirst.errors import CorruptObject
 from spotfirst.market import Market, Notice, Pool
-from spotfirst.wire import Record, check_version, encode
+from spotfirst.wire import Record, decode, encode
 
 __all__ = [
     "Attached",
@@ -144,6 +143,7 @@ class Ended(Event):
     start_step: int | None = None
     step: int | None = None
     checkpoint_step: int | None = None
+    total_steps: int | None = None
     training_s: float = 0.0
     startup_s: float = 0.0
     moved_bytes: int = 0
@@ -209,7 +209,7 @@ class UnknownEvent(Event):
     original: dict[str, Any] = {}
 
 
-class _Kind(msgspec.Struct):
+class _Kind(Record):
     kind: str
     at: datetime
     by: str = ""
@@ -232,13 +232,8 @@ def encode_event(event: Event, *, nonce: str) -> bytes:
 
 def decode_event(data: bytes, *, path: str) -> Event:
     """Raises :class:`NewerFormat` or :class:`CorruptObject`; an unknown kind is not an error."""
-    check_version(data, path=path)
-    try:
-        head = msgspec.json.decode(data, type=_Kind)
-        if head.kind not in KNOWN:
-            original = msgspec.json.decode(data, type=dict[str, Any])
-            return UnknownEvent(at=head.at, by=head.by, original=original)
-        return msgspec.json.decode(data, type=KNOWN[head.kind])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"{path} is not a valid journal event: {error}"
-        raise CorruptObject(msg) from error
+    head = decode(data, _Kind, path=path)
+    if head.kind in KNOWN:
+        return decode(data, KNOWN[head.kind], path=path)
+    original = msgspec.json.decode(data, type=dict[str, Any])
+    return UnknownEvent(at=head.at, by=head.by, original=original)

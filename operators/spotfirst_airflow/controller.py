@@ -315,7 +315,7 @@ class Controller:
             attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
             current=current,
             deadline=outlook.deadline,
-            work_left_s=work_left_s(beat) if beat else None,
+            work_left_s=work_left_s(state, beat),
             changeover_s=outlook.changeover_s,
         )
         decision = self._policy.decide(view)
@@ -497,6 +497,7 @@ def _ended(
         start_step=progress.start_step if progress else None,
         step=progress.step if progress else None,
         checkpoint_step=progress.checkpoint_step if progress else None,
+        total_steps=progress.total_steps if progress else None,
         training_s=training_s,
         startup_s=startup_s,
         moved_bytes=(report or beat).moved_bytes if (report or beat) else 0,  # type: ignore[union-attr]

@@ -63,6 +63,7 @@ class Bill(Record):
 
     @property
     def saving_usd(self) -> Decimal:
+        """What spot saved against on demand; negative when it cost more."""
         return self.on_demand_usd - self.total_usd
 
     @property

@@ -18,7 +18,7 @@ _ENDINGS = {
 }
 
 
-def describe(event: e.Event, state: RunState) -> str:  # noqa: C901, PLR0911 - one arm per event
+def describe(event: e.Event, state: RunState) -> str:
     """One line for people, or nothing for events that only machines care about."""
     if isinstance(event, e.Waiting):
         return f"waiting: {event.reason}"

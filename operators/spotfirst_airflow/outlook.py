@@ -15,6 +15,7 @@ __all__ = ["Outlook", "seconds_per_step", "work_left_s"]
 
 _DEFAULT_CHANGEOVER_S = 60.0
 _DRAIN_MARGIN_S = 5.0
+_STEPS_FOR_A_PACE = 2
 
 
 class Outlook(Record):
@@ -26,6 +27,7 @@ class Outlook(Record):
 
     @classmethod
     def of(cls, spec: RunSpec, state: RunState) -> Outlook:
+        """From what was asked for, and what the attempts so far took to start."""
         startups = [a.ended.startup_s for a in state.attempts if a.ended and a.ended.startup_s > 0]
         return cls(
             deadline=spec.deadline,
@@ -59,11 +61,24 @@ def seconds_per_step(beat: Heartbeat) -> float | None:
     if not first or not last or progress.step is None or progress.start_step is None:
         return None
     steps = progress.step - progress.start_step
-    return (last - first).total_seconds() / steps if steps >= 2 else None
+    return (last - first).total_seconds() / steps if steps >= _STEPS_FOR_A_PACE else None
 
 
-def work_left_s(beat: Heartbeat) -> float | None:
-    """Training time until the last step at the current pace; ``None`` when nobody knows."""
-    pace = seconds_per_step(beat)
-    total, step = beat.progress.total_steps, beat.progress.step
-    return None if pace is None or total is None or step is None else max(0, total - step) * pace
+def work_left_s(state: RunState, beat: Heartbeat | None) -> float | None:
+    """Training time until the last step; ``None`` when nobody knows yet.
+
+    At the pace of the attempt that trains; otherwise at that of the last one that did, from the
+    newest checkpoint on.
+    """
+    if beat is not None and (pace := seconds_per_step(beat)) is not None:
+        total, step = beat.progress.total_steps, beat.progress.step
+        return None if total is None or step is None else max(0, total - step) * pace
+    for attempt in reversed(state.attempts):
+        ended = attempt.ended
+        if ended is None or ended.total_steps is None or ended.step is None:
+            continue
+        trained = ended.step - (ended.start_step or 0)
+        if trained >= _STEPS_FOR_A_PACE:
+            left = ended.total_steps - (state.checkpoint_step or 0)
+            return max(0, left) * ended.training_s / trained
+    return None

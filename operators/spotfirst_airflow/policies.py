@@ -53,7 +53,9 @@ class Decision(Record):
 class Policy(Protocol):
     """Made from the spec's ``policy_options``. Raises :class:`InvalidSpec` for unknown ones."""
 
-    def decide(self, view: View) -> Decision: ...
+    def decide(self, view: View) -> Decision:
+        """Where the next attempt runs. Pure: the same view gives the same decision."""
+        ...
 
 
 class _Options(Record, forbid_unknown_fields=True):
@@ -66,6 +68,7 @@ class OnDemand(_Options):
     """On demand from the first second to the last: dear, and never interrupted."""
 
     def decide(self, view: View) -> Decision:
+        """On demand, or wait for it."""
         if view.current:
             return Decision(reason="on demand, as asked")
         return _cheapest(view, Market.ON_DEMAND, self.retry_s, "on demand, as asked")
@@ -75,6 +78,7 @@ class SpotOnly(_Options):
     """Spot, or wait for it. The deadline may pass."""
 
     def decide(self, view: View) -> Decision:
+        """Spot, or wait for it."""
         if view.current:
             return Decision(reason="on spot, as asked")
         return _cheapest(view, Market.SPOT, self.retry_s, "spot, as asked")
@@ -89,8 +93,8 @@ class Fallback(_Options):
       end (the safety net of "Can't Be Late", NSDI'24).
 
     Back to spot once there is some, the on-demand attempt is ``return_after_s`` old, and none of
-    the above holds. Without an estimate of the work left, half the time to the deadline is kept
-    for it.
+    the above holds. While nobody knows how much work is left, a run with a deadline takes spot
+    when there is some, and does not wait for it.
     """
 
     losses: int = 3
@@ -99,6 +103,7 @@ class Fallback(_Options):
     return_after_s: float = 600.0
 
     def decide(self, view: View) -> Decision:
+        """Spot while it holds; on demand while one of the reasons above does."""
         why = self._why_on_demand(view)
         if view.current is not None:
             return self._while_training(view, view.current, why)
@@ -110,7 +115,11 @@ class Fallback(_Options):
                 )
                 return spot if spot.offer else decision
             return decision
-        return _cheapest(view, Market.SPOT, self.retry_s, "spot first")
+        spot = _cheapest(view, Market.SPOT, self.retry_s, "spot first")
+        if spot.offer is None and view.deadline is not None and view.work_left_s is None:
+            why = "no spot now, a deadline, and no estimate yet of the work"
+            return _cheapest(view, Market.ON_DEMAND, self.retry_s, why)
+        return spot
 
     def _while_training(self, view: View, current: Attempt, why: str) -> Decision:
         if current.market is Market.SPOT:
@@ -141,12 +150,9 @@ class Fallback(_Options):
         return ""
 
     def _late(self, view: View) -> bool:
-        if view.deadline is None:
+        if view.deadline is None or view.work_left_s is None:
             return False
         left_s = (view.deadline - view.now).total_seconds()
-        if view.work_left_s is None:
-            start = min((attempt.intended_at for attempt in view.attempts), default=view.idle_since)
-            return left_s < (view.deadline - start).total_seconds() / 2
         return left_s < view.work_left_s + 2 * view.changeover_s
 
 

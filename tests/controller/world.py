@@ -1,0 +1,374 @@
+"""A small world for controllers: a clock that is stepped, a fleet, and instances that train.
+
+Everything that decides is real (controller, policies, journal, chain, costs). What is simulated
+is what cannot be stepped: machines. Faults come from a seeded source, at every call:
+*applied, but the answer was lost*; *not applied*; *the controller died here*.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import msgspec
+
+from spotfirst import events as e
+from spotfirst.errors import ClaimLost, FleetUnavailable, NoCapacity, StorageUnavailable
+from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, Progress, Timings
+from spotfirst.market import Market, Notice, Pool
+from spotfirst.run import Run, create_run
+from spotfirst.spec import RunSpec
+from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow.controller import Controller, Step
+from spotfirst_airflow.fleets import Instance, InstanceState, LaunchRequest, Offer
+from spotfirst_airflow.policies import Policy, load_policy
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+ON_DEMAND_USD_H = Decimal("1.00")
+SPOT_USD_H = Decimal("0.30")
+NOTICE_S = 120.0
+
+_names = itertools.count()
+
+
+class Died(BaseException):
+    """The controller process is gone, right here."""
+
+
+class Faults:
+    """Draws a fault per call. ``rate`` 0 is a calm world; the same seed is the same story."""
+
+    def __init__(
+        self, seed: int = 0, *, lost: float = 0.0, refused: float = 0.0, died: float = 0.0
+    ) -> None:
+        self._random = random.Random(seed)
+        self._rates = (lost, refused, died)
+        self.injected = 0
+        self.armed = True
+
+    def around(self, action: Any, unavailable: type[Exception]) -> Any:
+        if not self.armed:
+            return action()
+        draw, (lost, refused, died) = self._random.random(), self._rates
+        if draw < refused:
+            self.injected += 1
+            raise unavailable("not applied")
+        result = action()
+        if draw > 1 - lost:
+            self.injected += 1
+            raise unavailable("applied, but the answer was lost")
+        if draw > 1 - lost - died:
+            self.injected += 1
+            raise Died
+        return result
+
+
+class FaultyStorage:
+    """The controller's view of a storage, with faults at every read and write."""
+
+    def __init__(self, inner: Storage, faults: Faults) -> None:
+        self._inner, self._faults = inner, faults
+        self.url = inner.url
+
+    def child(self, path: str) -> FaultyStorage:
+        return FaultyStorage(self._inner.child(path), self._faults)
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._inner, name)
+        return lambda *args: self._faults.around(lambda: call(*args), StorageUnavailable)
+
+
+class World:
+    """One run, its fleet and its clock. ``capacity`` says which zones have spot now."""
+
+    def __init__(
+        self,
+        *,
+        total_steps: int = 60,
+        checkpoint_every: int = 10,
+        policy: str = "fallback",
+        policy_options: Mapping[str, Any] | None = None,
+        faults: Faults | None = None,
+        **spec: Any,
+    ) -> None:
+        self.now = START
+        self.faults = faults or Faults()
+        self.total_steps, self.checkpoint_every = total_steps, checkpoint_every
+        self.capacity = {"zone-a": True, "zone-b": True}
+        self.on_demand = True
+        self.machines: dict[str, Machine] = {}
+        self.buried: set[str] = set()
+        self.storage = open_storage(f"memory://world-{next(_names)}")
+        self.spec = RunSpec(
+            run_id="run", created_at=START, command=("python", "train.py"), fleet="fake",
+            policy=policy, policy_options=dict(policy_options or {}), heartbeat_s=5.0, **spec,
+        )  # fmt: skip
+        self.run = create_run(self.storage, self.spec)
+        self.run.journal().append(e.Created(at=START))
+        self.policy: Policy = load_policy(policy, self.spec.policy_options)
+        self.controllers = [self.new_controller()]
+        self.news: list[str] = []
+
+    def clock(self) -> datetime:
+        return self.now
+
+    def new_controller(self) -> Controller:
+        while True:
+            try:
+                run = Run(FaultyStorage(self.storage, self.faults), "run")
+                return Controller(run, FakeFleet(self), self.policy, clock=self.clock, by="test")
+            except (Died, StorageUnavailable):
+                continue
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def tick(self, seconds: float = 1.0) -> None:
+        """Let time pass for all machines, a second at a time."""
+        for _ in range(int(seconds)):
+            self.now += timedelta(seconds=1)
+            for machine in list(self.machines.values()):
+                machine.tick()
+
+    def reconcile(self, index: int = 0) -> Step | None:
+        """One pass of a controller; ``None`` when it failed or died (a new one takes its place)."""
+        try:
+            step = self.controllers[index].step()
+        except (FleetUnavailable, StorageUnavailable):
+            return None
+        except Died:
+            self.controllers[index] = self.new_controller()
+            return None
+        self.news.extend(step.news)
+        return step
+
+    def until_done(self, *, limit_s: float = 3000) -> Step:
+        """Reconcile and tick until the run is done."""
+        for _ in range(int(limit_s)):
+            for index in range(len(self.controllers)):
+                step = self.reconcile(index)
+                if step is not None and step.done:
+                    return step
+            self.tick()
+        raise AssertionError("not done within the limit:\n" + "\n".join(self.news))
+
+    # -- what happens to machines -------------------------------------------------------------
+
+    def alive(self) -> list[Machine]:
+        return [m for m in self.machines.values() if m.ended_at is None]
+
+    def trainer(self) -> Machine:
+        return next(m for m in reversed(self.alive()) if m.phase == "training")
+
+    def trainer_step(self) -> int:
+        return max((m.progress.step or 0 for m in self.alive()), default=0)
+
+    def interrupt(self, machine: Machine, *, notice: bool = True) -> None:
+        if notice:
+            when = self.now + timedelta(seconds=NOTICE_S)
+            machine.notice = Notice(kind="interruption", seen_at=self.now, time=when)
+        else:
+            machine.die("fleet")
+
+    def truth_usd(self) -> Decimal:
+        """The fleet's own bill."""
+        total = Decimal(0)
+        for machine in self.machines.values():
+            used_s = ((machine.ended_at or self.now) - machine.started_at).total_seconds()
+            spot = machine.request.market is Market.SPOT
+            if spot and machine.ended_by == "fleet" and used_s < 3600:
+                continue
+            price = SPOT_USD_H if spot else ON_DEMAND_USD_H
+            total += (Decimal(repr(used_s)) * price / 3600).quantize(
+                Decimal("0.0001"), ROUND_HALF_UP
+            )
+        return total
+
+    def truth_commits(self) -> list[int]:
+        return [commit.step for _, commit in self.run.chain().refresh().commits]
+
+
+class Machine:
+    """An instance with its agent and trainer: boots, claims, trains a step per second."""
+
+    def __init__(self, world: World, request: LaunchRequest) -> None:
+        self.world, self.request = world, request
+        self.run = Run(world.storage, request.run_id)
+        self.started_at = world.now
+        self.ended_at: datetime | None = None
+        self.ended_by: str | None = None
+        self.notice: Notice | None = None
+        self.phase = "booting"
+        self.progress = Progress(total_steps=world.total_steps)
+        self.beat = 0
+        self.crash: int | None = None
+        self.mute = False
+        self.exited = False
+        self.chain = self.run.chain()
+
+    def die(self, by: str) -> None:
+        if self.ended_at is None:
+            self.ended_at, self.ended_by = self.world.now, by
+
+    def exit(self, cause: e.EndCause, code: int | None = None, message: str = "") -> None:
+        self.run.report_exit(
+            ExitReport(
+                attempt=self.request.attempt, at=self.world.now, cause=cause, exit_code=code,
+                message=message, progress=self.progress, log_tail=("last words",),
+            )
+        )  # fmt: skip
+        self.exited, self.phase = True, "exited"
+        self._beat()
+        if self.notice is None:
+            self.die("itself")
+
+    def tick(self) -> None:
+        if self.ended_at is not None:
+            return
+        if self.notice and self.notice.time and self.world.now >= self.notice.time:
+            self.die("fleet")
+            return
+        if self.exited:
+            return
+        try:
+            self._act()
+        except ClaimLost:
+            self.exit("handed_over")
+            return
+        self._beat()
+
+    def _act(self) -> None:
+        number, age_s = self.request.attempt, (self.world.now - self.started_at).total_seconds()
+        handover = self.run.handover(number)
+        if self.phase == "training":
+            if handover is not None:
+                self._commit()
+                self.chain.release(number)
+                self.exit("interrupted" if self.notice else "handed_over")
+            else:
+                self._train()
+        elif age_s >= 10:
+            self.phase = "standby"
+            self._claim(number)
+
+    def _claim(self, number: int) -> None:
+        self.chain.refresh()
+        holder = self.chain.holder
+        if holder is not None and not self.chain.released and holder != number:
+            state = self.run.journal().refresh()
+            ended = holder <= len(state.attempts) and state.attempt(holder).ended is not None
+            if not ended and self.run.exit_report(holder) is None:
+                ask = Handover(reason="replaced", at=self.world.now, to=number)
+                self.run.request_handover(holder, ask)
+                return
+        self.chain.claim(number)
+        newest = self.chain.newest()
+        step = newest[1].step if newest else 0
+        self.phase = "training"
+        self._tell(start_step=step, step=step, timings=Timings(first_step=self.world.now))
+
+    def _train(self) -> None:
+        if (self.progress.step or 0) >= self.world.total_steps:
+            self.exit("completed", 0)  # it was drained after its last step
+            return
+        step = (self.progress.step or 0) + 1
+        timings = msgspec.structs.replace(self.progress.timings, last_step=self.world.now)
+        self._tell(step=step, timings=timings)
+        if self.crash is not None and step - (self.progress.start_step or 0) >= self.crash:
+            self.exit("script_failed", 1, "the command exited with 1")
+        elif step >= self.world.total_steps:
+            self._commit()
+            self.exit("completed", 0)
+        elif step % self.world.checkpoint_every == 0:
+            self._commit()
+
+    def _commit(self) -> None:
+        step = self.progress.step or 0
+        seq = self.chain.commit(self.request.attempt, step=step, manifest="m", content="state")
+        self._tell(checkpoint_step=step, checkpoint_seq=seq)
+
+    def _tell(self, **changes: Any) -> None:
+        self.progress = msgspec.structs.replace(self.progress, **changes)
+
+    def _beat(self) -> None:
+        if self.mute:
+            return
+        self.beat += 1
+        self.run.beat(
+            Heartbeat(
+                attempt=self.request.attempt, beat=self.beat, at=self.world.now, phase=self.phase,
+                progress=self.progress, notice=self.notice,
+            )
+        )  # fmt: skip
+
+
+class FakeFleet:
+    """The controller's view of the world's machines, with faults at every call."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def check(self, spec: RunSpec) -> None: ...
+
+    def offers(self, instance_types: Sequence[str]) -> list[Offer]:
+        world = self._world
+        spot = [
+            Offer(
+                pool=Pool(instance_type="gpu", zone=zone), market=Market.SPOT,
+                price_usd_h=SPOT_USD_H, price_source="test", price_at=world.now, available=up,
+            )
+            for zone, up in world.capacity.items()
+        ]  # fmt: skip
+        on_demand = Offer(
+            pool=Pool(instance_type="gpu", zone="zone-a"), market=Market.ON_DEMAND,
+            price_usd_h=ON_DEMAND_USD_H, price_source="test", price_at=world.now,
+            available=world.on_demand,
+        )  # fmt: skip
+        return [*spot, on_demand]
+
+    def launch(self, request: LaunchRequest) -> Instance:
+        def apply() -> Instance:
+            world = self._world
+            if request.token not in world.machines:
+                spot = request.market is Market.SPOT
+                if request.token in world.buried or (
+                    not world.capacity[request.pool.zone] if spot else not world.on_demand
+                ):
+                    raise NoCapacity(f"no {request.market} capacity in {request.pool}")
+                world.machines[request.token] = Machine(world, request)
+            return self._instance(request.token)
+
+        return self._world.faults.around(apply, FleetUnavailable)
+
+    def describe(self, tokens: Collection[str]) -> dict[str, Instance]:
+        known = [token for token in tokens if token in self._world.machines]
+        return self._world.faults.around(
+            lambda: {token: self._instance(token) for token in known}, FleetUnavailable
+        )
+
+    def terminate(self, tokens: Collection[str]) -> None:
+        def apply() -> None:
+            for token in tokens:
+                self._world.buried.add(token)
+                if token in self._world.machines:
+                    self._world.machines[token].die("request")
+
+        self._world.faults.around(apply, FleetUnavailable)
+
+    def owned(self) -> list[Instance]:
+        return [self._instance(m.request.token) for m in self._world.alive()]
+
+    def _instance(self, token: str) -> Instance:
+        machine = self._world.machines[token]
+        spot = machine.request.market is Market.SPOT
+        return Instance(
+            token=token, instance_id=f"i-{machine.request.attempt}", market=machine.request.market,
+            state=InstanceState.TERMINATED if machine.ended_at else InstanceState.RUNNING,
+            pool=machine.request.pool, started_at=machine.started_at,
+            price_usd_h=SPOT_USD_H if spot else ON_DEMAND_USD_H, price_source="test",
+            on_demand_usd_h=ON_DEMAND_USD_H, notice=machine.notice, ended_at=machine.ended_at,
+            ended_by=machine.ended_by,
+        )  # fmt: skip
