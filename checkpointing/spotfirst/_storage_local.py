@@ -87,7 +87,7 @@ class LocalStorage(Storage):
     def _download(self, full: str, local: Path) -> None:
         shutil.copyfile(full, local)
 
-    def _translate(self, error: Exception, what: str) -> StorageError | None:  # noqa: PLR0911 - one per kind
+    def _translate(self, error: Exception, what: str) -> StorageError | None:
         if not isinstance(error, OSError):
             return None
         writing = what.startswith(("write", "create", "upload"))

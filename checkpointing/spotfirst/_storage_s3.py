@@ -194,7 +194,7 @@ class S3Storage(Storage):
     def _download(self, full: str, local: Path) -> None:
         self._fs.get_file(full, str(local))
 
-    def _translate(self, error: Exception, what: str) -> StorageError | None:  # noqa: PLR0911 - one per kind
+    def _translate(self, error: Exception, what: str) -> StorageError | None:
         code, status = _response(error)
         if _no_bucket(error):
             return denied(what, "there is no such bucket", "Create it, or correct its name")

@@ -6,13 +6,16 @@ knows, so a newer claim takes the place of the older attempt's next commit: **at
 can commit**, and the older one learns of it by failing (:class:`ClaimLost`).
 
 A commit is the last write of a checkpoint: its manifest and blobs are there before it.
+
+Every call may be repeated after :class:`StorageUnavailable`, when nobody knows whether it was
+applied: an entry that is there already is found, not written again.
 """
 
 from __future__ import annotations
 
 import secrets
 from datetime import datetime
-from typing import Literal, Union
+from typing import Literal
 
 from spotfirst.errors import ClaimLost
 from spotfirst.sequence import Sequence
@@ -51,7 +54,7 @@ class Release(_Entry, tag="release"):
     """``attempt`` will commit no more: whoever waits may claim at once."""
 
 
-_AnyEntry = Union[Claim, Commit, Release]
+_AnyEntry = Claim | Commit | Release
 
 
 class CheckpointChain:
@@ -70,26 +73,28 @@ class CheckpointChain:
         """(sequence number, commit), oldest first."""
 
     def refresh(self) -> CheckpointChain:
-        """Read what is new."""
-        first = self._entries.length + 1
-        for offset, (path, data) in enumerate(self._entries.read_new()):
-            self._take(first + offset, decode(data, _AnyEntry, path=path))  # type: ignore[arg-type]
+        """Read what is new.
+
+        Raises :class:`CorruptObject` or :class:`NewerFormat` at an entry that cannot be read,
+        each time: what comes behind it may be a claim, and is not guessed.
+        """
+        for path, data in self._entries.unread():
+            self._take(self._entries.length + 1, _decode(data, path))
         return self
 
     def claim(self, attempt: int) -> None:
-        """Become the only attempt that may commit. Call when :meth:`may_claim`, or to steal.
+        """Become the only attempt that may commit, whoever holds the chain now.
 
-        Raises :class:`ClaimLost` when a newer attempt has claimed already.
+        Nothing happens when this attempt holds it already. An older holder need not have
+        released: it is fenced. Raises :class:`ClaimLost` when a newer attempt has claimed.
         """
         while True:
             self.refresh()
-            if self.holder == attempt:
+            if self.holder == attempt and not self.released:
                 return
             if self.holder is not None and self.holder > attempt:
                 raise self._lost(attempt)
-            entry = Claim(attempt=attempt, at=self._clock(), nonce=secrets.token_hex(8))
-            if self._entries.append(encode(entry)):
-                self._take(self._entries.length, entry)
+            if self._write(Claim(attempt=attempt, at=self._clock(), nonce=_nonce())):
                 return
 
     def commit(
@@ -105,38 +110,70 @@ class CheckpointChain:
     ) -> int:
         """Make a checkpoint complete; its sequence number. The manifest's blob must be there.
 
-        Raises :class:`ClaimLost` when the attempt does not hold the claim (any more).
+        Safe to repeat: when the newest commit is this attempt's, of the same step and manifest,
+        its number is returned. Raises :class:`ClaimLost` when the attempt does not hold the
+        claim (any more).
         """
         entry = Commit(
-            attempt=attempt, at=self._clock(), nonce=secrets.token_hex(8), step=step,
+            attempt=attempt, at=self._clock(), nonce=_nonce(), step=step,
             manifest=manifest, content=content, size_bytes=size_bytes, new_bytes=new_bytes,
             metrics=metrics or {},
         )  # fmt: skip
-        return self._append(attempt, entry)
+        while True:
+            number = self._same_commit(entry)
+            if number is not None:
+                return number
+            if self.holder != attempt or self.released:
+                raise self._lost(attempt)
+            if self._write(entry):
+                return self._entries.length
+            self.refresh()  # a newer claim; or an entry of ours whose answer was lost
 
     def release(self, attempt: int) -> None:
-        """Say that no commit of this attempt will follow. Raises :class:`ClaimLost`."""
-        self._append(
-            attempt, Release(attempt=attempt, at=self._clock(), nonce=secrets.token_hex(8))
-        )
+        """Say that no commit of this attempt will follow. Nothing happens when that is said.
+
+        Raises :class:`ClaimLost` when another attempt holds the claim.
+        """
+        while not (self.released and self.holder == attempt):
+            if self.holder != attempt:
+                raise self._lost(attempt)
+            if not self._write(Release(attempt=attempt, at=self._clock(), nonce=_nonce())):
+                self.refresh()
 
     def newest(self) -> tuple[int, Commit] | None:
         """The newest complete checkpoint that has been read."""
         return self.commits[-1] if self.commits else None
 
-    def _append(self, attempt: int, entry: _AnyEntry) -> int:
-        if self.holder != attempt or self.released:
-            raise self._lost(attempt)
-        if not self._entries.append(encode(entry)):
-            self.refresh()
-            raise self._lost(attempt)
-        self._take(self._entries.length, entry)
-        return self._entries.length
+    def _same_commit(self, entry: Commit) -> int | None:
+        if not self.commits:
+            return None
+        number, newest = self.commits[-1]
+        same = (newest.attempt, newest.step, newest.manifest, newest.content)
+        wanted = (entry.attempt, entry.step, entry.manifest, entry.content)
+        return number if same == wanted else None
+
+    def _write(self, entry: _AnyEntry) -> bool:
+        """Append right behind what has been read; false when something else is there."""
+        number = self._entries.length + 1
+        data = encode(entry)
+        # As every other reader will see it; and never one that they cannot read.
+        entry = _decode(data, self._entries.path(number))
+        if not self._entries.append(data):
+            return False
+        self._take(number, entry)
+        return True
 
     def _lost(self, attempt: int) -> ClaimLost:
-        holder = self.holder or 0
-        msg = f"attempt {attempt} may not write checkpoints: attempt {holder} holds the claim"
-        return ClaimLost(msg, holder=holder)
+        if self.holder is None:
+            why = "nobody has claimed the chain; claim it first"
+        elif self.holder == attempt:
+            why = "it has released the chain; claim it again first"
+        else:
+            why = f"attempt {self.holder} has claimed the chain; stop, it goes on from here"
+        msg = (
+            f"attempt {attempt} may not write to {self._entries.path(self._entries.length)}: {why}"
+        )
+        return ClaimLost(msg, holder=self.holder or 0)
 
     def _take(self, number: int, entry: _AnyEntry) -> None:
         if isinstance(entry, Claim):
@@ -145,3 +182,12 @@ class CheckpointChain:
             self.released = self.released or entry.attempt == self.holder
         else:
             self.commits.append((number, entry))
+
+
+def _decode(data: bytes, path: str) -> _AnyEntry:
+    entry: _AnyEntry = decode(data, _AnyEntry, path=path)  # type: ignore[arg-type]
+    return entry
+
+
+def _nonce() -> str:
+    return secrets.token_hex(8)

@@ -7,6 +7,7 @@ Files, because they survive either side, need no thread, work for any number of 
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from datetime import datetime
@@ -17,6 +18,8 @@ from spotfirst.heartbeat import Progress
 from spotfirst.wire import Record, decode, encode
 
 __all__ = ["CHANNEL_VARIABLE", "Channel", "Drain"]
+
+_log = logging.getLogger(__name__)
 
 CHANNEL_VARIABLE = "SPOTFIRST_CHANNEL"
 
@@ -42,10 +45,20 @@ class Channel:
         folder = os.environ.get(CHANNEL_VARIABLE)
         return cls(Path(folder)) if folder else None
 
-    def tell(self, progress: Progress) -> None:
-        _replace(self._progress, encode(progress))
+    def tell(self, progress: Progress) -> bool:
+        """Replace the progress; whether that worked.
+
+        A full disk is logged, not raised: training goes on when nobody can hear of it.
+        """
+        try:
+            _replace(self._progress, encode(progress))
+        except OSError as error:
+            _log.warning("could not tell the agent about progress: %s", error)
+            return False
+        return True
 
     def progress(self) -> Progress | None:
+        """What the trainer told last."""
         try:
             return decode(self._progress.read_bytes(), Progress, path=str(self._progress))
         except (OSError, FormatError):
@@ -57,6 +70,7 @@ class Channel:
             _replace(self._drain, encode(drain))
 
     def drain(self) -> Drain | None:
+        """The agent's request; ``None`` when there is none."""
         if not self._drain.exists():
             return None
         try:
@@ -67,5 +81,8 @@ class Channel:
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

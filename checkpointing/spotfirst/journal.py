@@ -28,8 +28,12 @@ class Journal:
         """What has been read so far, in order."""
 
     def refresh(self) -> RunState:
-        """Read what is new, and fold it."""
-        for path, data in self._entries.read_new():
+        """Read what is new, and fold it.
+
+        Raises :class:`CorruptObject` or :class:`NewerFormat` at an entry that cannot be read,
+        each time: a state that leaves out an event is no state to decide on.
+        """
+        for path, data in self._entries.unread():
             self._take(decode_event(data, path=path))
         return self.state
 
@@ -37,11 +41,16 @@ class Journal:
         """Append on top of what has been read; the state with the event.
 
         Raises :class:`LostRace` when another writer was first: refresh, and decide again.
+        After :class:`StorageUnavailable` the event may or may not be there: refresh tells.
         """
         if self._by and not event.by:
             event = msgspec.structs.replace(event, by=self._by)
-        if not self._entries.append(encode_event(event, nonce=secrets.token_hex(8))):
-            msg = f"event {self.state.seq + 1} was decided by another controller"
+        path = self._entries.path(self._entries.length + 1)
+        data = encode_event(event, nonce=secrets.token_hex(8))
+        # As every other reader will see it; and never one in their way that they cannot read.
+        event = decode_event(data, path=path)
+        if not self._entries.append(data):
+            msg = f"{path} was decided by another controller: refresh, and decide again"
             raise LostRace(msg)
         self._take(event)
         return self.state
@@ -59,7 +68,10 @@ class Journal:
                 return self.append(event)
             except LostRace:
                 continue
-        msg = f"lost {tries} races in a row for the journal; is a controller in a loop?"
+        msg = (
+            f"lost {tries} races in a row for {self._entries.path(self._entries.length + 1)}: "
+            "another controller writes without end; stop it (its name is in the events' `by`)"
+        )
         raise LostRace(msg)
 
     def _take(self, event: Event) -> None:

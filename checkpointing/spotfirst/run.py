@@ -22,7 +22,7 @@ from spotfirst.errors import InvalidSpec, ObjectMissing, UnknownRun
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.journal import Journal
 from spotfirst.sequence import Sequence
-from spotfirst.spec import RunSpec, check_run_id
+from spotfirst.spec import RunSpec, check_run_id, is_run_id
 from spotfirst.storage import Storage
 from spotfirst.wire import decode, encode
 
@@ -40,6 +40,7 @@ class Run:
 
     @property
     def url(self) -> str:
+        """Where the run's files are."""
         return self.storage.url
 
     def spec(self) -> RunSpec:
@@ -71,33 +72,41 @@ class Run:
             raise UnknownRun(msg) from error
 
     def journal(self, *, by: str = "") -> Journal:
+        """A reader and writer of its journal; ``by`` is who writes, for the events."""
         return Journal(self.storage, by=by)
 
     def chain(self) -> CheckpointChain:
+        """A reader and writer of its checkpoint chain."""
         return CheckpointChain(self.storage)
 
     def blobs(self) -> Storage:
+        """Where the bytes of its checkpoints are."""
         return self.storage.child("blobs")
 
     def attempt_path(self, number: int, name: str) -> str:
+        """The path of one of an attempt's files, below :attr:`storage`."""
         return f"attempts/{number}/{name}"
 
     def heartbeat(self, attempt: int) -> Heartbeat | None:
+        """The newest heartbeat of an attempt; ``None`` before the first."""
         path = self.attempt_path(attempt, "heartbeat.json")
         data = self.storage.read_or_none(path)
         return None if data is None else decode(data, Heartbeat, path=f"{self.url}/{path}")
 
     def exit_report(self, attempt: int) -> ExitReport | None:
+        """How an attempt ended, in its own words; ``None`` while it has not said so."""
         path = self.attempt_path(attempt, "exit.json")
         data = self.storage.read_or_none(path)
         return None if data is None else decode(data, ExitReport, path=f"{self.url}/{path}")
 
     def handover(self, attempt: int) -> Handover | None:
+        """The request to an attempt to checkpoint and stop; ``None`` when there is none."""
         path = self.attempt_path(attempt, "handover.json")
         data = self.storage.read_or_none(path)
         return None if data is None else decode(data, Handover, path=f"{self.url}/{path}")
 
     def beat(self, heartbeat: Heartbeat) -> None:
+        """Replace the attempt's heartbeat."""
         self.storage.write(
             self.attempt_path(heartbeat.attempt, "heartbeat.json"), encode(heartbeat)
         )
@@ -111,6 +120,7 @@ class Run:
         self.storage.create(self.attempt_path(attempt, "handover.json"), encode(handover))
 
     def log_path(self, attempt: int, segment: int) -> str:
+        """The path of one piece of an attempt's output, below :attr:`storage`."""
         return self.attempt_path(attempt, f"log/{segment:08d}")
 
     def log_segment(self, attempt: int, segment: int) -> str | None:
@@ -139,4 +149,4 @@ def create_run(storage: Storage, spec: RunSpec) -> Run:
 
 def list_runs(storage: Storage) -> list[str]:
     """The ids of all runs in a storage, sorted."""
-    return storage.list("runs")
+    return [name for name in storage.list("runs") if is_run_id(name)]

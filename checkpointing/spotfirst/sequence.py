@@ -7,6 +7,7 @@ both the journal of a run and its checkpoint chain are such sequences.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from spotfirst.storage import Storage
 
@@ -22,34 +23,45 @@ class Sequence:
         self._storage = storage
         self._prefix = prefix
         self.length = 0
-        """Entries that :meth:`read_new` has returned so far."""
+        """Entries that were read, or appended here, so far."""
 
     def path(self, number: int) -> str:
+        """The name of entry ``number``, from 1 on."""
         return f"{self._prefix}/{number:08d}.json"
 
-    def read_new(self) -> list[tuple[str, bytes]]:
+    def unread(self) -> Iterator[tuple[str, bytes]]:
         """Entries beyond those read before, in order, as (path, bytes).
 
-        The first read lists; later ones only probe for the next entry: one small call when
-        nothing is new.
+        An entry counts as read once the caller asks for the one after it, so one that the caller
+        cannot understand comes again at the next call instead of being skipped. The first read
+        lists; later ones only probe for the next entry: one small call when nothing is new.
         """
-        found: list[tuple[str, bytes]] = []
+        known: dict[str, bytes] = {}
         if self.length == 0:
             numbers = {
                 int(match[1])
                 for name in self._storage.list(self._prefix)
                 if (match := _ENTRY.fullmatch(name))
             }
+            # Up to a gap: a listing may be older than an entry that it shows none of.
             count = next(n for n in range(len(numbers) + 1) if n + 1 not in numbers)
-            paths = [self.path(number) for number in range(1, count + 1)]
-            entries = self._storage.read_many(paths)
-            found = [(path, entries[path]) for path in paths]
-        while (
-            data := self._storage.read_or_none(self.path(self.length + len(found) + 1))
-        ) is not None:
-            found.append((self.path(self.length + len(found) + 1), data))
-        self.length += len(found)
-        return found
+            known = self._storage.read_many([self.path(n) for n in range(1, count + 1)])
+        while True:
+            path = self.path(self.length + 1)
+            data = known[path] if path in known else self._storage.read_or_none(path)
+            if data is None:
+                return
+            yield path, data
+            self.length += 1
+
+    def read_new(self) -> list[tuple[str, bytes]]:
+        """All of :meth:`unread` at once. When that fails half-way, none of it counts as read."""
+        before = self.length
+        try:
+            return list(self.unread())
+        except BaseException:
+            self.length = before
+            raise
 
     def append(self, data: bytes) -> bool:
         """Write ``data`` as the entry after the last one read; whether it is ours.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from decimal import Decimal
@@ -9,8 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from spotfirst.errors import InvalidSpec
-from spotfirst.wire import Record
+from spotfirst.errors import FormatError, InvalidSpec
+from spotfirst.wire import Record, decode, encode
 
 __all__ = ["TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
 
@@ -102,10 +103,9 @@ class RunSpec(Record):
                 f"(it is {self.created_at.isoformat()}); give a later one"
             )
             raise InvalidSpec(msg)
-        if self.budget_usd is not None and self.budget_usd <= 0:
-            msg = (
-                f"run {self.run_id}: a budget of ${self.budget_usd} buys nothing; give more than 0"
-            )
+        budget = self.budget_usd
+        if budget is not None and (not budget.is_finite() or budget <= 0):
+            msg = f"run {self.run_id}: a budget of ${budget} buys nothing; give more than 0"
             raise InvalidSpec(msg)
         for name in (
             "checkpoint_period_s",
@@ -114,8 +114,9 @@ class RunSpec(Record):
             "silence_s",
             "max_life_s",
         ):
-            if getattr(self, name) <= 0:
-                msg = f"run {self.run_id}: {name} is {getattr(self, name)}; it must be above 0"
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                msg = f"run {self.run_id}: {name} is {value}; it must be a number above 0"
                 raise InvalidSpec(msg)
         if self.script_retries < 0:
             msg = (
@@ -123,17 +124,38 @@ class RunSpec(Record):
             )
             raise InvalidSpec(msg)
 
+        _as_read(self)
+
     def same_work(self, other: RunSpec) -> bool:
         """Whether both ask for the same, leaving out when they were written."""
-        return msgspec.structs.replace(self, created_at=other.created_at) == other
+        # As read back: free options change a little on the way (a tuple becomes a list).
+        mine = msgspec.structs.replace(self, created_at=other.created_at)
+        return _as_read(mine) == _as_read(other)
 
 
 def check_run_id(run_id: str) -> str:
     """``run_id`` when it can name a folder; else :class:`InvalidSpec`."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         msg = (
             f"run id {run_id!r} must be 1 to 200 letters, digits, '.', '_' or '-', "
             "and start with a letter or digit"
         )
         raise InvalidSpec(msg)
     return run_id
+
+
+def is_run_id(name: str) -> bool:
+    """Whether a run can have this id."""
+    return _RUN_ID.fullmatch(name) is not None
+
+
+def _as_read(spec: RunSpec) -> RunSpec:
+    """What readers will see of it. Raises :class:`InvalidSpec`."""
+    try:
+        return decode(encode(spec), RunSpec, path="spec.json")
+    except (FormatError, TypeError, ValueError, RecursionError) as error:
+        msg = (
+            f"run {spec.run_id}: the spec cannot be written as JSON: {error}. Give options, "
+            "tags and env as plain numbers, texts, lists and dicts"
+        )
+        raise InvalidSpec(msg) from error

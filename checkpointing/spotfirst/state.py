@@ -84,10 +84,12 @@ class RunState(Record):
 
     @property
     def is_final(self) -> bool:
+        """Whether nothing more is launched, unless the run is reopened."""
         return self.phase in {Phase.SUCCEEDED, Phase.STOPPED, Phase.FAILED}
 
     @property
     def open_attempts(self) -> tuple[Attempt, ...]:
+        """The attempts that have an instance, or may have one."""
         return tuple(attempt for attempt in self.attempts if attempt.is_open)
 
     @property
@@ -97,7 +99,12 @@ class RunState(Record):
         return max((step for step in steps if step is not None), default=None)
 
     def attempt(self, number: int) -> Attempt:
-        return next(attempt for attempt in self.attempts if attempt.number == number)
+        """The attempt of this number. Raises :class:`LookupError`."""
+        for attempt in self.attempts:
+            if attempt.number == number:
+                return attempt
+        msg = f"the journal up to event {self.seq} has no attempt {number}"
+        raise LookupError(msg)
 
     def apply(self, event: e.Event) -> RunState:
         """The state after one more event. Total: any event is accepted in any state."""
@@ -125,8 +132,12 @@ def fold(events: Iterable[e.Event]) -> RunState:
     return reduce(RunState.apply, events, RunState())
 
 
-def _apply(state: RunState, event: e.Event) -> RunState:  # noqa: C901, PLR0911 - one arm per event
+def _apply(state: RunState, event: e.Event) -> RunState:
     change = msgspec.structs.replace
+    if state.is_final and isinstance(
+        event, (e.Waiting, e.StopRequested, e.Stopped, e.Succeeded, e.Failed)
+    ):
+        return state  # the outcome stands until the run is reopened
     if isinstance(event, e.Created):
         return change(state, created_at=event.at)
     if isinstance(event, e.Attached):
@@ -152,8 +163,6 @@ def _apply(state: RunState, event: e.Event) -> RunState:  # noqa: C901, PLR0911 
     if isinstance(event, e.Warned):
         return change(state, warnings=(*state.warnings, event.message))
     if isinstance(event, e.StopRequested):
-        if state.is_final:
-            return state
         return change(state, phase=Phase.STOPPING, stop=event)
     if isinstance(event, e.Stopped):
         return change(state, phase=Phase.STOPPED, waiting=None)

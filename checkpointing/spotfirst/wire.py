@@ -3,10 +3,16 @@
 A reader accepts records of its own version or older; a newer one is refused by name
 (:class:`NewerFormat`) rather than half understood. Fields that a record does not know are
 ignored, so a release may add fields without a new version.
+
+Two things that JSON lacks: a number that is none (a loss of NaN) is written as the string
+``"NaN"``, ``"Infinity"`` or ``"-Infinity"`` and read back as a number; and a time always carries
+its offset from UTC, because one without it means another moment on another machine.
 """
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,7 +55,20 @@ class _RecordMeta(msgspec.StructMeta):
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, metaclass=_RecordMeta, frozen=True, omit_defaults=True):
-    """An immutable piece of a run's files. ``replace`` with :func:`msgspec.structs.replace`."""
+    """An immutable piece of a run's files. ``replace`` with :func:`msgspec.structs.replace`.
+
+    Raises :class:`ValueError` for a time without an offset from UTC.
+    """
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, datetime) and value.tzinfo is None:
+                msg = (
+                    f"{type(self).__name__}.{name} is {value.isoformat()} without a time zone; "
+                    "give one, such as datetime.now(timezone.utc)"
+                )
+                raise ValueError(msg)
 
 
 class _Versioned(msgspec.Struct):
@@ -57,8 +76,17 @@ class _Versioned(msgspec.Struct):
 
 
 def encode(record: Record) -> bytes:
-    """The record as JSON, with the format version as its first field."""
-    body = msgspec.json.encode(record, order="deterministic")
+    """The record as JSON, with the format version as its first field.
+
+    Raises :class:`TypeError` for a value that is no JSON, such as an object in free options.
+    """
+    try:
+        body = msgspec.json.encode(record, enc_hook=_plain_number, order="deterministic")
+    except UnicodeEncodeError:  # a file name or an output that was no UTF-8
+        body = b"null"
+    if b"null" in body:  # that is what msgspec makes of NaN; None is mostly left out
+        plain = _sayable(msgspec.to_builtins(record, enc_hook=_plain_number))
+        body = msgspec.json.encode(plain, order="deterministic")
     comma = b"," if len(body) > len(b"{}") else b""
     return b'{"v":%d' % FORMAT_VERSION + comma + body[1:]
 
@@ -70,9 +98,18 @@ def decode(data: bytes, kind: type[_R], *, path: str) -> _R:
     """
     check_version(data, path=path)
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"{path} is not a valid {getattr(kind, '__name__', kind)}: {error}"
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            if not any(word in data for word in _NO_NUMBERS):
+                raise
+            return msgspec.json.decode(data, type=kind, strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        named = getattr(kind, "__name__", None) or str(kind)
+        msg = (
+            f"{path} is not a valid {named}: {error}. Something else than Spotfirst wrote or "
+            "changed it: look at it, and restore it or remove the run"
+        )
         raise CorruptObject(msg) from error
 
 
@@ -80,8 +117,11 @@ def check_version(data: bytes, *, path: str) -> None:
     """Refuse a record of a newer format, or something that is no record at all."""
     try:
         version = msgspec.json.decode(data, type=_Versioned).v
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"{path} is not JSON that Spotfirst wrote: {error}"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = (
+            f"{path} is not JSON that Spotfirst wrote: {error}. Look at it, and restore it or "
+            "remove the run"
+        )
         raise CorruptObject(msg) from error
     if version > FORMAT_VERSION:
         msg = (
@@ -89,3 +129,29 @@ def check_version(data: bytes, *, path: str) -> None:
             "A newer release wrote it: upgrade spotfirst here"
         )
         raise NewerFormat(msg)
+
+
+_NO_NUMBERS = (b'"NaN"', b'"Infinity"', b'"-Infinity"')
+
+
+def _plain_number(value: object) -> float:
+    """NumPy's numbers, which metrics are full of, as Python's."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    msg = f"{value!r} of type {type(value).__name__} cannot be written as JSON"
+    raise TypeError(msg)
+
+
+def _sayable(value: Any) -> Any:
+    """The same with every number and text replaced that JSON in UTF-8 cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_sayable(key): _sayable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sayable(item) for item in value]
+    return value
