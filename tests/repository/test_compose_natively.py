@@ -134,7 +134,11 @@ class Stack:
 
     def stop(self) -> None:
         for child in reversed(self.children):
-            child.kill()
+            # SeaweedFS removes its sockets when it is asked to end; the others need no patience.
+            if "mini" in child.command:
+                child.stop()
+            else:
+                child.kill()
 
 
 def start_postgres(stack: Stack, programs: Path) -> None:
