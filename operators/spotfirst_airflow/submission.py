@@ -6,6 +6,7 @@ anything is launched, and mean the same by *retry*, *clear* and *replay*.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _GENERATION = re.compile(r"\.g(\d+)$")
+_LONGEST_ID = 170
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -171,9 +173,17 @@ def open_controller(
 
 
 def base_run_id(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
-    """The id of a task's run: the same for every try of it, and readable."""
+    """The id of a task's run: the same for every try of it, readable, and no other task's.
+
+    What cannot stand in a run id is replaced; a short digest then keeps two tasks apart whose
+    ids would read the same.
+    """
     parts = [dag_id, run_id, task_id] + ([str(map_index)] if map_index >= 0 else [])
-    return "--".join(_UNSAFE.sub("-", part).strip("-.") for part in parts)[:180]
+    exact = "--".join(parts)
+    readable = "--".join(_UNSAFE.sub("-", part).strip("-.") for part in parts)
+    if readable == exact and exact.count("--") == len(parts) - 1 and len(exact) <= _LONGEST_ID:
+        return exact
+    return f"{readable[:_LONGEST_ID]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
 
 def newest_generation(storage: Storage, base_id: str) -> int:
@@ -238,9 +248,6 @@ def _plan(
     deadline = (
         now + request.deadline if isinstance(request.deadline, timedelta) else request.deadline
     )
-    if deadline is not None and deadline.tzinfo is None:
-        msg = f"the deadline {deadline.isoformat()} has no time zone; add one, such as +00:00"
-        raise InvalidSpec(msg)
     spec = RunSpec(
         run_id=run_id,
         created_at=now,

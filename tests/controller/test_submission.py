@@ -1,0 +1,204 @@
+"""Bad input is refused before anything is launched; retries, clears and replays mean one thing."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from spotfirst import events as e
+from spotfirst.errors import InvalidSpec, UnsupportedStorage
+from spotfirst.run import Run, list_runs
+from spotfirst.state import Phase
+from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow.submission import (
+    Request,
+    attach,
+    base_run_id,
+    mark_delivered,
+    request_stop,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+GOOD = Request(command=("python", "train.py"), instance_types=("g6.xlarge",))
+_names = itertools.count()
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    monkeypatch.setenv("SPOTFIRST_LOCAL_FLEET", str(tmp_path / "fleet"))
+    return open_storage(str(tmp_path / "storage"))
+
+
+def submit(storage: Storage, request: Request = GOOD, owner: str = "me", **more: Any) -> Run:
+    more.setdefault("clock", lambda: NOW)
+    return attach(storage, "run", request, owner=owner, environment={}, **more)
+
+
+def succeed(run: Run) -> None:
+    run.journal().decide(lambda state: None if state.is_final else e.Succeeded(at=NOW, attempt=1))
+
+
+BAD_INPUT = {
+    "unknown fleet": ({"fleet": "mars"}, "unknown fleet 'mars'"),
+    "unknown policy": ({"policy": "hope"}, "unknown policy 'hope'"),
+    "unknown policy option": ({"policy_options": {"losess": 3}}, "losess"),
+    "unknown instance type": ({"instance_types": ("x1.huge",)}, "x1.huge"),
+    "unknown market": ({"fleet_options": {"market": {"kind": "bazaar"}}}, "bazaar"),
+    "unknown fleet option": ({"fleet_options": {"zoness": []}}, "zoness"),
+    "unknown tag": ({"tags": {"colour": "red"}}, "colour"),
+    "empty tag": ({"tags": {"team": " "}}, "team"),
+    "no command": ({"command": ()}, "command"),
+    "an empty word": ({"command": ("python", "")}, "empty"),
+    "missing code": ({"code": "/nonexistent/training"}, "/nonexistent/training"),
+    "deadline in the past": ({"deadline": NOW - timedelta(seconds=1)}, "deadline"),
+    "no time at all": ({"deadline": timedelta(0)}, "deadline"),
+    "no budget": ({"budget_usd": Decimal(0)}, "budget"),
+    "unknown run": ({"resume_from": "nobody@3"}, "nobody"),
+    "no step": ({"resume_from": "nobody"}, "RUN@STEP"),
+    "unknown dataset": ({"dataset": "corpus@latest"}, "corpus"),
+    "since without dataset": ({"dataset_since": "1"}, "dataset"),
+    "negative retries": ({"script_retries": -1}, "script_retries"),
+    "no period": ({"checkpoint_period_s": 0.0}, "checkpoint_period_s"),
+    "a secret": ({"env": {"WANDB_API_KEY": "x"}}, "WANDB_API_KEY"),
+    "our own variable": ({"env": {"SPOTFIRST_RUN": "x"}}, "SPOTFIRST_RUN"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_named_before_anything_is_written(storage: Storage, name: str) -> None:
+    changes, said = BAD_INPUT[name]
+    with pytest.raises(InvalidSpec, match=said.replace("(", r"\(")):
+        submit(storage, msgspec.structs.replace(GOOD, **changes))
+    assert list_runs(storage) == []
+
+
+def test_a_deadline_needs_a_time_zone() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        Request(deadline=datetime(2027, 1, 1))  # noqa: DTZ001
+
+
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UnsupportedStorage, match="cannot be used"):
+        submit(open_storage(str(tmp_path / "file" / "below")))
+
+
+def test_an_unknown_step_lists_those_that_there_are(storage: Storage) -> None:
+    run = submit(storage)
+    chain = run.chain()
+    chain.claim(1)
+    chain.commit(1, step=10, manifest="m", content="state")
+    with pytest.raises(InvalidSpec, match=r"no checkpoint at 11; it has .*: 10"):
+        attach(
+            storage, "replay", msgspec.structs.replace(GOOD, resume_from="run@11"),
+            owner="me", environment={}, clock=lambda: NOW,
+        )  # fmt: skip
+
+
+def test_a_replay_names_the_chain_entry_that_it_starts_from(storage: Storage) -> None:
+    run = submit(storage)
+    chain = run.chain()
+    chain.claim(1)
+    seq = chain.commit(1, step=10, manifest="m", content="state")
+    chain.commit(1, step=20, manifest="m", content="state")
+    for text, step in (("run@10", 10), ("run@latest", 20)):
+        replay = attach(
+            storage, f"replay-{step}", msgspec.structs.replace(GOOD, resume_from=text),
+            owner="me", environment={}, clock=lambda: NOW,
+        )  # fmt: skip
+        found = replay.spec().resume_from
+        assert found is not None
+        assert (found.run_id, found.step) == ("run", step)
+        assert step != 10 or found.seq == seq
+
+
+def test_a_retry_comes_back_to_the_run_that_is_active(storage: Storage) -> None:
+    first = submit(storage, owner="try-1")
+    again = submit(storage, msgspec.structs.replace(GOOD, command=("other",)), owner="try-2")
+    assert again.run_id == first.run_id
+    assert again.journal().refresh().owner == "try-2"
+    assert again.spec().command == GOOD.command, "what is running is not changed under way"
+
+
+def test_a_late_kill_of_the_former_owner_changes_nothing(storage: Storage) -> None:
+    run = submit(storage, owner="try-1")
+    submit(storage, owner="try-2")
+    assert not request_stop(run, reason="killed", owner="try-1")
+    assert run.journal().refresh().phase is Phase.ACTIVE
+
+
+@pytest.mark.parametrize(
+    "ending", [e.Stopped(at=NOW, reason="marked failed"), e.Failed(at=NOW, message="exit 1")]
+)
+def test_a_stopped_or_failed_run_goes_on_as_the_request_reads_now(
+    storage: Storage, ending: e.Event
+) -> None:
+    run = submit(storage)
+    run.journal().decide(lambda state: None if state.is_final else ending)
+    later = NOW + timedelta(days=1)
+    fixed = msgspec.structs.replace(
+        GOOD, command=("python", "fixed.py"), deadline=timedelta(hours=1)
+    )
+    again = submit(storage, fixed, owner="try-2", clock=lambda: later)
+    assert again.run_id == run.run_id
+    state = again.journal().refresh()
+    assert (state.phase, state.owner) == (Phase.ACTIVE, "try-2")
+    assert again.spec().command == ("python", "fixed.py")
+    assert again.spec().deadline == later + timedelta(hours=1)
+
+
+def test_a_result_that_was_not_delivered_is_given_again(storage: Storage) -> None:
+    run = submit(storage)
+    succeed(run)
+    assert submit(storage, owner="try-2").run_id == run.run_id
+
+
+def test_after_delivery_it_runs_anew_and_the_old_generation_stays(storage: Storage) -> None:
+    run = submit(storage)
+    succeed(run)
+    mark_delivered(run, "me")
+    second = submit(storage, owner="cleared")
+    assert second.run_id == "run.g2"
+    assert run.journal().refresh().phase is Phase.SUCCEEDED
+    succeed(second)
+    assert submit(storage, owner="retry").run_id == "run.g2"
+    mark_delivered(second, "cleared")
+    assert submit(storage, owner="cleared again").run_id == "run.g3"
+
+
+def test_a_retry_of_the_task_that_has_its_result_does_not_run_anew(storage: Storage) -> None:
+    run = submit(storage)
+    succeed(run)
+    mark_delivered(run, "me")
+    again = submit(storage, owner="me", is_same_task=lambda delivered_to: delivered_to == "me")
+    assert again.run_id == run.run_id
+
+
+def test_a_submitter_that_died_after_the_spec_is_finished_by_the_next(storage: Storage) -> None:
+    run = submit(storage)
+    storage.delete("runs/run/journal/00000001.json")
+    storage.delete("runs/run/journal/00000002.json")
+    assert submit(storage, owner="try-2").run_id == run.run_id
+    state = run.journal().refresh()
+    assert state.created_at == NOW
+    assert state.owner == "try-2"
+
+
+def test_run_ids_are_readable_stable_and_differ_by_map_index() -> None:
+    ids = {
+        base_run_id("dag", "manual__2026-01-01T00:00:00+00:00", "train", index)
+        for index in (-1, 0, 1)
+    }
+    assert len(ids) == 3
+    assert base_run_id("dag", "r", "train") == "dag--r--train"
+    long = base_run_id("d" * 150, "r" * 150, "train")
+    assert len(long) <= 200
+    assert long != base_run_id("d" * 150, "r" * 151, "train"), "cutting must not merge two runs"
