@@ -1,0 +1,99 @@
+"""How a new attempt gets the checkpoint chain from the one before: make before break.
+
+The newcomer is warm when it asks. The holder takes a last checkpoint, releases, and goes; the
+newcomer claims at once. A holder that is gone or silent is not waited for: the claim itself
+fences it, because its next commit fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from spotfirst.chain import CheckpointChain
+from spotfirst.errors import StorageUnavailable
+from spotfirst.heartbeat import Handover, Heartbeat
+from spotfirst.patience import Sleep
+from spotfirst.run import Run
+from spotfirst.state import RunState
+from spotfirst.wire import Clock, utc_now
+
+__all__ = ["HANDOVER_PATIENCE_S", "wait_for_claim"]
+
+_log = logging.getLogger(__name__)
+
+HANDOVER_PATIENCE_S = 120.0
+"""How long a holder that was asked may take: the length of a spot notice."""
+_NOTICE_GRACE_S = 2.0
+"""After its interruption time an instance is gone; clocks may differ by this much."""
+_POLL_S = 0.15
+_SLOW_POLLS = 4
+"""The journal and the heartbeat, which seldom decide, are read at every fourth poll."""
+
+
+def wait_for_claim(
+    run: Run,
+    chain: CheckpointChain,
+    attempt: int,
+    *,
+    leave: Callable[[], bool] = lambda: False,
+    patience_s: float = HANDOVER_PATIENCE_S,
+    clock: Clock = utc_now,
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Sleep = time.sleep,
+) -> bool:
+    """Claim the chain for ``attempt``, when its holder has let go of it or cannot hold it.
+
+    The holder is asked to hand over (``attempts/{holder}/handover.json``). It has let go when it
+    released, left an exit report, is ended in the journal, or its interruption time is over; or
+    ``patience_s`` after it was asked. ``leave`` is looked at between polls: when it says so, the
+    wait ends without a claim and the result is ``False``.
+
+    Raises :class:`ClaimLost` when a newer attempt holds the chain. An unreachable storage is
+    waited for.
+    """
+    journal = run.journal()
+    asked_at: dict[int, float] = {}
+    polls = 0
+    while not leave():
+        try:
+            chain.refresh()
+            holder = chain.holder
+            # A newer holder is not waited for: claim() raises ClaimLost.
+            if holder is None or chain.released or holder >= attempt:
+                chain.claim(attempt)
+                return True
+            if holder not in asked_at:
+                _log.info("attempt %d is ready and waits for attempt %d", attempt, holder)
+                reason = f"attempt {attempt} is ready to take over"
+                run.request_handover(holder, Handover(reason=reason, at=clock(), to=attempt))
+                asked_at[holder] = monotonic()
+            cause = ""
+            if monotonic() - asked_at[holder] >= patience_s:
+                cause = f"has not released {patience_s:g} s after it was asked"
+            elif run.exit_report(holder) is not None:
+                cause = "has exited"
+            elif polls % _SLOW_POLLS == 0:
+                cause = _gone(journal.refresh(), run.heartbeat(holder), holder, clock())
+            if cause:
+                _log.warning("attempt %d claims: attempt %d %s", attempt, holder, cause)
+                chain.claim(attempt)
+                return True
+        except StorageUnavailable as error:
+            _log.warning("the storage does not answer, waiting: %s", error)
+        polls += 1
+        sleep(_POLL_S)
+    return False
+
+
+def _gone(state: RunState, heartbeat: Heartbeat | None, holder: int, now: datetime) -> str:
+    """Why ``holder`` cannot be alive any more; empty when it may be."""
+    if any(attempt.number == holder and not attempt.is_open for attempt in state.attempts):
+        return "has ended, says the journal"
+    notice = heartbeat.notice if heartbeat else None
+    if notice is None or notice.kind != "interruption" or notice.time is None:
+        return ""
+    over = now >= notice.time + timedelta(seconds=_NOTICE_GRACE_S)
+    return f"was to be interrupted at {notice.time:%H:%M:%S}" if over else ""

@@ -1,0 +1,87 @@
+"""Which checkpoint a run goes on from: its newest whole one, or the one that it was started from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from spotfirst.blobs import BlobStore
+from spotfirst.chain import CheckpointChain, Commit
+from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing, UnknownRun
+from spotfirst.run import Run
+from spotfirst.spec import ResumeFrom
+
+__all__ = ["Restored", "load_newest"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Restored(NamedTuple, Generic[_T]):
+    """What was loaded, from which entry of the chain (``None``: of another run's)."""
+
+    value: _T
+    commit: Commit
+    seq: int | None
+
+
+def load_newest(
+    run: Run,
+    chain: CheckpointChain,
+    blobs: BlobStore,
+    load: Callable[[BlobStore, Commit], _T],
+    *,
+    content: Literal["state", "files"],
+    resume_from: ResumeFrom | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Restored[_T] | None:
+    """Load the newest checkpoint that is whole; ``None`` when the run is to start from nothing.
+
+    A checkpoint with a missing or damaged blob is passed over, with a warning. With checkpoints
+    but none that is whole, raises :class:`CorruptObject`: to start anew would be a silent loss.
+    Without any, loads the checkpoint ``resume_from``; that one or none.
+    """
+    for seq, commit in reversed(chain.commits):
+        _check_content(run, seq, commit, content)
+        try:
+            return Restored(load(blobs, commit), commit, seq)
+        except (CorruptObject, ObjectMissing) as error:
+            message = (
+                f"checkpoint {seq} of step {commit.step} cannot be read, going back to the one "
+                f"before: {error}"
+            )
+            _log.warning("%s", message)
+            warn(message)
+    if chain.commits:
+        msg = (
+            f"none of the {len(chain.commits)} checkpoints of {run.url} is whole; start a new run, "
+            "or restore the blobs that the log names from a backup of the storage"
+        )
+        raise CorruptObject(msg)
+    if resume_from is None:
+        return None
+    parent = Run(run.root, resume_from.run_id)
+    commit = _parents_commit(parent, resume_from)
+    _check_content(parent, resume_from.seq, commit, content)
+    return Restored(load(BlobStore(parent.blobs()), commit), commit, None)
+
+
+def _parents_commit(parent: Run, resume_from: ResumeFrom) -> Commit:
+    for seq, commit in parent.chain().refresh().commits:
+        if seq == resume_from.seq:
+            return commit
+    msg = (
+        f"run {resume_from.run_id!r} has no checkpoint {resume_from.seq} (step {resume_from.step}) "
+        f"in {parent.root.url}; `spotfirst show` lists those it has"
+    )
+    raise UnknownRun(msg)
+
+
+def _check_content(run: Run, seq: int, commit: Commit, content: str) -> None:
+    if commit.content != content:
+        msg = (
+            f"checkpoint {seq} of {run.url} holds {commit.content}, and here {content} is asked "
+            "for; keep to one checkpoint mode within a run and its replays"
+        )
+        raise InvalidSpec(msg)

@@ -1,0 +1,91 @@
+"""The random number generators that training draws from: Python's, NumPy's, torch's."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import torch  # noqa: TID253 - its generators are among them
+
+from spotfirst.errors import StateMismatch
+
+__all__ = ["as_stateful", "cuda_in_use", "restore_rng", "rng_state"]
+
+
+def cuda_in_use() -> bool:
+    """Whether this process has begun to use a GPU; asking does not begin it."""
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global generator that has been used or can be."""
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        state["numpy"] = numpy.random.get_state()
+    if cuda_in_use():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: Any) -> list[str]:
+    """Set the global generators; what could not be set, in words."""
+    if not isinstance(state, dict):
+        return ["the checkpoint has no state of the random number generators"]
+    skipped: list[str] = []
+    try:
+        random.setstate(state["python"])
+        torch.set_rng_state(state["torch"])
+        if "numpy" in state:
+            import numpy as np
+
+            np.random.set_state(state["numpy"])  # noqa: NPY002 - user code draws from the global one
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        msg = f"the checkpoint's state of the random number generators does not fit: {error!r}"
+        raise StateMismatch(msg) from error
+    on_gpus = state.get("cuda", [])
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device, value in enumerate(on_gpus[:present]):
+        torch.cuda.set_rng_state(value, device)
+    if len(on_gpus) != present and on_gpus:
+        skipped.append(
+            f"the checkpoint has the random number generators of {len(on_gpus)} GPUs, and here "
+            f"are {present}: numbers drawn on a GPU will differ from an uninterrupted run"
+        )
+    return skipped
+
+
+class _Generator:
+    """Gives a generator object the two methods of everything else that is checkpointed."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        generator = self._generator
+        if isinstance(generator, torch.Generator):
+            return {"torch": generator.get_state()}
+        if isinstance(generator, random.Random):
+            return {"python": generator.getstate()}
+        return {"numpy": generator.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        generator = self._generator
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state["torch"])
+        elif isinstance(generator, random.Random):
+            generator.setstate(state["python"])
+        else:
+            generator.bit_generator.state = state["numpy"]
+
+
+def as_stateful(value: Any) -> Any:
+    """``value`` when it has ``state_dict`` and ``load_state_dict``, a wrapped generator, or None."""
+    if callable(getattr(value, "state_dict", None)) and callable(
+        getattr(value, "load_state_dict", None)
+    ):
+        return value
+    if isinstance(value, (torch.Generator, random.Random)) or hasattr(value, "bit_generator"):
+        return _Generator(value)
+    return None

@@ -1,0 +1,272 @@
+"""A training state as a JSON tree and a list of arrays, and back. Torch-free, pickle-free.
+
+===================================== =====================================================
+value                                 node
+===================================== =====================================================
+``None``, bool, str, small int, float itself
+larger int, NaN and infinity          ``{"int": hex}``, ``{"float": hex of the IEEE bytes}``
+bytes                                 ``{"bytes": base64}``
+list, tuple                           ``[…]``, ``{"tuple": […]}``
+dict, Counter                         ``{"dict": [[key, value], …]}``, ``{"counter": …}``
+OrderedDict                           ``{"ordered": […], "metadata": …}``
+torch tensor, NumPy array and scalar  ``{"tensor": n}``, ``{"array": n}``, ``{"scalar": n}``
+===================================== =====================================================
+
+Keys are str or int. ``metadata`` is the version information that torch attaches to the state of
+a module. Any other type is refused by name, with its place.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import struct
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spotfirst.errors import UnsupportedState
+
+__all__ = ["ArrayCollector", "Leaf", "check_leaves", "flatten", "unflatten", "walk_leaves"]
+
+_MAX_DEPTH = 100
+_PLAIN_INT = 1 << 53
+"""Integers below this are the same in every JSON reader."""
+_LEAF_TAGS = ("tensor", "array", "scalar")
+_NUMPY_NAMES = frozenset({
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64", "complex64", "complex128",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array's element type, shape, and bytes (row-major, little-endian)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+class ArrayCollector:
+    """Takes the arrays out of a tree. This one knows NumPy's; a subclass adds torch's."""
+
+    def __init__(self) -> None:
+        self.leaves: list[Leaf] = []
+
+    def take(self, value: Any, path: str) -> dict[str, int] | None:
+        """The node of an array; ``None`` when ``value`` is none."""
+        numpy = sys.modules.get("numpy")
+        if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
+            return None
+        scalar = isinstance(value, numpy.generic)
+        name = value.dtype.name
+        if (not scalar and type(value) is not numpy.ndarray) or name not in _NUMPY_NAMES:
+            raise _refused(f"NumPy {type(value).__name__} of {value.dtype}", path)
+        little = value.dtype.newbyteorder("<")
+        data = numpy.asarray(value).astype(little, order="C").tobytes()
+        return self._keep("scalar" if scalar else "array", Leaf(name, tuple(value.shape), data))
+
+    def _keep(self, tag: str, leaf: Leaf) -> dict[str, int]:
+        self.leaves.append(leaf)
+        return {tag: len(self.leaves) - 1}
+
+
+def flatten(value: Any, arrays: ArrayCollector, path: str = "state", depth: int = 0) -> Any:
+    """The node of ``value``; its arrays go to ``arrays``. Raises :class:`UnsupportedState`."""
+    if depth > _MAX_DEPTH:
+        msg = f"{path[:200]} is nested more than {_MAX_DEPTH} levels deep; does it contain itself?"
+        raise UnsupportedState(msg)
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind in _SCALARS:
+        return _SCALARS[kind](value, path)
+    if kind is list or kind is tuple:
+        nodes = [flatten(v, arrays, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+        return nodes if kind is list else {"tuple": nodes}
+    if kind in _MAPPINGS:
+        pairs = []
+        for key, item in value.items():
+            if type(key) not in (str, int):
+                raise _refused(f"key {key!r:.80} of type {_name(type(key))}", path)
+            node = flatten(item, arrays, f"{path}[{key!r:.200}]", depth + 1)
+            pairs.append([_SCALARS[type(key)](key, path), node])
+        result: dict[str, Any] = {_MAPPINGS[kind]: pairs}
+        metadata = getattr(value, "_metadata", None)
+        if metadata is not None:
+            result["metadata"] = flatten(metadata, arrays, f"{path}._metadata", depth + 1)
+        return result
+    node = arrays.take(value, path)
+    if node is None:
+        raise _refused(_name(kind), path)
+    return node
+
+
+def unflatten(node: Any, leaf: Callable[[str, int], Any], depth: int = 0) -> Any:
+    """The value of a node; ``leaf(tag, index)`` gives that of an array.
+
+    Raises :class:`ValueError` for a node that :func:`flatten` does not write.
+    """
+    if node is None or isinstance(node, (bool, str, int, float)):
+        return node
+    if depth > _MAX_DEPTH:
+        msg = f"the tree is nested more than {_MAX_DEPTH} levels deep"
+        raise ValueError(msg)
+    if isinstance(node, list):
+        return [unflatten(item, leaf, depth + 1) for item in node]
+    if not isinstance(node, dict):
+        msg = f"a node is of type {type(node).__name__}"
+        raise ValueError(msg)  # noqa: TRY004 - the file is wrong, not a caller
+    metadata = node.get("metadata")
+    tags = [tag for tag in node if tag != "metadata"]
+    if len(tags) != 1 or (metadata is not None and tags != ["ordered"]):
+        msg = f"a node has the tags {sorted(map(str, node))[:5]}"
+        raise ValueError(msg)
+    (tag,) = tags
+    content = node[tag]
+    if tag in _LEAF_TAGS:
+        if type(content) is not int:
+            msg = f"a {tag} node holds no number"
+            raise ValueError(msg)
+        return leaf(tag, content)
+    if tag in _READERS:
+        if not isinstance(content, str):
+            msg = f"a node {tag!r} holds no text"
+            raise ValueError(msg)
+        return _READERS[tag](content)
+    if not isinstance(content, list):
+        msg = f"a node {str(tag)[:80]!r} is unknown or holds no list"
+        raise ValueError(msg)  # noqa: TRY004 - the file is wrong, not a caller
+    if tag == "tuple":
+        return tuple(unflatten(item, leaf, depth + 1) for item in content)
+    if tag not in _MAPPINGS.values():
+        msg = f"a node has the unknown tag {tag[:80]!r}"
+        raise ValueError(msg)
+    mapping = _mapping(tag, content, leaf, depth + 1)
+    if metadata is not None:
+        mapping._metadata = unflatten(metadata, leaf, depth + 1)  # noqa: SLF001 - where torch keeps it
+    return mapping
+
+
+def check_leaves(node: Any, dtypes: Sequence[str]) -> None:
+    """Raise :class:`ValueError` unless a tree is whole and names only arrays that are there.
+
+    ``dtypes`` are the element types of the manifest's arrays.
+    """
+
+    def check(tag: str, index: int) -> None:
+        if not 0 <= index < len(dtypes):
+            msg = f"the tree names array {index} of {len(dtypes)}"
+            raise ValueError(msg)
+        if tag != "tensor" and dtypes[index] not in _NUMPY_NAMES:
+            msg = f"NumPy has no {dtypes[index]}"
+            raise ValueError(msg)
+
+    unflatten(node, check)
+
+
+def walk_leaves(node: Any, path: str = "") -> Iterator[tuple[str, str, int]]:
+    """(name, tag, array number) of each array below the mappings and lists of a valid tree.
+
+    The name joins keys and positions with ``/``: a module's arrays have their own names.
+    """
+    if isinstance(node, dict):
+        for tag, content in node.items():
+            if tag in _LEAF_TAGS:
+                yield path, tag, content
+            elif tag in _MAPPINGS.values():
+                for key, item in content:
+                    yield from walk_leaves(item, _join(path, unflatten(key, _no_leaf)))
+            elif tag == "tuple":
+                yield from walk_leaves(content, path)
+    elif isinstance(node, list):
+        for position, item in enumerate(node):
+            yield from walk_leaves(item, _join(path, position))
+
+
+def _mapping(tag: str, pairs: list[Any], leaf: Callable[[str, int], Any], depth: int) -> Any:
+    result = {"dict": dict, "ordered": OrderedDict, "counter": Counter}[tag]()
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2:
+            msg = f"a node {tag!r} holds something other than pairs"
+            raise ValueError(msg)
+        key = unflatten(pair[0], _no_leaf)
+        if type(key) not in (str, int) or key in result:
+            msg = f"a node {tag!r} has the key {key!r:.80}, which is invalid or there twice"
+            raise ValueError(msg)
+        result[key] = unflatten(pair[1], leaf, depth)
+    return result
+
+
+def _no_leaf(tag: str, _: int) -> Any:
+    msg = f"a {tag} is used as a key"
+    raise ValueError(msg)
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}/{name}" if path else str(name)
+
+
+def _refused(what: str, path: str) -> UnsupportedState:
+    return UnsupportedState(
+        f"{path} is {what}, which checkpoints do not store; keep numbers, strings, lists, dicts "
+        "and dense arrays in state_dict(), and rebuild the rest when it is loaded"
+    )
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _int_node(value: int, _: str) -> Any:
+    return value if abs(value) < _PLAIN_INT else {"int": f"{value:x}"}
+
+
+def _float_node(value: float, _: str) -> Any:
+    return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
+
+
+def _str_node(value: str, path: str) -> Any:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _refused(f"the text {value[:80]!r}, which is no valid Unicode", path) from error
+    return value
+
+
+def _bytes_node(value: bytes, _: str) -> Any:
+    return {"bytes": base64.b64encode(value).decode()}
+
+
+def _read_float(text: str) -> float:
+    (value,) = struct.unpack(">d", bytes.fromhex(text)) if len(text) == 16 else (None,)
+    if value is None:
+        msg = f"{text[:80]!r} is not the hex of 8 bytes"
+        raise ValueError(msg)
+    return float(value)
+
+
+def _read_bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        msg = "bytes are not valid base64"
+        raise ValueError(msg) from error
+
+
+_SCALARS: dict[type, Callable[[Any, str], Any]] = {
+    int: _int_node,
+    float: _float_node,
+    str: _str_node,
+    bytes: _bytes_node,
+}
+_READERS: dict[str, Callable[[str], Any]] = {
+    "int": lambda text: int(text, 16),
+    "float": _read_float,
+    "bytes": _read_bytes,
+}
+_MAPPINGS: dict[type, str] = {dict: "dict", OrderedDict: "ordered", Counter: "counter"}

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spotfirst import manifest as manifest_module
+from spotfirst.blobs import BlobStore
+from spotfirst.errors import UnsupportedState
+from spotfirst.manifest import ITEM_BYTES, StateManifest, read_manifest
+from spotfirst.storage import open_storage
+from spotfirst.tensors import Buffers
+from tests.checkpointing.states import load, same, save
+
+keys = st.text(max_size=5) | st.integers()
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=50)
+    | st.builds(
+        lambda n, value: torch.full((n, 2), value), st.integers(0, 3), st.floats(width=32)
+    )
+    | st.builds(lambda n: np.arange(n, dtype=np.int16), st.integers(0, 5))
+    | st.builds(np.float64, st.floats())
+)  # fmt: skip
+trees = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(keys, inner, max_size=4)
+        | st.dictionaries(keys, inner, max_size=4).map(OrderedDict)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(trees)
+def test_any_tree_comes_back_as_it_was(state: Any) -> None:
+    blobs = BlobStore(open_storage("memory://trees"))
+    assert same(load(blobs, save(blobs, state)), state)
+
+
+@pytest.mark.parametrize("dtype", sorted(ITEM_BYTES))
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 6)])
+def test_every_dtype_comes_back_bit_for_bit(
+    blobs: BlobStore, dtype: str, shape: tuple[int, ...]
+) -> None:
+    kind = getattr(torch, dtype)
+    assert ITEM_BYTES[dtype] == kind.itemsize
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # complex32 is experimental, says torch
+        raw = torch.arange(math.prod(shape) * kind.itemsize, dtype=torch.uint8)
+        if dtype == "bool":
+            raw %= 2
+        tensor = raw.view(kind).view(shape) if raw.numel() else torch.empty(shape, dtype=kind)
+        assert same(load(blobs, save(blobs, tensor)), tensor)
+
+
+def test_views_are_stored_by_what_they_show(blobs: BlobStore) -> None:
+    base = torch.arange(24, dtype=torch.float32).view(4, 6)
+    wave = torch.tensor([1 + 2j, 3 - 4j])
+    state = {
+        "transposed": base.t(), "strided": base[::2, 1::3], "expanded": base[:1].expand(3, 6),
+        "conjugate": wave.conj(), "plain": wave, "negative": wave.conj().imag,
+    }  # fmt: skip
+    loaded = load(blobs, save(blobs, state))
+    for name, tensor in state.items():
+        assert torch.equal(loaded[name], tensor.resolve_conj().resolve_neg()), name
+
+
+def test_tied_tensors_are_stored_once_and_come_back_tied(blobs: BlobStore) -> None:
+    weight = torch.ones(3)
+    digest = save(blobs, {"embedding": weight, "head": weight, "other": torch.ones(3)})
+    manifest = read_manifest(blobs, digest)
+    assert isinstance(manifest, StateManifest)
+    assert len(manifest.arrays) == 2
+    loaded = load(blobs, digest)
+    assert loaded["embedding"] is loaded["head"]
+    assert loaded["embedding"] is not loaded["other"]
+
+
+def test_small_tensors_share_a_blob_and_large_ones_span_several(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(manifest_module, "SMALL_BYTES", 500)
+    state = {f"bias{i}": torch.full((10,), float(i)) for i in range(20)}
+    state["weight"] = torch.arange(1001, dtype=torch.float32)
+    digest = save(blobs, state)
+    manifest = read_manifest(blobs, digest)
+    assert isinstance(manifest, StateManifest)
+    assert sorted(blob.size_bytes for blob in manifest.blobs) == [4, 800, 1000, 1000, 1000, 1000]
+    assert same(load(blobs, digest), state)
+
+
+def test_only_tensors_that_changed_are_written_again(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_module, "SMALL_BYTES", 0)
+    frozen, trained = torch.zeros(100_000), torch.zeros(10)
+    save(blobs, {"frozen": frozen, "trained": trained})
+    before = blobs.new_bytes
+    trained += 1
+    save(blobs, {"frozen": frozen, "trained": trained})
+    assert blobs.new_bytes - before < 2_000
+
+
+def test_module_versions_survive(blobs: BlobStore) -> None:
+    module = torch.nn.BatchNorm1d(3)
+    state = module.state_dict()
+    loaded = load(blobs, save(blobs, state))
+    assert loaded._metadata == state._metadata  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 4]),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 10),
+        torch.optim.lr_scheduler.ReduceLROnPlateau,
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda n: 1 / (n + 1)),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o,
+            [
+                torch.optim.lr_scheduler.LinearLR(o),
+                torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+            ],
+            [3],
+        ),
+    ],
+)
+def test_torchs_schedulers_and_optimizers_can_be_stored(blobs: BlobStore, make: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "scheduler": make(optimizer).state_dict()}
+    assert same(load(blobs, save(blobs, state)), state)
+
+
+def test_counters_keep_their_kind(blobs: BlobStore) -> None:
+    assert same(load(blobs, save(blobs, Counter([2, 2, 4]))), Counter([2, 2, 4]))
+
+
+Point = namedtuple("Point", "x y")  # noqa: PYI024 - the untyped kind is what users have
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (object(), "builtins.object"),
+        (lambda: None, "builtins.function"),
+        ({1, 2}, "builtins.set"),
+        (Point(1, 2), "Point"),
+        (defaultdict(int), "defaultdict"),
+        (io.BytesIO(), "BytesIO"),
+        (torch.float32, "torch.dtype"),
+        (torch.eye(2).to_sparse(), "sparse_coo"),
+        (torch.empty(2, device="meta"), "meta"),
+        (np.array(["a"]), "<U1"),
+        (np.array([object()]), "object"),
+        ({1.5: 0}, "key 1.5"),
+        ({True: 0}, "key True"),
+        ("\ud800", "Unicode"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_by_name_and_place(
+    blobs: BlobStore, value: Any, named: str
+) -> None:
+    with pytest.raises(UnsupportedState) as refusal:
+        save(blobs, {"a": [0, {"b": value}]})
+    assert named in str(refusal.value)
+    assert "state['a'][1]['b']" in str(refusal.value)
+
+
+def test_quantised_tensors_are_refused_by_name(blobs: BlobStore) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensor = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    with pytest.raises(UnsupportedState, match="qint8"):
+        save(blobs, tensor)
+
+
+def test_a_state_that_contains_itself_is_refused(blobs: BlobStore) -> None:
+    state: dict[str, Any] = {}
+    state["self"] = state
+    with pytest.raises(UnsupportedState, match="contain itself"):
+        save(blobs, state)
+
+
+def test_nothing_is_pickled(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("pickle was used")
+
+    for name in ("dump", "dumps", "load", "loads"):
+        monkeypatch.setattr(f"pickle.{name}", refuse)
+    state = {"a": torch.ones(3), "b": np.ones(2), "c": [None]}
+    assert same(load(blobs, save(blobs, state)), state)
+
+
+def test_buffers_are_used_again(blobs: BlobStore) -> None:
+    buffers = Buffers()
+    save(blobs, torch.ones(8), buffers=buffers)
+    first = buffers.get(0, 32, pinned=False).data_ptr()
+    digest = save(blobs, torch.zeros(8), buffers=buffers)
+    assert buffers.get(0, 32, pinned=False).data_ptr() == first
+    assert same(load(blobs, digest), torch.zeros(8))
