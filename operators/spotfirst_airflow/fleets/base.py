@@ -45,8 +45,10 @@ class InstanceState(str, enum.Enum):
 
 
 class Offer(Record):
-    """What one pool costs now. ``available`` is what is known: ``False`` only when a launch
-    would surely fail."""
+    """What one pool costs now.
+
+    ``available`` is what is known: ``False`` only when a launch would surely fail.
+    """
 
     pool: Pool
     market: Market

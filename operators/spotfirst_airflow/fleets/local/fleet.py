@@ -70,6 +70,10 @@ class LocalFleet:
     ones raise :class:`InvalidSpec`. To launch, they must have gone through :meth:`settle`.
     """
 
+    heartbeat_s = 0.5
+    notice_poll_s = 0.25
+    """What specs get that leave these open. Both cost nothing here, and notices may be short."""
+
     def __init__(
         self,
         options: Mapping[str, Any],

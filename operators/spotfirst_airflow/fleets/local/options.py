@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,6 @@ class LocalOptions(Record):
         require(parsed.boot_s >= 0, "boot_s", parsed.boot_s, "0 or more")
         require(len(set(parsed.zones)) == len(parsed.zones), "zones", parsed.zones, "all different")
         require(all(parsed.zones), "zones", parsed.zones, "names, none of them empty")
-        if parsed.epoch is not None and parsed.epoch.tzinfo is None:
-            parsed = msgspec.structs.replace(
-                parsed, epoch=parsed.epoch.replace(tzinfo=timezone.utc)
-            )
         require(
             not parsed.agent_command or all(parsed.agent_command),
             "agent_command",
