@@ -296,7 +296,8 @@ class Storage(ABC):
         full = self._full(path) if path else self._root
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailable),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=2.0),
+            # No jitter: it would draw from the generator that the training script seeds.
+            wait=tenacity.wait_exponential(multiplier=0.2, max=2.0),
             stop=tenacity.stop_all(
                 tenacity.stop_after_delay(self.patience_s), tenacity.stop_after_attempt(tries)
             ),
