@@ -325,6 +325,9 @@ def test_the_newest_spot_instance_goes_after_its_notice(world: World) -> None:
     fleet.launch(request("paid", market=Market.ON_DEMAND))
     notice = wait_until(lambda: one(fleet, "new").notice)
     assert notice.kind == "interruption"
+    began = fleet._options.epoch
+    assert began is not None
+    assert timedelta(seconds=4) <= notice.seen_at - began < timedelta(seconds=5)
     assert notice.time - notice.seen_at == timedelta(seconds=1)
     end = ended(fleet, "new")
     assert end.ended_by == "fleet"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -47,6 +47,7 @@ from spotfirst_airflow.fleets.local.registry import (
     Boot,
     Claim,
     Folder,
+    InterruptRequest,
     Registry,
     Running,
     Terminated,
@@ -73,6 +74,11 @@ class LocalFleet:
     heartbeat_s = 0.5
     notice_poll_s = 0.25
     """What specs get that leave these open. Both cost nothing here, and notices may be short."""
+
+    # What a run's agent uses unless its spec says otherwise. Asking a server on the same machine
+    # costs nothing, and where time is scaled, a notice may be there for a second or two only.
+    heartbeat_s: ClassVar[float] = 1.0
+    notice_poll_s: ClassVar[float] = 0.25
 
     def __init__(
         self,
@@ -162,6 +168,21 @@ class LocalFleet:
                 pending = [token for token in pending if not self._is_over(token)]
             for token in pending:
                 self._force(token)
+
+    def interrupt(self, token: str, *, notice: bool = True) -> bool:
+        """Let the market take a spot instance, whatever its options say; whether it will.
+
+        For tests and rehearsals, as AWS's Fault Injection Service does it on EC2.
+        """
+        with _answering():
+            folder = self._registry.folder(token)
+            claim = folder.read(Claim) if is_token(token) else None
+            if claim is None or claim.request.market is not Purchase.SPOT:
+                return False
+            if folder.has(Terminated):
+                return False
+            folder.create(InterruptRequest(at=self._clock(), notice=notice))
+        return True
 
     def owned(self) -> list[Instance]:
         """Every living instance of this root, whichever run it is for."""

@@ -9,6 +9,7 @@
 | `alive` | the supervisor | locked for as long as it lives; touched every second |
 | `running.json` | the supervisor | the agent was started |
 | `notice.json` | the supervisor | the instance will be killed |
+| `interrupt.json` | whoever interrupts | the supervisor is to act as if the market took it |
 | `terminate.json` | whoever terminates | the supervisor is to end it |
 | `terminated.json` | whoever saw it end | no process of it is left |
 
@@ -44,6 +45,7 @@ __all__ = [
     "Boot",
     "Claim",
     "Folder",
+    "InterruptRequest",
     "Registry",
     "Running",
     "TerminateRequest",
@@ -94,6 +96,13 @@ class TerminateRequest(Record):
     at: datetime
 
 
+class InterruptRequest(Record):
+    """Someone wants to see the market take it, with the usual notice or without."""
+
+    at: datetime
+    notice: bool = True
+
+
 class Terminated(Record):
     """The end. ``rejected`` says why the instance never was one, if it never was."""
 
@@ -109,6 +118,7 @@ _NAMES: dict[type[Record], str] = {
     Running: "running.json",
     Notice: "notice.json",
     TerminateRequest: "terminate.json",
+    InterruptRequest: "interrupt.json",
     Terminated: "terminated.json",
 }
 

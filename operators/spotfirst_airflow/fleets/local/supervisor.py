@@ -39,6 +39,7 @@ from spotfirst_airflow.fleets.local.registry import (
     Boot,
     Claim,
     Folder,
+    InterruptRequest,
     Registry,
     Running,
     Terminated,
@@ -158,6 +159,8 @@ class _Supervisor:
         """Whether it must go at once. A notice once given stands, whatever the market does."""
         if self._request.market is not Purchase.SPOT or self._kill_at is not None:
             return None
+        if (asked := self._folder.read(InterruptRequest)) is not None:
+            return self._interrupt(now, notice=asked.notice)
         since_s, until_s = self._next_look_s, self._options.market_time_s(now)
         if until_s < since_s:
             return None  # nothing has changed: those before this instance only become fewer
@@ -167,9 +170,10 @@ class _Supervisor:
         )
         shortage = self._market.first_shortage(zone, since_s=since_s, until_s=until_s, older=older)
         self._next_look_s = self._market.next_change(zone, until_s)
-        if shortage is None:
-            return None
-        if not shortage.notice:
+        return None if shortage is None else self._interrupt(now, notice=shortage.notice)
+
+    def _interrupt(self, now: datetime, *, notice: bool) -> tuple[EndedBy, str] | None:
+        if not notice:
             return "fleet", "without notice"
         self._kill_at = now + timedelta(seconds=self._options.notice_s / self._options.time_scale)
         self._service.post_notice(kill_at=self._kill_at, now=now)
