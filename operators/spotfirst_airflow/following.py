@@ -105,8 +105,12 @@ class Follower:
             self._stop_at = None
         step = self._controller.step()
         self.state = step.state
+        attempts = len(step.state.attempts)
+        if step.done:  # the last output, then how it ended
+            self._show(attempts, is_last=True)
         self._tell(step.news)
-        self._show(len(step.state.attempts), is_last=step.done)
+        if not step.done:
+            self._show(attempts, is_last=False)
         return None if step.done else step.wait_s
 
     def _tell(self, news: Sequence[str]) -> None:

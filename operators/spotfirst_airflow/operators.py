@@ -28,7 +28,6 @@ __all__ = ["RUN_XCOM_KEY", "SpotTrainingOperator"]
 RUN_XCOM_KEY = "spotfirst_run"
 """Under this key the task says which run is its own, before anything is launched."""
 
-_GRACE_AFTER_DEADLINE = timedelta(minutes=30)
 _CLEAN_UP_S = 300.0
 _KILL_S = 4.0
 _LOG_TAIL = 15
@@ -92,6 +91,8 @@ class SpotTrainingOperator(BaseOperator):
         "tags": "json",
     }
     ui_color = "#d8f0e3"
+    grace = timedelta(minutes=30)
+    """How long after its limits Airflow ends the trigger, should nobody have stopped the run."""
 
     def __init__(
         self,
@@ -251,10 +252,10 @@ class SpotTrainingOperator(BaseOperator):
         now = utc_now()
         deadline = run.spec().deadline
         # The controller keeps the deadline; this is for the case that nobody runs a controller.
-        limits = [max(deadline, now) + _GRACE_AFTER_DEADLINE] if deadline else []
+        limits = [max(deadline, now) + self.grace] if deadline else []
         if self.execution_timeout is not None:
             stop_at = now + self.execution_timeout
-            limits.append(stop_at + _GRACE_AFTER_DEADLINE)
+            limits.append(stop_at + self.grace)
         else:
             stop_at = None
         self.defer(
