@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spotfirst.errors import ObjectMissing, StorageError
+from spotfirst.errors import InvalidSpec, ObjectMissing, StorageError
 from spotfirst.storage import Storage, denied, missing, unavailable
 
 __all__ = ["S3Storage"]
@@ -105,6 +105,12 @@ class S3Storage(Storage):
 
     def _at(self, url: str, root: str) -> Storage:
         return S3Storage(url, root, self._options)
+
+    def _full(self, path: str) -> str:
+        if "?versionId=" in path:  # s3fs cuts it off, and so would mix two objects up
+            msg = f"path {path!r} has '?versionId=' in it, which S3 names cannot have; rename it"
+            raise InvalidSpec(msg)
+        return super()._full(path)
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Several small objects at once; one that is missing raises :class:`ObjectMissing`."""
