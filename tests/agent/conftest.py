@@ -43,9 +43,8 @@ class Metadata:
         class Handler(BaseHTTPRequestHandler):
             def do_PUT(self) -> None:
                 ttl = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
-                if self.path != "/latest/api/token" or not ttl.isdigit():
-                    self.answer(400)
-                elif not 1 <= int(ttl) <= 21600:
+                is_valid = ttl.isdigit() and 1 <= int(ttl) <= 21600
+                if self.path != "/latest/api/token" or not is_valid:
                     self.answer(400)
                 else:
                     token = secrets.token_hex(8)

@@ -1,12 +1,305 @@
-"""The agent as an instance runs it."""
+"""The agent as an instance runs it: one process, one attempt, from boot to report."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from datetime import datetime, timezone
 
-def test_a_command_that_exits_with_0_has_completed(lab) -> None:
-    instance = lab.start(lab.create(env={"STEPS": "5"}))
+import pytest
+
+from spotfirst.spec import CodeRef, RunSpec
+
+from .conftest import Lab, wait_for
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+# -- the plain life -------------------------------------------------------------------------
+
+
+def test_a_trainer_that_finishes_has_completed_and_told_all(lab: Lab) -> None:
+    instance = lab.start(lab.create(env={"STEPS": "15"}))
     report = instance.exit()
-    print(lab.output())
-    assert (report.cause, report.exit_code) == ("completed", 0)
-    print(report, instance.beat(), instance.log())
-    assert 0
+    assert (report.cause, report.exit_code, report.message) == ("completed", 0, "")
+    assert (report.progress.step, report.progress.checkpoint_step) == (15, 15)
+    assert report.log_tail[-2:] == ("step 15", "trained")
+    assert report.moved_bytes > 0
+    timings = report.progress.timings
+    stamps = [timings.booted, timings.fetched, timings.started, timings.standby, timings.claimed]
+    assert None not in stamps
+    assert stamps == sorted(stamps, key=lambda t: t or now())
+    beat = instance.beat()
+    assert beat is not None
+    assert (beat.phase, beat.log_segments) == ("exited", report.log_segments)
+    lines = instance.log().splitlines()
+    assert [line for line in lines if line.startswith("step")] == [
+        f"step {n}" for n in range(1, 16)
+    ]
+
+
+def test_the_command_finds_its_run_in_its_environment(lab: Lab) -> None:
+    run = lab.shell("env | grep ^SPOTFIRST_ | sort; echo $MINE", env={"MINE": "from the spec"})
+    log = "\n".join(lab.start(run, attempt=3).exit().log_tail)
+    assert f"SPOTFIRST_RUN={run.run_id}" in log
+    assert "SPOTFIRST_ATTEMPT=3" in log
+    assert f"SPOTFIRST_STORAGE={lab.storage.url}" in log
+    assert "SPOTFIRST_CHECKPOINT_PERIOD_S=300.0" in log
+    for name in ("SPOTFIRST_CHANNEL", "SPOTFIRST_CHECKPOINT_DIR"):
+        assert f"{name}={lab.work}" in log
+    assert "from the spec" in log
+
+
+def test_code_in_the_cache_is_not_moved_again(lab: Lab) -> None:
+    run = lab.create(env={"STEPS": "12"})
+    assert lab.start(run, attempt=1).exit().moved_bytes > 0
+    report = lab.start(run, attempt=2).exit()
+    assert (report.moved_bytes, report.progress.start_step) == (0, 12)
+
+
+@pytest.mark.parametrize(
+    ("script", "cause", "code"),
+    [
+        ("exit 1", "script_failed", 1),
+        ("kill -9 $$", "killed", -9),
+        ("kill -15 $$", "script_failed", -15),
+    ],
+)
+def test_without_a_notice_every_end_is_the_scripts_own(
+    lab: Lab, script: str, cause: str, code: int
+) -> None:
+    report = lab.start(lab.shell(script)).exit()
+    assert (report.cause, report.exit_code) == (cause, code)
+
+
+def test_a_notice_does_not_make_a_failure_an_interruption(lab: Lab) -> None:
+    instance = lab.start(lab.shell("sleep 1; exit 143", heartbeat_s=60.0))
+    instance.until_running()
+    lab.metadata.interrupt(60)
+    seen = instance.until(lambda beat: beat.notice is not None, "the notice, long before a beat")
+    assert seen.notice is not None
+    assert seen.notice.kind == "interruption"
+    assert instance.exit().cause == "script_failed"
+
+
+def test_a_missing_program_is_reported_in_words(lab: Lab) -> None:
+    report = lab.start(lab.create("trian.py")).exit()
+    assert (report.cause, report.exit_code) == ("script_failed", None)
+    assert "no program 'trian.py'" in report.message
+
+
+def test_missing_code_is_reported_in_words(lab: Lab) -> None:
+    run = lab.create("true", code=CodeRef(digest="0" * 64, size_bytes=1))
+    report = lab.start(run).exit()
+    assert report.cause == "script_failed"
+    assert f"code/{'0' * 64}" in report.message
+
+
+def test_the_wrong_environment_is_refused_by_name(lab: Lab) -> None:
+    instance = lab.start(lab.shell("true"), SPOTFIRST_ATTEMPT="first")
+    assert instance.process.wait(20) == 2
+    assert "SPOTFIRST_ATTEMPT is 'first'" in lab.output()
+
+
+# -- stopping -------------------------------------------------------------------------------
+
+
+def test_a_successor_takes_over_where_the_first_stopped(lab: Lab) -> None:
+    run = lab.create(env={"STEPS": "120"})
+    first = lab.start(run)
+    first.until_step(5)
+    lab.metadata.interrupt(60)
+    first.until(lambda beat: beat.notice is not None)
+    second = lab.start(run, attempt=2)
+    report = first.exit()
+    assert (report.cause, report.exit_code) == ("interrupted", 0)
+    assert report.progress.released
+    assert report.progress.checkpoint_step == report.progress.step
+    ended = second.exit()
+    assert (ended.cause, ended.progress.start_step) == ("completed", report.progress.step)
+
+
+def test_a_handover_without_a_notice_is_handed_over(lab: Lab) -> None:
+    instance = lab.start(lab.create())
+    instance.until_step(3)
+    instance.hand_over(to=2)
+    report = instance.exit()
+    assert (report.cause, report.progress.phase) == ("handed_over", "draining")
+    assert any("handover to attempt 2: a test" in line for line in instance.log().splitlines())
+
+
+def test_a_recommendation_is_told_and_waits_for_a_successor(lab: Lab) -> None:
+    instance = lab.start(lab.create())
+    instance.until_step(3)
+    lab.metadata.recommend()
+    beat = instance.until(lambda b: b.notice is not None)
+    instance.until_step((beat.progress.step or 0) + 20)
+    instance.hand_over()
+    assert instance.exit().cause == "handed_over"
+
+
+def test_without_a_successor_it_drains_when_only_the_margin_is_left(lab: Lab) -> None:
+    instance = lab.start(lab.create())
+    instance.until_step(15)  # so a checkpoint has been measured
+    time_ = lab.metadata.interrupt(5)
+    report = instance.exit()
+    assert report.cause == "interrupted"
+    assert report.progress.checkpoint_step == report.progress.step
+    left_s = (time_ - report.at).total_seconds()
+    assert 0 < left_s < 3
+
+
+def test_a_shutdown_of_the_instance_drains_at_once(lab: Lab) -> None:
+    instance = lab.start(lab.create())
+    instance.until_step(3)
+    instance.process.send_signal(signal.SIGTERM)
+    report = instance.exit()
+    assert (report.cause, report.progress.released) == ("interrupted", True)
+
+
+def test_a_drain_that_is_ignored_ends_with_a_kill_and_still_a_report(lab: Lab) -> None:
+    instance = lab.start(lab.create(env={"ON_DRAIN": "ignore"}), SPOTFIRST_SHUTDOWN_WINDOW_S="1")
+    instance.until_step(3)
+    instance.process.send_signal(signal.SIGTERM)
+    report = instance.exit()
+    assert (report.cause, report.exit_code) == ("interrupted", -9)
+    assert "did not stop in time" in report.message
+
+
+def test_a_failure_during_the_drain_is_the_scripts(lab: Lab) -> None:
+    instance = lab.start(lab.create(env={"ON_DRAIN": "fail"}))
+    instance.until_step(3)
+    instance.hand_over(to=2)
+    report = instance.exit()
+    assert (report.cause, report.exit_code) == ("script_failed", 3)
+    assert report.log_tail[-1] == "a bug in the last checkpoint"
+
+
+def test_a_crash_after_the_release_lost_nothing(lab: Lab) -> None:
+    instance = lab.start(lab.create(env={"ON_DRAIN": "segfault"}))
+    instance.until_step(3)
+    instance.hand_over(to=2)
+    report = instance.exit()
+    assert (report.cause, report.exit_code) == ("handed_over", -11)
+
+
+def test_a_trainer_that_finishes_during_the_drain_has_completed(lab: Lab) -> None:
+    instance = lab.start(lab.create(env={"ON_DRAIN": "ignore", "STEPS": "60"}))
+    instance.until_step(3)
+    instance.hand_over(to=2)
+    assert instance.exit().cause == "completed"
+
+
+def test_a_trainer_that_was_overtaken_has_handed_over(lab: Lab) -> None:
+    run = lab.create()
+    instance = lab.start(run)
+    instance.until_step(3)
+    run.chain().claim(2)
+    report = instance.exit()
+    assert (report.cause, report.exit_code) == ("handed_over", 75)
+
+
+def test_a_script_that_knows_no_checkpointer_is_not_waited_for_in_a_handover(lab: Lab) -> None:
+    instance = lab.start(lab.shell("sleep 60"))
+    instance.until_running()
+    start = time.monotonic()
+    instance.hand_over(to=2)
+    assert instance.exit().cause == "handed_over"
+    assert time.monotonic() - start < 12
+
+
+def test_a_life_ends_with_a_checkpoint(lab: Lab) -> None:
+    instance = lab.start(lab.create(max_life_s=4.0), SPOTFIRST_MAX_LIFE_S="3600")
+    report = instance.exit()
+    assert report.cause == "max_life"
+    assert report.progress.checkpoint_step == report.progress.step
+
+
+def test_a_second_agent_for_the_attempt_touches_nothing(lab: Lab) -> None:
+    run = lab.create()
+    instance = lab.start(run)
+    instance.until_step(3)
+    other = lab.start(run, SPOTFIRST_WORKDIR=str(lab.folder / "elsewhere"))
+    assert other.process.wait(20) == 0
+    same_machine = lab.start(run)
+    assert same_machine.process.wait(20) == 0
+    assert run.exit_report(1) is None
+    beat = instance.beat()
+    instance.until_step((beat.progress.step if beat else 0) or 0 + 5)
+    instance.hand_over()
+    assert instance.exit().cause == "handed_over"
+    assert lab.start(run).process.wait(20) == 0
+
+
+# -- files mode -----------------------------------------------------------------------------
+
+COUNTER = """
+n=$(cat $SPOTFIRST_CHECKPOINT_DIR/n 2>/dev/null || echo 0); echo from $n
+while [ $n -lt 40 ]; do
+  n=$((n+1)); echo $n > $SPOTFIRST_CHECKPOINT_DIR/.n; sleep 0.05
+  mv $SPOTFIRST_CHECKPOINT_DIR/.n $SPOTFIRST_CHECKPOINT_DIR/n
+done
+"""
+
+
+def test_in_files_mode_a_successor_goes_on_from_the_files(lab: Lab) -> None:
+    run = lab.shell(COUNTER, checkpoint_mode="files", checkpoint_period_s=0.3)
+    first = lab.start(run)
+    first.until_running()
+    wait_for(lambda: first.log_line("from"), "the script")
+    time.sleep(0.5)
+    second = lab.start(run, attempt=2)
+    report = first.exit()
+    assert (report.cause, report.progress.released) == ("handed_over", True)
+    ended = second.exit()
+    assert ended.cause == "completed"
+    start = int(second.log_line("from").split()[1])
+    assert 0 < start < 40
+    assert (ended.progress.checkpoint_step or 0) > (ended.progress.start_step or 0) > 0
+
+
+def test_in_files_mode_the_last_files_of_a_finished_script_are_kept(lab: Lab) -> None:
+    run = lab.shell("echo done > $SPOTFIRST_CHECKPOINT_DIR/model", checkpoint_mode="files")
+    report = lab.start(run).exit()
+    assert (report.cause, report.progress.checkpoint_step) == ("completed", 1)
+    assert run.chain().refresh().released
+
+
+def test_files_without_files_mode_are_warned_about(lab: Lab) -> None:
+    run = lab.shell("echo x > $SPOTFIRST_CHECKPOINT_DIR/model.pt; exec sleep 60")
+    instance = lab.start(run)
+    beat = instance.until(lambda b: bool(b.progress.warnings))
+    assert 'checkpoint_mode="files"' in beat.progress.warnings[0]
+    os.kill(instance.until_running(), signal.SIGKILL)
+    assert instance.exit().progress.warnings == beat.progress.warnings
+
+
+# -- data -----------------------------------------------------------------------------------
+
+
+def test_the_dataset_is_there_before_the_command(lab: Lab) -> None:
+    datasets = pytest.importorskip("spotfirst.datasets")
+    source = lab.folder / "data"
+    source.mkdir()
+    (source / "a.txt").write_text("one sample")
+    datasets.commit(lab.storage, "corpus", source)
+    run = lab.shell(
+        "cat $SPOTFIRST_DATASET_DIR/a.txt", dataset=datasets.resolve(lab.storage, "corpus")
+    )
+    report = lab.start(run).exit()
+    assert report.log_tail[-1] == "one sample"
+    assert report.moved_bytes > 0
+
+
+def test_the_spec_is_read_by_the_newest_amendment(lab: Lab) -> None:
+    run = lab.shell("exit 1")
+    spec = run.spec()
+    amended: RunSpec = type(spec)(
+        **{name: getattr(spec, name) for name in spec.__struct_fields__ if name != "command"},
+        command=("true",),
+    )
+    run.amend(amended)
+    assert lab.start(run).exit().cause == "completed"

@@ -1,3 +1,4 @@
+# ruff: noqa: T201
 """A trainer in miniature: claims, steps, commits, and drains, without a model.
 
 Environment: STEPS, STEP_S, and ON_DRAIN, which is what it does when it is asked to stop:

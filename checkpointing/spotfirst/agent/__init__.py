@@ -8,7 +8,11 @@ that is left, reports how the attempt ended, and leaves no process behind.
 module          what it knows
 =============== ===========================================================================
 ``settings``    the environment variables that an instance is started with
-``attempt``     the life of one attempt: the order of things, and who is told what
+``attempt``     the life of one attempt: the order of things
+``preparing``   code, data, and in files mode the last checkpoint
+``filemode``    capturing what a script without a Checkpointer writes
+``telling``     heartbeats and the exit report
+``listening``   notices, handovers, shutdown
 ``notices``     the instance metadata service (IMDSv2)
 ``stopping``    when to drain, and how long the trainer has
 ``command``     one process tree: started, signalled, and gone for sure
@@ -16,6 +20,7 @@ module          what it knows
 ``exits``       how an attempt ended, from what was seen
 ``guard``       a second process that ends everything when the agent cannot
 ``periodic``    background threads that survive their own failures
+``retrying``    calls that wait for the storage
 =============== ===========================================================================
 """
 

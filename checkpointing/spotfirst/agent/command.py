@@ -137,9 +137,9 @@ class Command:
         """Kill what is left of the tree and take its last output; the first process's code."""
         end = time.monotonic() + _GONE_S
         while True:
+            left = _descendants() - self._spare - {self.group}  # before their parents go
             self.signal(signal.SIGKILL)
             code = self._process.poll()
-            left = _descendants() - self._spare - {self.group}
             for pid in left:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
@@ -148,6 +148,8 @@ class Command:
                 break
             time.sleep(0.01)
         self._reader.join(timeout=2.0)
+        if not self._reader.is_alive() and self._process.stdout is not None:
+            self._process.stdout.close()
         # A process that the kernel does not let die (a dead disk) is as good as killed.
         return -signal.SIGKILL if code is None else code
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from spotfirst.agent.periodic import Periodic
+from spotfirst.agent.retrying import until_answered
 from spotfirst.errors import ClaimLost
 from spotfirst.filecheckpoints import FileCheckpoints
 from spotfirst.heartbeat import Progress, Timings
@@ -52,14 +53,14 @@ class FileMode:
         self._period_s = period_s
         self._captures.start()
 
-    def finish(self, patiently: Callable[[str, Callable[[], Any]], Any]) -> None:
+    def finish(self) -> None:
         """After the command has gone: take everything, and let a successor claim."""
         self._captures.stop(_CAPTURE_UNDER_WAY_S)
         if self.superseded:
             return
         try:
-            patiently("keep the last files", lambda: self._take(final=True))
-            patiently("release the checkpoints", self._files.release)
+            until_answered("keep the last files", lambda: self._take(final=True))
+            until_answered("release the checkpoints", self._files.release)
         except ClaimLost:
             self.superseded = True
             return

@@ -148,6 +148,9 @@ class LogShipper:
                     self._held_back = True
                     return False
                 size = _last_character(window)
+                if not size and not rest and len(window) < self._segment_bytes:
+                    return False  # the rest of the character is on its way
+                size = size or len(window)
             if rest and len(window) < self._segment_bytes:
                 size = len(window)
             self._held_back = False

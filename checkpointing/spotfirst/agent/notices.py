@@ -96,7 +96,9 @@ class NoticeSource:
             connection.close()
 
 
-def _parse_time(text: str) -> datetime:
+def _parse_time(text: object) -> datetime:
+    if not isinstance(text, str):
+        raise TypeError
     # Python 3.10 does not know the Z.
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spotfirst import code
+from spotfirst.agent.retrying import until_answered
 from spotfirst.run import Run
 from spotfirst.spec import RunSpec
-from spotfirst.wire import utc_now
+from spotfirst.wire import Clock
 
 if TYPE_CHECKING:
     from spotfirst.agent.filemode import FileMode
@@ -30,11 +30,11 @@ class Preparation:
         folder: Path,
         cache: Path,
         *,
-        patiently: Callable[[str, Callable[[], Any]], Any],
+        clock: Clock,
     ) -> None:
         self._run, self._spec, self._attempt = run, spec, attempt
         self._folder, self._cache = folder, cache
-        self._patiently = patiently
+        self._clock = clock
         self._thread = threading.Thread(target=self._work, name="preparation", daemon=True)
         self.error: Exception | None = None
         self.files: FileMode | None = None
@@ -64,7 +64,7 @@ class Preparation:
     def _fetch(self) -> None:
         reference, dataset = self._spec.code, self._spec.dataset
         if reference is not None:
-            self.moved_bytes += self._patiently(
+            self.moved_bytes += until_answered(
                 "fetch the code",
                 lambda: code.fetch(
                     self._run.root, reference, self._folder / "code", cache=self._cache
@@ -73,17 +73,17 @@ class Preparation:
         if dataset is not None:
             from spotfirst.datasets import sync
 
-            self.moved_bytes += self._patiently(
+            self.moved_bytes += until_answered(
                 "fetch the dataset",
                 lambda: sync(
                     self._run.root, dataset, self._folder / "dataset", self._cache / "datasets"
                 ),
             ).moved_bytes
-        self.fetched_at = utc_now()
+        self.fetched_at = self._clock()
         if self._spec.checkpoint_mode == "files":
             from spotfirst.agent.filemode import FileMode
 
             files = FileMode(self._run, self._attempt, self._folder / "checkpoints")
             self.is_waiting = True
-            self._patiently("restore the files", lambda: files.restore(leave=lambda: self._leaving))
+            until_answered("restore the files", lambda: files.restore(leave=lambda: self._leaving))
             self.files = files
