@@ -145,7 +145,8 @@ def _kept(attempts: Iterable[Attempt]) -> list[tuple[Attempt, int, int]]:
 
 
 def _on_demand(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> Decimal:
-    if not kept:  # a script that tells no steps: all its time counts
+    if not any(a.ended and a.ended.training_s for a, _, _ in kept):
+        # a script that tells no steps: all its time counts
         return sum(
             (
                 _charge(a, now=a.ended.ended_at, tags={}).list_usd

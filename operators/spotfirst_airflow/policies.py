@@ -116,8 +116,7 @@ class Fallback(_Options):
                 return spot if spot.offer else decision
             return decision
         spot = _cheapest(view, Market.SPOT, self.retry_s, "spot first")
-        if spot.offer is None and view.deadline is not None and view.work_left_s is None:
-            why = "no spot now, a deadline, and no estimate yet of the work"
+        if spot.offer is None and (why := self._why_not_wait(view)):
             return _cheapest(view, Market.ON_DEMAND, self.retry_s, why)
         return spot
 
@@ -143,10 +142,18 @@ class Fallback(_Options):
         )
         if lost >= self.losses:
             return f"{lost} spot instances lost within {self.loss_window_s:.0f} s"
-        if view.current is None:
-            idle_s = (view.now - view.idle_since).total_seconds()
-            if idle_s >= self.no_capacity_s:
-                return f"no spot capacity for {idle_s:.0f} s"
+        return ""
+
+    def _why_not_wait(self, view: View) -> str:
+        """Why on demand is taken when there is no spot; empty when it is waited for.
+
+        Asked only then: a controller that comes late to a run finds it idle for long, too.
+        """
+        idle_s = (view.now - view.idle_since).total_seconds()
+        if idle_s >= self.no_capacity_s:
+            return f"no spot capacity for {idle_s:.0f} s"
+        if view.deadline is not None and view.work_left_s is None:
+            return "no spot now, a deadline, and no estimate yet of the work"
         return ""
 
     def _late(self, view: View) -> bool:

@@ -101,6 +101,11 @@ def test_fallback_goes_on_demand_after_minutes_without_capacity() -> None:
     assert Fallback(no_capacity_s=300).decide(late).offer == DEAR
 
 
+def test_fallback_takes_spot_that_is_there_however_late_its_controller_comes() -> None:
+    late = view(idle_since=view().now - timedelta(minutes=30))
+    assert Fallback(no_capacity_s=300).decide(late).offer == SPOT_A
+
+
 def test_fallback_returns_to_spot_when_it_is_back_and_not_before() -> None:
     policy = Fallback(return_after_s=600)
     young, old = running(Market.ON_DEMAND, 9), running(Market.ON_DEMAND, 11)
