@@ -23,8 +23,8 @@ from spotfirst.errors import (
 from spotfirst.heartbeat import ExitReport
 from spotfirst.manifest import read_manifest
 from spotfirst.run import Run, create_run
-from spotfirst.spec import ResumeFrom
-from spotfirst.storage import Storage
+from spotfirst.spec import ResumeFrom, RunSpec
+from spotfirst.storage import Storage, open_storage
 from spotfirst.weights import state_digest
 from tests.checkpointing.conftest import LONG_AGO
 from tests.checkpointing.storages import Outage, faulty
@@ -260,6 +260,23 @@ def test_metrics_that_are_no_numbers_are_left_out_with_a_warning(run: Run, tmp_p
     assert told.warnings == ("metric loss is nan",)
 
 
+def test_a_drain_whose_checkpoint_fails_keeps_the_previous_one_and_still_releases(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = attempt(run, 1, tmp_path)
+    checkpointer = Trainer(context).checkpointer
+    checkpointer.restore()
+    checkpointer.step(1)
+    checkpointer.save()
+    ask_to_drain(context)
+    monkeypatch.setattr(BlobStore, "put", _raise(ValueError("no such thing")))
+    with pytest.raises(Drained):
+        checkpointer.step(2)
+    assert [commit.step for _, commit in _commits(run)] == [1]
+    assert run.chain().refresh().released
+    assert any("could not be saved" in warning for warning in progress(context).warnings)
+
+
 # -- one trainer ----------------------------------------------------------------------------
 
 
@@ -384,7 +401,8 @@ def test_an_optimizer_that_refuses_its_state_is_named(run: Run, tmp_path: Path) 
     one = torch.optim.SGD(model.parameters())
     list(Checkpointer(model=model, opt=one, context=attempt(run, 1, tmp_path)).steps(1))
     _exit(run, 1)
-    two = torch.optim.SGD([{"params": [model.weight]}, {"params": [model.bias]}])
+    groups: list[dict[str, Any]] = [{"params": [model.weight]}, {"params": [model.bias]}]
+    two = torch.optim.SGD(groups)
     with pytest.raises(StateMismatch, match=r"opt\.load_state_dict\(\) refused"):
         Checkpointer(model=model, opt=two, context=attempt(run, 2, tmp_path)).restore()
 
@@ -422,6 +440,15 @@ def test_a_run_whose_agent_keeps_files_refuses_a_checkpointer(
 ) -> None:
     with pytest.raises(InvalidSpec, match="checkpoint_mode"):
         Trainer(attempt(files_run, 1, tmp_path)).train()
+
+
+def test_a_run_survives_on_s3(s3_url: str, tmp_path: Path, expected: str) -> None:
+    spec = RunSpec(run_id="r", created_at=LONG_AGO, command=("train",))
+    run = create_run(open_storage(s3_url), spec)
+    train_until(attempt(run, 1, tmp_path), 5, period_s=0)
+    assert Trainer(attempt(run, 2, tmp_path)).train() == expected
+    digest = _commits(run)[-1][1].manifest
+    assert state_digest(BlobStore(run.blobs()), digest) == expected
 
 
 # -- on a laptop ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from spotfirst.channel import Channel, Drain
@@ -41,9 +42,9 @@ class Trainer:
     def train_one_step(self) -> torch.Tensor:
         inputs = torch.randn(6, 4, generator=self.order) * random.uniform(0.5, 1.5)
         inputs += float(np.random.standard_normal())  # noqa: NPY002 - as above
-        loss = self.model(inputs).square().mean()
+        loss: torch.Tensor = self.model(inputs).square().mean()
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.scheduler.step()
         return loss
@@ -83,11 +84,7 @@ def progress(context: TrainerContext) -> Progress:
 def train_until(context: TrainerContext, step: int, **options: Any) -> Trainer:
     """Train, and leave after ``step`` finished steps because the agent asks for it."""
     trainer = Trainer(context, **options)
-    try:
+    with pytest.raises(Drained) as left:
         trainer.train(at_step=lambda now: ask_to_drain(context) if now == step - 1 else None)
-    except Drained as drained:
-        assert drained.step == step  # noqa: PT017 - anything else is the caller's failure too
-        assert drained.code == 0
-        return trainer
-    msg = "the trainer did not drain"
-    raise AssertionError(msg)
+    assert (left.value.step, left.value.code) == (step, 0)
+    return trainer
