@@ -363,6 +363,17 @@ def test_an_interruption_without_notice_comes_at_once(world: World) -> None:
     assert (end.ended_by, end.notice) == ("fleet", None)
 
 
+@pytest.mark.parametrize("notice", [True, False])
+def test_an_interruption_can_be_asked_for_and_is_the_fleets(world: World, notice: bool) -> None:
+    fleet = world.fleet(notice_s=0.5)
+    fleet.launch(request("t"))
+    fleet.launch(request("paid", market=Market.ON_DEMAND))
+    assert fleet.interrupt("t", notice=notice)
+    end = ended(fleet, "t")
+    assert (end.ended_by, end.notice is not None) == ("fleet", notice)
+    assert [fleet.interrupt(token) for token in ("t", "paid", "never", "../t")] == [False] * 4
+
+
 def test_an_interruption_leaves_no_process_whatever_it_did_to_hide(world: World) -> None:
     market = scripted({"from_s": 0, "capacity": 1}, {"from_s": 400, "capacity": 0, "notice": False})
     fleet = world.fleet(market=market, time_scale=100, agent_command=agent(DODGER))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -74,11 +74,6 @@ class LocalFleet:
     heartbeat_s = 0.5
     notice_poll_s = 0.25
     """What specs get that leave these open. Both cost nothing here, and notices may be short."""
-
-    # What a run's agent uses unless its spec says otherwise. Asking a server on the same machine
-    # costs nothing, and where time is scaled, a notice may be there for a second or two only.
-    heartbeat_s: ClassVar[float] = 1.0
-    notice_poll_s: ClassVar[float] = 0.25
 
     def __init__(
         self,
