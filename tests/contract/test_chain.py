@@ -48,8 +48,7 @@ class Attempts(RuleBasedStateMachine):
         self.fate = fate
         try:
             self.chains[attempt].claim(attempt)
-        except ClaimLost as error:
-            assert error.holder > attempt
+        except ClaimLost:
             assert before[-1] > attempt
         except StorageUnavailable:
             pass
@@ -209,7 +208,7 @@ def test_an_entry_that_cannot_be_read_stops_everyone_each_time(memory: Storage) 
     memory.write("checkpoints/00000002.json", b'{"v":1,"kind":"later","attempt":1}')
     chain_2 = _chain(memory)
     for _ in range(2):
-        with pytest.raises(CorruptObject, match="checkpoints/00000002.json"):
+        with pytest.raises(CorruptObject, match=r"checkpoints/00000002.json"):
             chain_2.refresh()
         with pytest.raises(CorruptObject):
             chain_2.claim(2)

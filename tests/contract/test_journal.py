@@ -141,7 +141,7 @@ def test_an_event_that_cannot_be_read_is_never_skipped(
     memory.write("journal/00000002.json", bad)
     reader = Journal(memory)
     for _ in range(2):
-        with pytest.raises(error, match="journal/00000002.json"):
+        with pytest.raises(error, match=r"journal/00000002.json"):
             reader.refresh()
         assert reader.state.seq == 1
     memory.write("journal/00000002.json", good)

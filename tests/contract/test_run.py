@@ -124,7 +124,7 @@ def test_the_first_exit_report_and_handover_stand(storage: Storage) -> None:
 def test_a_spec_that_was_changed_by_hand_is_corrupt_and_named(memory: Storage) -> None:
     create_run(memory, _spec())
     memory.write("runs/run-1/spec.json", b'{"v":1}')
-    with pytest.raises(CorruptObject, match="runs/run-1/spec.json"):
+    with pytest.raises(CorruptObject, match=r"runs/run-1/spec.json"):
         Run(memory, "run-1").spec()
 
 
