@@ -65,12 +65,20 @@ start from a checkpoint of another run, trigger with *resume_from* = `RUN@STEP`.
         ),
         "steps": Param(300, type="integer", minimum=1, maximum=1_000_000, title="Steps"),
         "seed": Param(1, type="integer", minimum=0, title="Seed"),
+        "pace_s": Param(
+            0.25,
+            type="number",
+            minimum=0,
+            title="Seconds a step takes at least",
+            description_md="So that the market's script is played out on a fast machine, too",
+        ),
     },
 ) as dag:
     SpotTrainingOperator(
         task_id="train",
         command=[
             "python", "train.py", "--steps", "{{ params.steps }}", "--seed", "{{ params.seed }}",
+            "--pace-s", "{{ params.pace_s }}",
         ],
         code=str(CODE),
         fleet="local",

@@ -14,6 +14,7 @@ import argparse
 import math
 import os
 import sysconfig
+import time
 from pathlib import Path
 
 # cuBLAS is deterministic only with this, and only when it is set before its first use.
@@ -141,6 +142,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument(
+        "--pace-s", type=float, default=0.0, help="the least time for a step, as of a larger model"
+    )
     return parser.parse_args()
 
 
@@ -166,6 +170,7 @@ def main() -> None:
 
     checkpointer = Checkpointer(model=model, optimizer=optimizer, scheduler=scheduler)
     for step in checkpointer.steps(args.steps):
+        began = time.monotonic()
         # Computed from the step: a resumed training sees the samples that it would have seen.
         loss = model.loss(pick(training, order.batch(step, args.batch)))
         optimizer.zero_grad()
@@ -182,6 +187,7 @@ def main() -> None:
         if step % args.log_every == 0 or step + 1 == args.steps:
             told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             print(f"step {step + 1}/{args.steps}  {told}", flush=True)
+        time.sleep(max(0.0, began + args.pace_s - time.monotonic()))
 
     print("it now writes:", model.write(b"def ", 120).decode(errors="replace"), sep="\n")
     print(f"weights {weights_sha256(model)}", flush=True)

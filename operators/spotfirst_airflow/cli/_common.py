@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,12 +52,19 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id (`
 
 def stdout() -> Console:
     """Made when it is used, so that it writes to where standard output is then."""
-    return Console(highlight=False)
+    return _console(stderr=False)
 
 
 def stderr() -> Console:
     """Made when it is used, so that it writes to where standard error is then."""
-    return Console(stderr=True, highlight=False)
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200  # a file or a pipe has no edge to wrap at
+    return console
 
 
 class ErrorsAsLines(TyperGroup):

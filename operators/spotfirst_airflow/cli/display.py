@@ -116,7 +116,9 @@ class Display:
 
     def _word_list(self, glance: Glance) -> list[str]:
         seen, beat = self._seen, glance.beat
-        step = "" if seen.step is None else f"step {seen.step}"
+        # The agent cannot know the steps of a script that only writes files.
+        noun = "checkpoint" if glance.spec.checkpoint_mode == "files" else "step"
+        step = "" if seen.step is None else f"{noun} {seen.step}"
         if step and seen.total:
             step += f"/{seen.total}"
         loss = f"loss {seen.loss:.4f}" if seen.loss is not None else ""

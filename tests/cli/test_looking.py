@@ -1,0 +1,169 @@
+"""Looking at runs, paying for them, replaying and stopping them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from spotfirst import events as e
+from spotfirst.market import Market, Pool
+from spotfirst.run import create_run
+from spotfirst.spec import RunSpec
+from spotfirst.storage import open_storage
+from spotfirst.wire import utc_now
+from spotfirst_airflow.fleets import LaunchRequest
+from spotfirst_airflow.fleets.local import LocalFleet
+from tests.cli.conftest import Finished
+from tests.cli.shell import Shell, wait_until
+
+
+def test_runs_lists_the_newest_first_and_by_prefix(finished: Finished) -> None:
+    storage = open_storage(str(finished.shell.storage))
+    later = RunSpec(run_id="later", created_at=utc_now(), command=("true",))
+    create_run(storage, later).journal().append(e.Created(at=utc_now()))
+    rows = finished.shell.json("runs")
+    assert [row["run_id"] for row in rows][:2] == ["later", "done"]
+    assert [row["run_id"] for row in finished.shell.json("runs", "--prefix", "do")] == ["done"]
+
+
+def test_show_has_attempts_checkpoints_cost_and_changeovers(finished: Finished) -> None:
+    text = finished.shell.ok("show", "done", "--events")
+    for word in (
+        "python train.py",
+        "team=search",
+        "checkpoints",
+        "cost $",
+        "changeovers 1",
+        "created",
+    ):
+        assert word in text
+    found = finished.shell.json("show", "done")
+    [change] = found["changeovers"]
+    assert (change["why"], change["lost_steps"]) == ("notice", 0)
+    assert len(found["state"]["attempts"]) == 2
+
+
+def test_cost_rows_add_up_to_the_total(finished: Finished) -> None:
+    [account] = finished.shell.json("cost", "done")
+    costs = [Decimal(charge["cost_usd"]) for charge in account["charges"]]
+    assert len(costs) == 2
+    assert sum(costs) == Decimal(account["total_usd"]) > 0
+    assert account["charges"][0]["tags"] == {"team": "search"}
+
+
+def test_cost_is_summed_by_a_tag(finished: Finished) -> None:
+    rows = {row["team"]: row for row in finished.shell.json("cost", "--by", "team")}
+    [account] = finished.shell.json("cost", "done")
+    assert rows["search"]["cost_usd"] == account["total_usd"]
+
+
+def test_logs_gives_each_line_once_and_those_of_one_attempt(finished: Finished) -> None:
+    every = finished.shell.ok("logs", "done").splitlines()
+    assert every.count("[1] begins at 0") == 1
+    second = finished.shell.ok("logs", "done", "--attempt", "2").splitlines()
+    assert "step 100" in second
+    assert "begins at 0" not in second
+
+
+def test_replay_starts_at_the_checkpoint_with_what_is_set(finished: Finished) -> None:
+    chosen = finished.shell.json("show", "done")["checkpoints"][-1]["step"]
+    out = finished.shell.ok(
+        "replay", f"done@{chosen}", "--run-id", "again", "--set", "policy=on_demand",
+        "--set", "env.STEPS=110",
+    )  # fmt: skip
+    assert "[1] begins at 100" in out
+    found = finished.shell.json("show", "again")
+    assert found["spec"]["resume_from"] == {
+        "run_id": "done",
+        "step": chosen,
+        "seq": found["spec"]["resume_from"]["seq"],
+    }
+    assert found["state"]["attempts"][0]["market"] == "on-demand"
+
+
+def test_stop_waits_until_every_instance_is_gone(shell: Shell) -> None:
+    process = shell.start("run", shell.spec(), "--run-id", "busy", "-e", "STEPS=100000")
+    wait_until(lambda: shell.is_training("busy"))
+    out = shell.ok("stop", "busy", "--reason", "enough")
+    assert "run busy stopped; its newest checkpoint is at step" in out
+    assert shell.fleet().owned() == []
+    told, _ = process.communicate(timeout=30)
+    assert "stopped: enough" in told
+
+
+def test_reap_ends_what_no_live_run_owns_and_nothing_else(shell: Shell) -> None:
+    storage = open_storage(str(shell.storage))
+    fleet = LocalFleet(
+        LocalFleet.settle(
+            {"root": str(shell.home / "fleet"), "agent_command": ["sleep", "300"]}, now=utc_now()
+        ),
+        environment={},
+    )
+    places = {"alive": storage.url, "over": storage.url, "foreign": "s3://elsewhere/runs"}
+    for run_id, url in places.items():
+        if url == storage.url:
+            journal = create_run(
+                storage, RunSpec(run_id=run_id, created_at=utc_now(), command=("true",))
+            ).journal()
+            journal.append(e.Created(at=utc_now() - timedelta(hours=1)))
+            journal.append(
+                e.Launching(
+                    at=utc_now() - timedelta(hours=1), attempt=1, token=f"{run_id}-1",
+                    market=Market.SPOT, pool=Pool(instance_type="g6.xlarge", zone="local-a"),
+                    reason="spot first",
+                )
+            )  # fmt: skip
+            if run_id == "over":
+                journal.append(e.Failed(at=utc_now() - timedelta(minutes=30), message="gave up"))
+        fleet.launch(
+            LaunchRequest(
+                token=f"{run_id}-1", run_id=run_id, attempt=1, market=Market.SPOT,
+                pool=Pool(instance_type="g6.xlarge", zone="local-a"), storage_url=url,
+                max_life_s=300.0,
+            )
+        )  # fmt: skip
+    assert "over" in shell.ok("reap")  # the grace time spares what began just now
+    assert len(fleet.owned()) == 3
+    assert "would end" in shell.ok("reap", "--grace", "0", "--dry-run")
+    assert len(fleet.owned()) == 3
+    verdicts = shell.json("reap", "--grace", "0")
+    assert {v["run_id"] for v in verdicts if v.get("orphan")} == {"over"}
+    assert {i.token for i in fleet.owned()} == {"alive-1", "foreign-1"}
+
+
+def test_datasets_are_committed_listed_and_compared(shell: Shell) -> None:
+    corpus = shell.home / "corpus"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("one")
+    assert "corpus@1: 1 files, 3 B" in shell.ok("datasets", "commit", "corpus", str(corpus))
+    (corpus / "b.txt").write_text("two!")
+    shell.ok("datasets", "commit", "corpus", str(corpus), "-m", "more")
+    versions = shell.json("datasets", "ls", "corpus")["corpus"]
+    assert [v["version"] for v in versions] == [1, 2]
+    assert "+ b.txt" in shell.ok("datasets", "diff", "corpus@1", "corpus@latest")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("show", "nothing"), "there is no run 'nothing'"),
+        (("run",), "nothing to run"),
+        (("run", "missing.json"), "cannot be read"),
+        (("run", "--policy", "lucky", "--", "true"), "unknown policy 'lucky'"),
+        (("run", "--deadline", "soon", "--", "true"), "deadline 'soon'"),
+        (("run", "--set", "polcy=x", "--", "true"), "unknown keys polcy"),
+        (("run", "--env", "API_KEY=1", "--", "true"), "looks like a secret"),
+        (("replay", "nothing@3"), "there is no run 'nothing'"),
+        (("cost", "--by", "mood"), "costs are summed by"),
+        (("datasets", "ls", "none"), "there is no dataset"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    finished: Finished, words: tuple[str, ...], message: str
+) -> None:
+    done = finished.shell.call(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,128 @@
+"""``spotfirst run`` in the foreground, also through Ctrl-C and death."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+
+from spotfirst.state import Phase
+from tests.cli.conftest import Finished
+from tests.cli.shell import Shell, wait_until
+
+ENDLESS = ("-e", "STEPS=100000")
+
+
+def test_a_run_tells_what_happens_as_it_happens(finished: Finished) -> None:
+    text = finished.output.stdout
+    wanted = (
+        "attempt 1: launching spot, g6.xlarge in local-a",
+        "[1] begins at 0",
+        "attempt 1: interruption notice",
+        "attempt 2: launching spot, g6.xlarge in local-b",
+        "attempt 2: completed",
+        "succeeded with attempt 2",
+    )
+    places = [text.find(line) for line in wanted]
+    assert -1 not in places, text
+    assert places == sorted(places)
+
+
+def test_a_replacement_goes_on_where_the_notice_found_the_first_attempt(finished: Finished) -> None:
+    [resumed] = [
+        int(line.rsplit(" ", 1)[1])
+        for line in finished.output.stdout.splitlines()
+        if line.startswith("[2] begins at")
+    ]
+    assert resumed > 0
+
+
+def test_a_summary_ends_it(finished: Finished) -> None:
+    summary = finished.output.stdout.rpartition("succeeded with attempt")[2]
+    for word in (
+        "run done succeeded",
+        "interrupted, with notice",
+        "steps lost    0",
+        "changeovers",
+    ):
+        assert word in summary
+
+
+def test_json_is_all_that_standard_output_gets(shell: Shell) -> None:
+    done = shell.call("run", shell.spec(), "--run-id", "quiet", "--json")
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert (outcome["run_id"], outcome["phase"], outcome["attempts"]) == ("quiet", "succeeded", 1)
+    assert "attempt 1: completed" in done.stderr
+
+
+def test_a_script_that_fails_gives_its_last_lines_and_code_1(shell: Shell) -> None:
+    done = shell.call("run", shell.spec(), "--run-id", "bad", "-e", "EXIT_CODE=7", "-e", "STEPS=10")
+    assert done.returncode == 1
+    assert "script failed (exit code 7)" in done.stdout
+    assert "  | step 10" in done.stdout
+
+
+def test_a_command_on_the_command_line_needs_no_spec_file(shell: Shell) -> None:
+    out = shell.ok(
+        "run", "--set", "checkpoint_mode=files", "--run-id", "short", "--", "python", "-c", "print(6*7)"
+    )  # fmt: skip
+    assert "[1] 42" in out
+
+
+def test_a_run_that_succeeded_is_not_trained_again(finished: Finished) -> None:
+    before = finished.shell.state("done").seq
+    out = finished.shell.ok("run", "--run-id", "done")
+    assert "run done succeeded" in out
+    assert len(finished.shell.state("done").attempts) == 2
+    assert finished.shell.state("done").seq == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_stops_with_a_checkpoint_and_the_same_id_goes_on(
+    shell: Shell, number: signal.Signals
+) -> None:
+    process = shell.start("run", shell.spec(), "--run-id", "night", *ENDLESS)
+    wait_until(lambda: shell.is_training("night"))
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, out + err
+    assert "run night stopped" in out
+    assert shell.fleet().owned() == []
+    kept = shell.state("night").checkpoint_step
+    assert kept
+    # The request as it reads now counts: it asks for few steps, so it soon ends.
+    again = shell.ok("run", shell.spec(), "--run-id", "night", "-e", "STEPS=20")
+    assert "run night succeeded" in again
+    assert "begins at 0" not in again
+
+
+def test_two_signals_detach_and_the_run_can_be_taken_up_again(shell: Shell) -> None:
+    process = shell.start("run", shell.spec(), "--run-id", "long", *ENDLESS)
+    wait_until(lambda: shell.is_training("long"))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "spotfirst run --run-id long" in out
+    assert shell.state("long").phase is Phase.ACTIVE
+    assert len(shell.fleet().owned()) == 1
+    again = shell.start("run", "--run-id", "long")
+    wait_until(lambda: shell.state("long").owner.endswith(f":{again.pid}"))
+    again.send_signal(signal.SIGTERM)
+    out, err = again.communicate(timeout=60)
+    assert "run long stopped" in out, err
+    assert len(shell.state("long").attempts) == 1
+
+
+def test_a_command_line_that_was_killed_is_replaced_by_the_next(shell: Shell) -> None:
+    process = shell.start("run", shell.spec(), "--run-id", "killed", "-e", "STEPS=120")
+    wait_until(lambda: shell.is_training("killed"))
+    process.kill()
+    process.communicate()
+    out = shell.ok("run", "--run-id", "killed")
+    assert "run killed succeeded" in out
+    assert len(shell.state("killed").attempts) == 1

@@ -1,0 +1,99 @@
+"""What a spec file and ``--set`` mean."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from spotfirst.errors import InvalidSpec
+from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs, read_spec_file
+
+YAML = """
+command: [python, train.py]
+code: ./training
+deadline: 8h
+budget_usd: 12.50
+env: {LR: 0.1, DEBUG: true}
+tags: {team: search}
+"""
+TOML = """
+command = ["python", "train.py"]
+code = "./training"
+deadline = "8h"
+budget_usd = "12.50"
+[env]
+LR = 0.1
+DEBUG = true
+[tags]
+team = "search"
+"""
+JSON = """{"command": ["python", "train.py"], "code": "./training", "deadline": "8h",
+"budget_usd": 12.50, "env": {"LR": 0.1, "DEBUG": true}, "tags": {"team": "search"}}"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("s.yaml", YAML), ("s.toml", TOML), ("s.json", JSON)])
+def test_the_same_spec_reads_the_same_in_each_format(tmp_path: Path, name: str, text: str) -> None:
+    if name.endswith("toml"):
+        pytest.importorskip("tomllib")
+    (tmp_path / name).write_text(text)
+    request = make_request(read_spec_file(tmp_path / name))
+    assert request.command == ("python", "train.py")
+    assert request.code == str(tmp_path / "training")
+    assert request.deadline == timedelta(hours=8)
+    assert request.budget_usd == Decimal("12.5")
+    assert request.env == {"LR": "0.1", "DEBUG": "true"}
+    assert request.tags == {"team": "search"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("s.json", "{", "is not valid"),
+        ("s.json", "[1]", "holds no keys"),
+        ("s.ini", "", "must end in"),
+        ("s.yaml", "command: [a\n", "is not valid"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_refused_by_name(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidSpec, match=message):
+        read_spec_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"comand": []}, "unknown keys comand"),
+        ({"command": "python train.py"}, "is one string"),
+        ({"command": ["a"], "checkpoint_mode": "never"}, "checkpoint_mode"),
+        ({"command": ["a"], "budget_usd": "much"}, "budget_usd 'much'"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        make_request(values)
+
+
+def test_set_goes_into_depth_and_reads_json_but_leaves_variables_text() -> None:
+    values: dict[str, object] = {"env": {"A": "1"}, "fleet_options": {"notice_s": 5}}
+    pairs = parse_pairs(
+        [
+            "env.B=2",
+            "policy=on_demand",
+            "script_retries=3",
+            'fleet_options.market={"kind": "calm"}',
+        ],
+        "--set",
+    )
+    assign(values, pairs)
+    assert values == {
+        "env": {"A": "1", "B": "2"},
+        "policy": "on_demand",
+        "script_retries": 3,
+        "fleet_options": {"notice_s": 5, "market": {"kind": "calm"}},
+    }
