@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from spotfirst.chain import CheckpointChain
-from spotfirst.errors import StorageUnavailable
-from spotfirst.heartbeat import Handover, Heartbeat
+from spotfirst.errors import FormatError, StorageUnavailable
+from spotfirst.heartbeat import Handover
+from spotfirst.journal import Journal
 from spotfirst.patience import Sleep
 from spotfirst.run import Run
-from spotfirst.state import RunState
 from spotfirst.wire import Clock, utc_now
 
 __all__ = ["HANDOVER_PATIENCE_S", "wait_for_claim"]
@@ -70,13 +70,9 @@ def wait_for_claim(
                 reason = f"attempt {attempt} is ready to take over"
                 run.request_handover(holder, Handover(reason=reason, at=clock(), to=attempt))
                 asked_at[holder] = monotonic()
-            cause = ""
+            cause = _gone(run, journal if polls % _SLOW_POLLS == 0 else None, holder, clock)
             if monotonic() - asked_at[holder] >= patience_s:
-                cause = f"has not released {patience_s:g} s after it was asked"
-            elif run.exit_report(holder) is not None:
-                cause = "has exited"
-            elif polls % _SLOW_POLLS == 0:
-                cause = _gone(journal.refresh(), run.heartbeat(holder), holder, clock())
+                cause = cause or f"has not released {patience_s:g} s after it was asked"
             if cause:
                 _log.warning("attempt %d claims: attempt %d %s", attempt, holder, cause)
                 chain.claim(attempt)
@@ -88,12 +84,22 @@ def wait_for_claim(
     return False
 
 
-def _gone(state: RunState, heartbeat: Heartbeat | None, holder: int, now: datetime) -> str:
+def _gone(run: Run, journal: Journal | None, holder: int, clock: Clock) -> str:
     """Why ``holder`` cannot be alive any more; empty when it may be."""
-    if any(attempt.number == holder and not attempt.is_open for attempt in state.attempts):
+    try:
+        if run.exit_report(holder) is not None:
+            return "has exited"
+        if journal is None:
+            return ""
+        attempts = journal.refresh().attempts
+        heartbeat = run.heartbeat(holder)
+    except FormatError as error:  # then patience decides
+        _log.warning("cannot read how attempt %d is doing: %s", holder, error)
+        return ""
+    if any(attempt.number == holder and not attempt.is_open for attempt in attempts):
         return "has ended, says the journal"
     notice = heartbeat.notice if heartbeat else None
     if notice is None or notice.kind != "interruption" or notice.time is None:
         return ""
-    over = now >= notice.time + timedelta(seconds=_NOTICE_GRACE_S)
+    over = clock() >= notice.time + timedelta(seconds=_NOTICE_GRACE_S)
     return f"was to be interrupted at {notice.time:%H:%M:%S}" if over else ""

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from spotfirst.channel import CHANNEL_VARIABLE, Channel
 from spotfirst.errors import InvalidSpec
@@ -46,7 +47,7 @@ class TrainerContext:
                 )
                 raise InvalidSpec(msg)
             folder = environment.get(CHANNEL_VARIABLE)
-            channel = Channel.from_environment() if folder else None
+            channel = Channel(Path(folder)) if folder else None
             return cls(Run(open_storage(values[0]), values[1]), int(values[2]), channel)
         if storage is not None:
             return cls(Run(open_storage(storage), _LOCAL_RUN), None)

@@ -127,6 +127,14 @@ def test_a_silent_holder_is_fenced_when_patience_ends(run: Run) -> None:
         chain.commit(1, step=1, manifest="0" * 64, content="state")
 
 
+def test_a_heartbeat_that_cannot_be_read_leaves_it_to_patience(run: Run) -> None:
+    run.chain().claim(1)
+    run.storage.write("attempts/1/heartbeat.json", b'{"v":99}')
+    waiting = Waiting(run)
+    assert waiting.claim(2)
+    assert waiting.now_s == pytest.approx(120, abs=0.5)
+
+
 def test_patience_begins_again_with_a_new_holder(run: Run) -> None:
     run.chain().claim(1)
     waiting = Waiting(run, s100=lambda: run.chain().claim(2))
