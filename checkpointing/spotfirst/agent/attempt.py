@@ -42,7 +42,7 @@ __all__ = ["Agent", "AgentClaim"]
 _log = logging.getLogger(__name__)
 
 _TICK_S = 0.05
-_HOUSEKEEPING_S = 5.0
+_HOUSEKEEPING_S = 2.0
 _FLUSH_S = 10.0
 _TERM_GRACE_S = 10.0
 _FILES_GRACE_S = 5.0
