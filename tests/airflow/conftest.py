@@ -16,6 +16,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         del os.environ[name]
     world = World(tmp_path_factory.mktemp("airflow"))
     with world.airflow:
+        world.log_in()
         world.airflow.client().wait_for_dag("unrendered")
         yield world
         left = [pid for pid in world.airflow.survivors() if not belongs(world, pid)]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -54,7 +55,7 @@ class Scenario:
                     f"{self.dag_run}: waited in vain for {what}; the task is {self.task_state()}\n"
                     f"{story}\n{self.log(short=True)}"
                 )
-            time.sleep(0.2)
+            time.sleep(0.4)
 
     def wait_for_task(self, *states: str, timeout_s: float = 60) -> None:
         self.wait(lambda: self.task_state() in states, f"task {states}", timeout_s)
@@ -107,10 +108,17 @@ class Scenario:
         assert sorted(launched) == sorted(ended), "an attempt has no end, or two"
 
     def log(self, try_number: int = 1, *, short: bool = False) -> str:
-        text = self.client.logs(self.dag_id, self.dag_run, "train", try_number=try_number)
-        if not short:
-            return text
-        return "\n".join(line for line in text.splitlines() if not line.startswith("[attempt"))
+        """The task's log as the API gives it, exceptions included."""
+        path = f"/dags/{self.dag_id}/dagRuns/{self.dag_run}/taskInstances/train/logs/{try_number}"
+        content = self.client.request("GET", path, params={"full_content": True})["content"]
+        lines = []
+        for line in content:
+            text = str(line.get("event", line))
+            details = line.get("error_detail") or []
+            text += "".join(f"\n{d.get('exc_type')}: {d.get('exc_value')}" for d in details)
+            if not (short and text.startswith("[attempt")):
+                lines.append(text)
+        return "\n".join(lines)
 
     def clear(self) -> None:
         self.client.clear(self.dag_id, self.dag_run, ["train"])
@@ -135,6 +143,8 @@ class World:
             "password": SECRET,
             "extra": {"storage": str(self.storage)},
         }
+        passwords = folder / "passwords.json"
+        passwords.write_text(json.dumps({"admin": "admin", "nobody": "nobody"}))
         self.airflow = AirflowStandalone(
             folder / "home",
             DAGS,
@@ -149,9 +159,27 @@ class World:
                 "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
                 "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
                 "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,nobody:",
+                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
                 "AIRFLOW__CORE__PARALLELISM": "8",
+                # The tests share two cores with everything that they start.
+                "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             },
         )
+
+    def token(self, user: str) -> str:
+        answer = httpx.post(
+            f"{self.airflow.url}/auth/token",
+            json={"username": user, "password": user},
+            trust_env=False,
+            timeout=30,
+        )
+        return str(answer.raise_for_status().json()["access_token"])
+
+    def log_in(self) -> None:
+        """Make the devstack's client an administrator: anonymous users may do nothing here."""
+        self.airflow.client().http.headers["Authorization"] = f"Bearer {self.token('admin')}"
 
     def start(self, dag_id: str, **params: Any) -> Scenario:
         run_id = self.airflow.client().trigger(
