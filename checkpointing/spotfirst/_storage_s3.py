@@ -20,10 +20,12 @@ _AT_ONCE = 32
 
 _CONFIG = {
     # Short, because Storage retries anyway: a dead server is known to be dead after
-    # patience_s and the 2 x 6 s of one last call. Time spent sending does not count.
+    # patience_s and the 6 s of one last call. Time spent sending does not count.
     "connect_timeout": 3,
     "read_timeout": 6,
-    "retries": {"mode": "standard", "total_max_attempts": 2},
+    # Only Storage retries: botocore's backoff draws from the global random generator, and would
+    # change the random numbers of the training script beside which this runs.
+    "retries": {"mode": "standard", "total_max_attempts": 1},
     "max_pool_connections": _AT_ONCE,
 }
 
