@@ -78,7 +78,8 @@ class Attempts(RuleBasedStateMachine):
             # Never by mistake: someone newer holds the chain, or this attempt has let go of it,
             # or has not read that it claimed.
             holds = bool(claims) and claims[-1] == attempt and not released
-            assert not holds or self.chains[attempt].holder != attempt
+            chain = self.chains[attempt]
+            assert not holds or chain.holder != attempt or chain.released
         except StorageUnavailable:
             self.unsure.add(step)
         else:
