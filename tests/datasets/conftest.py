@@ -60,6 +60,8 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
 
         monkeypatch.setattr(Storage, verb, watched)
 
+    watch("walk", lambda *_: 0)
+    watch("size_bytes", lambda *_: 0)
     watch("read", lambda _, result: len(result))
     watch("write", lambda args, _: len(args[1]))
     watch("create", lambda args, _: len(args[1]))

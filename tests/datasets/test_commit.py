@@ -68,17 +68,23 @@ def test_a_file_that_came_back_from_an_older_version_is_not_sent_again(
     assert traffic.of("write", "upload", below="objects/") == []
 
 
-def test_many_missing_objects_are_found_by_one_listing(
-    local: Storage, folder: MakeFolder, traffic: Traffic
+@pytest.mark.parametrize(("missing", "listings"), [(3, 0), (100, 1)])
+def test_whether_objects_are_there_is_asked_one_by_one_or_by_one_listing(
+    local: Storage,
+    folder: MakeFolder,
+    traffic: Traffic,
+    missing: int,
+    listings: int,
 ) -> None:
-    tree = {f"{n:03d}": b"%d" % n for n in range(100)}
-    datasets.commit(local, "corpus", folder("in", tree))
+    datasets.commit(local, "corpus", folder("in", {f"{n:03d}": b"%d" % n for n in range(missing)}))
     datasets.commit(local, "corpus", folder("other", {"x": b"y"}))
-    traffic.calls.clear()
 
+    traffic.calls.clear()
     datasets.commit(local, "corpus", folder("in", {"new": b"!"}))
 
     assert len(traffic.of("write", "upload", below="objects/")) == 1
+    assert traffic.of("walk") == ["objects"] * listings
+    assert len(traffic.of("size_bytes")) == (0 if listings else missing)
 
 
 def test_large_files_are_sent_from_a_private_copy(

@@ -23,7 +23,8 @@ from spotfirst.wire import Clock, utc_now
 __all__ = ["commit"]
 
 _IN_MEMORY_BYTES = 16 << 20
-_LIST_FROM = 64  # this many questions cost more than one listing
+_ASK_PER_PAGE = 20  # so many questions, asked in parallel, take as long as one page of a listing
+_PAGE = 1000
 _TRIES = 3
 
 
@@ -166,7 +167,7 @@ def _upload(work: _Work, rows: list[_Row], present: set[str]) -> set[str]:
     """Send the objects that are not there; the digests of all that now are."""
     missing = {row.digest: row for row in rows if row.digest not in present}
     if not work.repair:
-        for digest in _already_there(work, missing):
+        for digest in _already_there(work, missing, len(present)):
             del missing[digest]
     small = (row for row in missing.values() if row.size <= _IN_MEMORY_BYTES)
     large = (row for row in missing.values() if row.size > _IN_MEMORY_BYTES)
@@ -185,9 +186,9 @@ def _upload(work: _Work, rows: list[_Row], present: set[str]) -> set[str]:
     return {row.digest for row in rows}
 
 
-def _already_there(work: _Work, missing: Mapping[str, _Row]) -> list[str]:
+def _already_there(work: _Work, missing: Mapping[str, _Row], known: int) -> list[str]:
     """Objects that an older version or a killed commit has left there, with all their bytes."""
-    if len(missing) >= _LIST_FROM:
+    if len(missing) > _ASK_PER_PAGE * (1 + known // _PAGE):
         listed = {path.rpartition("/")[2]: size for path, size in work.storage.walk("objects")}
         return [d for d, row in missing.items() if listed.get(d) == row.size]
     there: list[str] = []
