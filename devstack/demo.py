@@ -163,7 +163,7 @@ def _play(console: Console, options: argparse.Namespace) -> int:
         _await_run(run, airflow.client(), display, run_id)
         glance = _watch(run, display)
         display.stage("Airflow finishes the task")
-        dag_state = airflow.client().wait_for_run(_DAG_ID, run_id, 60)
+        dag_state = airflow.client().wait_for_run(_DAG_ID, run_id, 90)
         with _paused(display):
             print_summary(run, glance.state, console, digest=False)
         same = _compare(run, reference, display)
@@ -193,9 +193,11 @@ def _trigger(client: AirflowClient, display: Display, *, steps: int) -> str:
 def _await_run(run: Run, client: AirflowClient, display: Display, run_id: str) -> None:
     """Until the task has written the run's spec. Raises with the task's log if it fails."""
     display.stage("Airflow schedules the task")
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 120
+    state: str | None = None
     while not run.storage.exists("journal/00000001.json"):
-        state = client.task_state(_DAG_ID, run_id, _TASK_ID)
+        with contextlib.suppress(DevstackError):  # busy; the next answer will do
+            state = client.task_state(_DAG_ID, run_id, _TASK_ID)
         if state in {"failed", "upstream_failed", "up_for_retry"} or time.monotonic() > give_up:
             log = client.logs(_DAG_ID, run_id, _TASK_ID)[-3000:]
             raise DevstackError(f"task {_TASK_ID} is {state}, without a run; its log:\n{log}")

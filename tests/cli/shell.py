@@ -24,14 +24,16 @@ from pathlib import Path
 saved = Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"]) / "step"
 step = int(saved.read_text()) if saved.exists() else 0
 print("begins at", step, flush=True)
-while step < int(os.environ.get("STEPS", "30")):
+total = int(os.environ.get("STEPS", "30"))
+while step < total:
     step += 1
     time.sleep(0.05)
     if step % 10 == 0:
+        print("step", step, flush=True)
+    if step % 30 == 0 or step == total:  # less often than a file needs to settle
         part = saved.with_name(".part")
         part.write_text(str(step))
         part.replace(saved)
-        print("step", step, flush=True)
 sys.exit(int(os.environ.get("EXIT_CODE", "0")))
 """
 
