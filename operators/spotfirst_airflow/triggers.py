@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 # Looks wait for the network, not for a core. Kills have threads of their own: while a storage is
 # away, every look of every run holds one for seconds, and a kill must not queue behind them.
-_LOOKS = ThreadPoolExecutor(max_workers=32, thread_name_prefix="spotfirst-look")
+_LOOKS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="spotfirst-look")
 _KILLS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="spotfirst-kill")
 
 _BACKGROUND: set[asyncio.Task[None]] = set()

@@ -7,11 +7,8 @@ belongs to another DAG.
 
 from __future__ import annotations
 
-from typing import Any
-
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import requires_access_dag
-from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
@@ -20,9 +17,8 @@ from spotfirst.errors import SpotfirstError, UnknownRun
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.hooks import SpotfirstHook
-from spotfirst_airflow.operators import RUN_XCOM_KEY
-from spotfirst_airflow.submission import base_run_id
 from spotfirst_ui.page import render_message, render_run
+from spotfirst_ui.told import told_about_run
 from spotfirst_ui.view import look_at
 
 __all__ = ["build_app"]
@@ -54,12 +50,14 @@ def build_app() -> FastAPI:
     )
     def run_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> HTMLResponse:
         title = f"{dag_id} / {task_id}"
-        told = _told(dag_id, run_id, task_id, map_index)
+        with create_session() as session:
+            told = told_about_run(session, dag_id, run_id, task_id, map_index)
         if told is None:
             text = "This task has not attached to a run yet."
             return _page(render_message(title, text, refresh_s=3))
         try:
-            view = look_at(_open(told, base_run_id(dag_id, run_id, task_id, map_index)), utc_now())
+            storage = SpotfirstHook(told.get("conn_id")).open_storage(str(told["storage"]))
+            view = look_at(Run(storage, str(told["run_id"])), utc_now())
         except UnknownRun as error:
             raise HTTPException(404, "There is no such run") from error
         except SpotfirstError as error:
@@ -68,31 +66,6 @@ def build_app() -> FastAPI:
         return _page(render_run(title, view))
 
     return app
-
-
-def _told(dag_id: str, run_id: str, task_id: str, map_index: int) -> dict[str, Any] | None:
-    """What the task instance said about its run; ``None`` before it has."""
-    with create_session() as session:
-        query = XComModel.get_many(
-            run_id=run_id,
-            key=RUN_XCOM_KEY,
-            task_ids=task_id,
-            dag_ids=dag_id,
-            map_indexes=map_index,
-            limit=1,
-        )
-        found = session.scalars(query).first()
-        value = XComModel.deserialize_value(found) if found is not None else None
-    return value if isinstance(value, dict) and value.keys() >= {"run_id", "storage"} else None
-
-
-def _open(told: dict[str, Any], base_id: str) -> Run:
-    """The run, if it is this task instance's own: XComs can be edited by people."""
-    run_id = str(told["run_id"])
-    if run_id != base_id and not run_id.startswith(f"{base_id}.g"):
-        raise HTTPException(404, "There is no such run")
-    hook = SpotfirstHook(told.get("conn_id"))
-    return Run(hook.open_storage(str(told["storage"])), run_id)
 
 
 def _page(body: str, *, status: int = 200) -> HTMLResponse:

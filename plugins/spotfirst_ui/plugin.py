@@ -1,4 +1,4 @@
-"""The Airflow plugin: the page of a run, and the button that leads to it.
+"""The Airflow plugin: the page of a run, the button that leads to it, and a safety net.
 
 Every Airflow process loads plugins, task processes included, so nothing heavy is imported here:
 the web application is built when the first request comes.
@@ -11,6 +11,7 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from spotfirst_airflow.links import UI_PREFIX, SpotRunLink
+from spotfirst_ui import listener
 
 __all__ = ["SpotfirstPlugin"]
 
@@ -35,3 +36,4 @@ class SpotfirstPlugin(AirflowPlugin):
     name = "spotfirst"
     fastapi_apps = [{"app": _LazyApp(), "url_prefix": UI_PREFIX, "name": "Spotfirst"}]
     operator_extra_links = [SpotRunLink()]
+    listeners = [listener]

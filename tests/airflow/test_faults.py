@@ -241,3 +241,17 @@ def test_trigger_moved_to_another_triggerer_stops_nothing(
     assert surviving.state().phase is Phase.ACTIVE
     assert len(surviving.events(e.Launching)) == launches
     world.airflow.stop_component("triggerer-2")
+
+
+def test_mark_while_no_triggerer_is_up_still_stops_the_run(world: World) -> None:
+    it = world.start("deferred", steps=FOR_EVER)
+    it.wait_for_checkpoint()
+    world.airflow.kill("triggerer")
+    try:
+        it.mark("failed")
+        it.wait_until_quiet()
+        assert it.state().phase is Phase.STOPPED
+        it.check_consistent()
+    finally:
+        world.airflow.start_component("triggerer")
+        world.airflow.wait_healthy()

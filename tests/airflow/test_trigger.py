@@ -1,0 +1,111 @@
+"""The trigger alone, with real runs, in an event loop as the triggerer has it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spotfirst import events as e
+from spotfirst.journal import Journal
+from spotfirst.run import Run
+from spotfirst.storage import open_storage
+from spotfirst_airflow.submission import Request, attach
+from spotfirst_airflow.triggers import SpotRunTrigger
+
+DRY = {
+    "market": {"kind": "scripted", "zones": {"a": [{"from_s": 0, "capacity": 0}]}},
+}
+
+
+def waiting_run(folder: Path, name: str) -> Run:
+    """A run that waits for spot capacity: every look works, and no process is started."""
+    request = Request(
+        command=("true",),
+        fleet_options={**DRY, "root": str(folder / "fleet")},
+        policy="spot_only",
+    )
+    return attach(open_storage(str(folder / "storage")), name, request, owner="us", environment={})
+
+
+def trigger_for(run: Run) -> SpotRunTrigger:
+    return SpotRunTrigger(storage=run.root.url, run_id=run.run_id, owner="us")
+
+
+def test_arguments_survive_the_database(tmp_path: Path) -> None:
+    run = waiting_run(tmp_path, "r")
+    path, arguments = trigger_for(run).serialize()
+    again = SpotRunTrigger(**json.loads(json.dumps(arguments)))
+    assert path == "spotfirst_airflow.triggers.SpotRunTrigger"
+    assert again.serialize() == (path, arguments)
+
+
+def test_many_runs_are_looked_after_without_holding_up_the_event_loop(tmp_path: Path) -> None:
+    runs = [waiting_run(tmp_path, f"r{number}") for number in range(50)]
+
+    def all_seen() -> bool:
+        return all(run.storage.exists("journal/00000003.json") for run in runs)
+
+    async def triggerer() -> list[float]:
+        tasks = [asyncio.ensure_future(anext(trigger_for(run).run())) for run in runs]
+        seen = asyncio.ensure_future(asyncio.to_thread(_wait_for, all_seen, 60))
+        pauses = []
+        while not seen.done():
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            pauses.append(time.monotonic() - before)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(seen, *tasks, return_exceptions=True)
+        return pauses
+
+    pauses = sorted(asyncio.run(triggerer()))
+    assert all_seen()
+    assert all(isinstance(_last(run.journal()), e.Waiting) for run in runs)
+    # Airflow warns from 0.2 s on; a look that ran in the loop would hold it for seconds in all.
+    assert pauses[len(pauses) // 2] < 0.2, f"the loop stood still, up to {pauses[-1]:.2f} s"
+
+
+def _wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.3)
+
+
+def _last(journal: Journal) -> e.Event:
+    journal.refresh()
+    return journal.events[-1]
+
+
+def test_two_triggers_on_one_run_decide_each_thing_once(tmp_path: Path) -> None:
+    run = waiting_run(tmp_path, "r")
+
+    async def triggerers() -> None:
+        tasks = [asyncio.ensure_future(anext(trigger_for(run).run())) for _ in range(2)]
+        await asyncio.wait(tasks, timeout=3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(triggerers())
+    journal = run.journal()
+    journal.refresh()
+    kinds = [type(event) for event in journal.events]
+    assert kinds == [e.Created, e.Attached, e.Waiting]
+
+
+def test_run_that_cannot_be_read_ends_in_an_event_and_not_in_silence(tmp_path: Path) -> None:
+    run = waiting_run(tmp_path, "r")
+    trigger = SpotRunTrigger(storage=run.root.url, run_id="another", owner="us")
+    event = asyncio.run(anext(trigger.run()))
+    assert "another" in event.payload["error"]
+
+
+@pytest.mark.parametrize("argument", ["storage", "run_id", "owner", "conn_id"])
+def test_arguments_are_plain_text(tmp_path: Path, argument: str) -> None:
+    _, arguments = trigger_for(waiting_run(tmp_path, "r")).serialize()
+    assert isinstance(arguments[argument], (str, type(None)))
