@@ -90,7 +90,7 @@ start from a checkpoint of another run, trigger with *resume_from* = `RUN@STEP`.
         deadline=timedelta(minutes=20),
         budget_usd=25,
         resume_from="{{ params.resume_from }}",
-        checkpoint_period=timedelta(seconds=10),
+        checkpoint_period=timedelta(seconds=4),
         tags={
             "model_id": "gpt-small",
             "team": "research",

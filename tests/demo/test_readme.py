@@ -1,0 +1,80 @@
+"""The DAG in README.md runs as it stands, pasted where README.md says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from devstack.airflow import AirflowStandalone
+from spotfirst.run import Run, list_runs
+from spotfirst.state import Phase
+from spotfirst.storage import open_storage
+from spotfirst_airflow.fleets.base import load_fleet
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+
+
+@pytest.mark.airflow
+def test_the_dag_in_the_readme_trains_when_it_is_pasted(tmp_path: Path) -> None:
+    [dag] = [block for block in blocks("python") if "SpotTrainingOperator" in block]
+    assert len(dag.splitlines()) <= 12
+    dags = tmp_path / "dags"
+    shutil.copytree(ROOT / "dags" / "training", dags / "training")
+    (dags / "my_training.py").write_text(dag)
+    airflow = AirflowStandalone(
+        tmp_path / "airflow",
+        dags,
+        {"HOME": str(tmp_path), "SPOTFIRST_LOCAL_FLEET": str(tmp_path / "fleet")},
+    )
+    airflow.home.mkdir()
+    (airflow.home / "airflow.cfg").touch()
+    airflow._prepare_database()
+    environment = {k: v for k, v in airflow.environment().items() if not k.startswith("AWS_")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", "dags", "test", "my_training"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    finally:
+        fleet = load_fleet("local", {"root": str(tmp_path / "fleet")}, environment={})
+        fleet.terminate([instance.token for instance in fleet.owned()])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    storage = open_storage(str(tmp_path / "spotfirst-runs"))
+    [run_id] = list_runs(storage)
+    state = Run(storage, run_id).journal().refresh()
+    assert state.phase is Phase.SUCCEEDED
+    assert state.result is not None
+    assert state.result.step == 60
+
+
+def test_the_spec_in_the_readme_is_one(tmp_path: Path) -> None:
+    from spotfirst_airflow.cli._specfile import make_request, read_spec_file
+
+    [spec] = blocks("yaml")
+    (tmp_path / "spec.yaml").write_text(spec)
+    assert make_request(read_spec_file(tmp_path / "spec.yaml")).budget_usd == 25
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    from spotfirst_airflow.cli import app
+
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"spotfirst ([a-z]+)\b", "\n".join(re.findall(r"`([^`\n]+)`", text))))
+    known = {command.name for command in app.registered_commands}
+    known |= {group.name for group in app.registered_groups}
+    assert named - {"import"} <= known
+    assert {"run", "runs", "cost", "replay", "stop", "datasets"} <= named
