@@ -51,8 +51,8 @@ def shown(*glances: Glance, quiet: bool = False) -> list[str]:
 def test_the_progress_names_step_loss_attempt_cost_deadline_and_notice() -> None:
     [line] = shown(glance())
     assert line == (
-        "12:00:00  step 40/100 · loss 2.5000 · attempt 1 spot g6.xlarge local-a · $0.1234 · "
-        "10 min to the deadline · instance goes in 90 s"
+        "12:00:00  step 40/100 · loss 2.5000 · attempt 1 spot g6.xlarge local-a · "
+        "instance goes in 90 s · $0.1234 · 10 min to the deadline"
     )
 
 

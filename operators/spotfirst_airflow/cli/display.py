@@ -122,15 +122,17 @@ class Display:
         if step and seen.total:
             step += f"/{seen.total}"
         loss = f"loss {seen.loss:.4f}" if seen.loss is not None else ""
-        words = [step, loss, *_where(glance), usd(glance.cost_usd)]
-        if glance.coming is not None:
-            words.insert(3, f"attempt {glance.coming.attempt} {_doing(glance.coming)}")
-        if glance.spec.deadline is not None and not glance.state.is_final:
-            left_s = (glance.spec.deadline - glance.at).total_seconds()
-            words.append(f"{duration(left_s)} to the deadline")
+        words = [step, loss, *_where(glance)]
+        # Before what a narrow terminal cuts off: this is what is going on just now.
         if beat is not None and beat.notice is not None and beat.notice.time is not None:
             gone_s = (beat.notice.time - glance.at).total_seconds()
             words.append(f"instance goes in {duration(max(0.0, gone_s))}")
+        if glance.coming is not None:
+            words.append(f"attempt {glance.coming.attempt} {_doing(glance.coming)}")
+        words.append(usd(glance.cost_usd))
+        if glance.spec.deadline is not None and not glance.state.is_final:
+            left_s = (glance.spec.deadline - glance.at).total_seconds()
+            words.append(f"{duration(left_s)} to the deadline")
         return words
 
     def _is_plain_due(self, glance: Glance) -> bool:
@@ -181,5 +183,7 @@ def _doing(beat: Heartbeat) -> str:
 
 def _style(event: e.Event) -> str:
     if isinstance(event, e.Ended):
+        if event.cause == "completed":
+            return "green"
         return "red" if event.cause in _BAD_ENDS else "magenta"
     return next((style for kind, style in _STYLES if isinstance(event, kind)), "")

@@ -75,14 +75,22 @@ def ending(attempt: Attempt) -> str:
 
 
 def describe_changeovers(found: tuple[Changeover, ...]) -> str:
-    """Their number, and the medians that matter."""
+    """Their number, and the medians that matter, with and without notice apart."""
+    kinds = {"notice": "after a notice", "move": "by choice", "loss": "after a loss"}
+    return "; ".join(
+        _medians([change for change in found if change.why == why], words)
+        for why, words in kinds.items()
+        if any(change.why == why for change in found)
+    )
+
+
+def _medians(found: list[Changeover], words: str) -> str:
     total = median(change.changeover_s for change in found)
     beyond = median(change.beyond_startup_s for change in found)
     pause = median(change.pause_s for change in found)
     return (
-        f"{len(found)}, median {duration(total)} from notice (or loss) to the next step: "
-        f"{duration(total - beyond)} start-up and {duration(beyond)} beyond it; "
-        f"training paused for {duration(pause)}"
+        f"{len(found)} {words}, {duration(total)} to the next step "
+        f"({duration(beyond)} beyond start-up), {duration(pause)} without training"
     )
 
 
