@@ -6,7 +6,6 @@ import enum
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from spotfirst.errors import InvalidSpec
@@ -145,6 +144,9 @@ def load_fleet(name: str, options: Mapping[str, Any], *, environment: Mapping[st
 
 def fleet_class(name: str) -> type[Fleet]:
     """The class behind a fleet's name."""
+    # Late: a quarter of what a local instance's supervisor, which has no use for it, would import.
+    from importlib.metadata import entry_points
+
     found = {entry.name: entry for entry in entry_points(group="spotfirst.fleets")}
     if name not in found:
         msg = f"unknown fleet {name!r}; installed are: {', '.join(sorted(found)) or 'none'}"
