@@ -56,6 +56,7 @@ def test_mark_failed_stops_the_run_and_a_clear_continues_it(started: dict[str, S
     assert it.state().phase is Phase.STOPPED
     it.check_consistent()
 
+    it.client.wait_for_run(it.dag_id, it.dag_run)
     it.clear()
     it.wait(lambda: len(it.events(e.Launched)) == 2, "a second attempt")
     it.wait(lambda: len(it.trace()) >= 2, "the script to start again")
@@ -132,6 +133,7 @@ def test_killed_worker_is_replaced_and_trains_on(started: dict[str, Scenario]) -
 def test_failed_script_fails_the_task_and_a_clear_goes_on(started: dict[str, Scenario]) -> None:
     it = started["fails once"]
     it.wait_for_task("failed", timeout_s=90)
+    it.client.wait_for_run(it.dag_id, it.dag_run)
     assert it.state().phase is Phase.FAILED
     assert "the script fails on purpose" in it.log()
     it.clear()
@@ -164,6 +166,8 @@ def test_success_gives_a_result_and_a_clear_trains_anew(world: World) -> None:
     assert it.base_id in [event["extra"].get("run_id") for event in extra["asset_events"]]
     it.check_consistent()
 
+    # A clear while the scheduler is ending the dag run leaves the task unscheduled.
+    it.client.wait_for_run(it.dag_id, it.dag_run)
     it.clear()
     it.wait(lambda: it.run(2).storage.exists("spec.json"), "the second generation")
     it.wait_for_task("success", timeout_s=90)
