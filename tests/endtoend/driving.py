@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -247,9 +248,7 @@ class Drive:
         return "\n".join(lines)
 
     def _new_follower(self) -> Follower:
-        return Follower(
-            lambda: (self.run, storage_environment()), log=self.log, show_output=False
-        )
+        return Follower(lambda: (self.run, storage_environment()), log=self.log, show_output=False)
 
 
 class Told:
@@ -299,17 +298,24 @@ def kill_all(find: Callable[[], list[psutil.Process]]) -> None:
         time.sleep(0.05)
 
 
-def together(*actions: Callable[[], Any]) -> list[Any]:
-    """Do all of this at once; the results in order, or the first failure."""
-    with ThreadPoolExecutor(len(actions)) as pool:
-        futures = [pool.submit(action) for action in actions]
-    return [future.result() for future in futures]
+def together(first: Callable[[], Any], *others: Callable[[], Any]) -> list[Any]:
+    """Do all of this at once, ``first`` in this thread; the results in order, or a failure."""
+    with ThreadPoolExecutor(max(1, len(others))) as pool:
+        futures = [pool.submit(action) for action in others]
+        found = [first()]
+    return found + [future.result() for future in futures]
+
+
+def can_mount() -> bool:
+    """Whether this machine lets us mount something, in a namespace of its own."""
+    mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    return False
 
 
 def uninterrupted(folder: Path, steps: int) -> str:
     """The weights after so many steps without Spotfirst's agent, storage or fleet."""
-    import subprocess
-
     folder.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SPOTFIRST_")}
     told = subprocess.run(

@@ -63,7 +63,16 @@ def test_the_controlling_process_may_be_killed_at_any_moment(
     spec = place.folder / "spec.json"
     spec.write_text(json.dumps({name: wishes[name] for name in named}))
     program = Path(sysconfig.get_path("scripts")) / "spotfirst"
-    command = [program, "run", spec, "--storage", place.storage, "--run-id", "run", "--json"]
+    command = [
+        str(program),
+        "run",
+        str(spec),
+        "--storage",
+        place.storage,
+        "--run-id",
+        "run",
+        "--json",
+    ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SPOTFIRST_")}
     run = Run(open_storage(place.storage), "run")
     watched = Drive.watching(place, run)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from spotfirst.state import Phase
 from tests.endtoend.driving import Drive, Place, driving, together
 
 
-def driven(place: Place, name: str, *command: str, **wishes: object) -> Drive:
+def driven(place: Place, name: str, *command: str, **wishes: Any) -> Drive:
     """A run of a script without torch, to its end."""
     here = Place(place.storage, place.folder / name)
     request = here.request(*command, code="plain.py", **wishes)

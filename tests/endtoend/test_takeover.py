@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(300)
 def raced(place: Place, after_s: float) -> Drive:
     """A run with two controllers in two processes, interrupted once; one of them is killed."""
     with driving(place, place.request(str(STEPS))) as drive:
-        command = [sys.executable, SCRIPTS / "controller.py", place.storage, "run"]
+        command = [sys.executable, str(SCRIPTS / "controller.py"), place.storage, "run"]
         racers = [subprocess.Popen(command, cwd=Path.cwd()) for _ in range(2)]
         try:
             drive.wait_for(lambda: len(drive.trace()) > 5)
@@ -211,7 +211,6 @@ def test_a_journal_of_a_newer_release_is_left_alone(place: Place) -> None:
         assert path.with_name(f"{drive.state.seq:08d}.json").exists()
         path.write_text('{"v": 99, "kind": "teleported", "at": "2030-01-01T00:00:00Z"}')
         with pytest.raises(NewerFormat, match=r"has format 99.*upgrade"):
-            for _ in range(20):
-                drive.look()
+            drive.look()
         assert drive.fleet.owned() == []
         assert drive.processes() == []

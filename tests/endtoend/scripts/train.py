@@ -42,7 +42,7 @@ for step in checkpointer.steps(STEPS):
     optimizer.step()
     scheduler.step()
     if str(step) == os.environ.get("E2E_FILL"):
-        with contextlib.suppress(OSError), open("ballast", "wb", buffering=0) as ballast:
+        with contextlib.suppress(OSError), Path("ballast").open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))
     time.sleep(1.0 if (FOLDER / "slow").exists() else PACE_S)

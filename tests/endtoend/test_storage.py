@@ -1,0 +1,95 @@
+"""A storage that goes away, a storage that is full, a disk that is full: training goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devstack.s3 import S3Server
+from spotfirst.state import Phase
+from tests.endtoend.conftest import STEPS
+from tests.endtoend.driving import SCRIPTS, Drive, Place, can_mount, driving, together
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+
+OUTAGE_S = 60.0
+
+
+def cut_off(place: Place, server: S3Server) -> Drive:
+    """A run whose storage is killed for a minute while it trains.
+
+    In the main thread: a server dies with the thread that started it.
+    """
+    request = place.request(str(STEPS), env={"E2E_PACE_S": "0.55"})
+    with driving(place, request) as drive:
+        drive.until(lambda: drive.run.chain().refresh().commits)
+        server.kill()
+        began, back_at = len(drive.trace()), time.time() + OUTAGE_S
+        while time.time() < back_at:
+            drive.look()  # must not raise, whatever it finds
+            time.sleep(0.5)
+        during = drive.trace()[began:]
+        server.start()
+        gaps = [b.at - a.at for a, b in pairwise(during)]
+        print(f"{len(during)} steps during an outage of {OUTAGE_S:g} s, longest {max(gaps):.2f} s")
+        assert during[-1].at > back_at - 5, "training stopped for the storage"
+        assert drive.until_over().phase is Phase.SUCCEEDED, drive.story()
+    return drive
+
+
+def short_of_space(place: Place, how: str, **wishes: Any) -> Drive:
+    """A run whose first attempt is on a machine with too little space."""
+    command = [sys.executable, str(SCRIPTS / "poor_agent.py"), how]
+    options = {"agent_command": command}
+    request = place.request(str(STEPS), fleet_options=options, **wishes)
+    with driving(place, request) as drive:
+        if how == "small-files":
+            drive.until(lambda: any("Free some space" in w for w in drive.state.warnings))
+            drive.until_step(1, STEPS // 2)
+            assert drive.run.chain().refresh().commits == []
+            drive.interrupt(1, notice=False)
+        assert drive.until_over().phase is Phase.SUCCEEDED, drive.story()
+    return drive
+
+
+def test_neither_an_outage_nor_a_full_disk_changes_the_result(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with S3Server(tmp_path / "s3") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        outage, storage, disk = (
+            Place(url, tmp_path / name)
+            for name, url in {
+                "outage": f"{server.url}/outage",
+                "storage": str(tmp_path / "full"),
+                "disk": str(tmp_path / "roomy"),
+            }.items()
+        )
+        fill = {"E2E_FILL": str(STEPS // 2)}
+        actions = [
+            partial(cut_off, outage, server),
+            partial(short_of_space, storage, "small-files"),
+        ]
+        if can_mount():
+            actions.append(partial(short_of_space, disk, "small-disk", env=fill))
+        else:
+            print("no full disk: this machine permits no mount")
+        cut, short, *full = together(*actions)
+        # While it trains, nobody replaces it: an outage is no death of the trainer.
+        assert cut.causes() == ["completed"]
+        assert cut.repeated() == []
+        assert any("trying again in" in line for line in cut.log.lines), cut.log.lines
+        assert any("run can be reached again" in line for line in cut.log.lines), cut.log.lines
+        for drive in (cut, short, *full):
+            assert drive.result()["weights_sha256"] == weights, drive.story()
+        assert short.causes() == ["interrupted", "completed"]
+        for drive in full:
+            print("full disk:", drive.state.warnings, drive.causes())
+            assert drive.causes() == ["completed"]
