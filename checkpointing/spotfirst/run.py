@@ -6,6 +6,7 @@ path below ``runs/{run_id}/``    written by               rule
 ``spec.json``                    who creates the run      created once
 ``amendments/00000001.json`` …   who reopens the run      append-only; the newest is the spec
 ``journal/00000001.json`` …      controllers              append-only sequence of events
+``attempts/{n}/agent.json``      the attempt's agent      created once: one agent per attempt
 ``attempts/{n}/heartbeat.json``  the attempt's agent      replaced
 ``attempts/{n}/handover.json``   controller, successor    created once
 ``attempts/{n}/exit.json``       the attempt's agent      created once

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -129,7 +130,18 @@ class Instance:
         return "".join(texts)
 
     def exit(self, within_s: float = PATIENCE_S) -> ExitReport:
-        """The exit report, once the agent has ended by itself."""
+        """The exit report, once the agent has ended.
+
+        After an interruption it waits for the fleet, which this then plays: it shuts down.
+        """
+        wait_for(
+            lambda: self.process.poll() is not None or self.run.exit_report(self.attempt),
+            "the end of the agent",
+            within_s,
+        )
+        reported = self.run.exit_report(self.attempt)
+        if reported is not None and reported.cause == "interrupted":
+            self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(within_s) == 0, self._lab.output()
         report = self.run.exit_report(self.attempt)
         assert report is not None, self._lab.output()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from datetime import datetime, timezone
 
@@ -151,6 +152,18 @@ def test_without_a_successor_it_drains_when_only_the_margin_is_left(lab: Lab) ->
     assert report.progress.checkpoint_step == report.progress.step
     left_s = (time_ - report.at).total_seconds()
     assert 0 < left_s < 3
+
+
+def test_an_interrupted_instance_is_left_to_the_fleet_which_may_take_it_for_free(lab: Lab) -> None:
+    instance = lab.start(lab.create())
+    instance.until_step(3)
+    lab.metadata.interrupt(60)
+    instance.until(lambda beat: beat.notice is not None)
+    instance.hand_over(to=2)
+    wait_for(lambda: instance.run.exit_report(1), "the exit report")
+    with pytest.raises(subprocess.TimeoutExpired):
+        instance.process.wait(1)
+    assert instance.exit().cause == "interrupted"
 
 
 def test_a_shutdown_of_the_instance_drains_at_once(lab: Lab) -> None:

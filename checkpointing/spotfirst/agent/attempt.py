@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.05
 _HOUSEKEEPING_S = 2.0
 _FLUSH_S = 10.0
+_LINGER_S = 30.0
 _TERM_GRACE_S = 10.0
 _FILES_GRACE_S = 5.0
 """What a script in files mode is given to end after SIGTERM when time is short."""
@@ -112,7 +113,23 @@ class Agent:
         _log.info("ended: %s%s", cause, f": {message}" if message else "")
         self.logs.finish(within_s=self._flush_s())
         self._tell.report(cause, message, code)
+        if cause == "interrupted":
+            self._linger()
         return 0
+
+    def _linger(self) -> None:
+        """Leave an interrupted instance to the fleet, which may take it back free of charge.
+
+        Ending it ourselves would make us pay for it (``spotfirst_airflow.costs`` has the rule).
+        When it is not free, the controller terminates it; when the interruption does not come, or
+        nobody said when, this ends by itself.
+        """
+        interruption = self._heard.interruption
+        if interruption is None or interruption.time is None:
+            return
+        until = interruption.time + timedelta(seconds=_LINGER_S)
+        while self._heard.terminated_at is None and self._clock() < until:
+            time.sleep(_TICK_S)
 
     # -- boot and preparation ---------------------------------------------------------------
 
