@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from spotfirst import events as e
 from spotfirst.journal import Journal
 from spotfirst.run import Run
+from spotfirst.state import Phase
 from spotfirst.storage import open_storage
+from spotfirst_airflow import triggers
 from spotfirst_airflow.submission import Request, attach
 from spotfirst_airflow.triggers import SpotRunTrigger
 
@@ -109,3 +112,68 @@ def test_run_that_cannot_be_read_ends_in_an_event_and_not_in_silence(tmp_path: P
 def test_arguments_are_plain_text(tmp_path: Path, argument: str) -> None:
     _, arguments = trigger_for(waiting_run(tmp_path, "r")).serialize()
     assert isinstance(arguments[argument], (str, type(None)))
+
+
+def killed(run: Run, task_state: str | None, monkeypatch: pytest.MonkeyPatch) -> Phase:
+    """The run's phase after a kill of its trigger, with the task in this state."""
+    trigger = trigger_for(run)
+
+    async def state() -> str | None:
+        return task_state
+
+    monkeypatch.setattr(trigger, "_task_state", state)
+    asyncio.run(trigger.on_kill())
+    return run.journal().refresh().phase
+
+
+@pytest.mark.parametrize("task_state", ["failed", "success", "skipped", "gone"])
+def test_kill_of_a_task_that_has_ended_stops_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_state: str
+) -> None:
+    assert killed(waiting_run(tmp_path, "r"), task_state, monkeypatch) is Phase.STOPPED
+
+
+def test_kill_by_a_former_owner_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = waiting_run(tmp_path, "r")
+    attach(run.root, "r", Request(), owner="another try", environment={})
+    assert killed(run, "failed", monkeypatch) is Phase.ACTIVE
+
+
+def test_kill_of_a_trigger_that_only_moved_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert killed(waiting_run(tmp_path, "r"), "deferred", monkeypatch) is Phase.ACTIVE
+
+
+def test_cleared_task_that_nobody_takes_up_again_has_its_run_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "_UNATTENDED", timedelta(seconds=1))
+    assert killed(waiting_run(tmp_path, "r"), "scheduled", monkeypatch) is Phase.STOPPED
+
+
+def test_kill_goes_on_although_airflow_cancels_it_after_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = waiting_run(tmp_path, "r")
+    trigger = trigger_for(run)
+    asked = asyncio.Event()
+
+    async def slow_state() -> str:
+        asked.set()
+        await asyncio.sleep(0.5)
+        return "failed"
+
+    monkeypatch.setattr(trigger, "_task_state", slow_state)
+
+    async def triggerer() -> None:
+        kill = asyncio.ensure_future(trigger.on_kill())
+        await asked.wait()
+        kill.cancel()
+        await asyncio.gather(kill, return_exceptions=True)
+        await asyncio.gather(*triggers._BACKGROUND)
+
+    asyncio.run(triggerer())
+    assert run.journal().refresh().phase is Phase.STOPPED

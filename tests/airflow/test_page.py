@@ -1,0 +1,81 @@
+"""The page of a run, rendered from a run's files."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+from spotfirst import events as e
+from spotfirst.market import Market, Pool
+from spotfirst.run import Run
+from spotfirst.spec import RunSpec
+from spotfirst.storage import open_storage
+from spotfirst.wire import encode, utc_now
+from spotfirst_ui.page import render_message, render_run
+from spotfirst_ui.view import look_at
+
+HOSTILE = "<script>alert('&\"')</script>"
+
+
+def run_of(folder: Path) -> Run:
+    run = Run(open_storage(str(folder)), "r")
+    spec = RunSpec(run_id="r", created_at=utc_now(), command=("true",))
+    run.storage.create("spec.json", encode(spec))
+    run.journal().decide(lambda state: e.Created(at=utc_now()) if state.seq == 0 else None)
+    return run
+
+
+def append(run: Run, event: e.Event) -> None:
+    journal = run.journal()
+    journal.refresh()
+    journal.append(event)
+
+
+def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    pool = Pool(instance_type=HOSTILE, zone=HOSTILE)
+    at = utc_now()
+    append(
+        run,
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=HOSTILE),
+    )
+    append(run, e.NotLaunched(at=at, attempt=1, cause="rejected", message=HOSTILE))
+    append(run, e.Warned(at=at, message=HOSTILE))
+    append(run, e.Failed(at=at, message=HOSTILE))
+    page = render_run(HOSTILE, look_at(run, at))
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 6
+    assert "<script" not in render_message(HOSTILE, HOSTILE)
+
+
+def test_page_loads_itself_again_until_the_run_is_final(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    assert 'http-equiv="refresh"' in render_run("t", look_at(run, utc_now()))
+    append(run, e.Stopped(at=utc_now(), reason="enough"))
+    assert 'http-equiv="refresh"' not in render_run("t", look_at(run, utc_now()))
+
+
+def test_output_shown_is_the_end_of_the_newest_attempt_that_wrote(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    pool = Pool(instance_type="g6.xlarge", zone="a")
+    at = utc_now()
+    for number in (1, 2):
+        append(
+            run,
+            e.Launching(
+                at=at, attempt=number, token=f"t{number}", market=Market.SPOT, pool=pool, reason=""
+            ),
+        )
+        append(
+            run,
+            e.Launched(
+                at=at, attempt=number, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+                price_source="", price_at=at, on_demand_usd_h=Decimal(1),
+            ),
+        )  # fmt: skip
+    for segment in range(1, 9):
+        text = "".join(f"line {segment * 100 + line}\n" for line in range(100))
+        run.storage.create(run.log_path(1, segment), text.encode())
+    output = look_at(run, at).output
+    assert output[-1] == "line 899"
+    assert len(output) == 60
