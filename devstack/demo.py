@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -101,7 +102,9 @@ class Reference:
                 environment=storage_environment(),
             )
             self.run = run
-            follower = Follower(lambda: (run, storage_environment()), show_output=False)
+            silent = logging.getLogger("devstack.demo.reference")
+            silent.setLevel(logging.CRITICAL)  # the terminal is taken
+            follower = Follower(lambda: (run, storage_environment()), log=silent, show_output=False)
             while (wait_s := follower.look()) is not None and not self._left.wait(wait_s):
                 pass
             self.state = follower.state

@@ -136,7 +136,7 @@ def _judge(
     for instance in owned:
         run_id = instance.tags.get(RUN_TAG, "")
         where = instance.tags.get(STORAGE_TAG, "")
-        if where.rstrip("/") != storage.url or not run_id:
+        if _plain(where) != _plain(storage.url) or not run_id:
             why = f"its run is in {where or 'no storage that it names'}"
             found.append(_Verdict(instance=instance, run_id=run_id, why=why, orphan=False))
             continue
@@ -145,6 +145,11 @@ def _judge(
         why, orphan = _why(states[run_id], instance, now, grace_s)
         found.append(_Verdict(instance=instance, run_id=run_id, why=why, orphan=orphan))
     return found
+
+
+def _plain(url: str) -> str:
+    """A folder has two names: its path, and its file URL."""
+    return url.removeprefix("file://").rstrip("/")
 
 
 def _why(state: RunState, instance: Instance, now: datetime, grace_s: float) -> tuple[str, bool]:
