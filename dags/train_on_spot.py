@@ -29,8 +29,10 @@ def script(*changes: tuple[float, int, bool]) -> list[dict[str, object]]:
 MARKET = {
     "kind": "scripted",
     "zones": {
-        # taken back with notice at 20 s; there again at 40 s; without notice at 70 s
-        "local-a": script((0, 4, True), (20, 0, True), (40, 4, True), (70, 0, False)),
+        # taken back with notice at 20 s; there again at 40 s; without notice at 70 s; again at 85 s
+        "local-a": script(
+            (0, 4, True), (20, 0, True), (40, 4, True), (70, 0, False), (85, 4, True)
+        ),
         # taken back without notice at 45 s, and gone for good
         "local-b": script((0, 4, True), (45, 0, False)),
     },
@@ -48,9 +50,9 @@ with DAG(
 ### Train on spot, as if it were never interrupted
 
 Trains a byte-level GPT on this machine's *local fleet*: real processes on a simulated spot market
-that takes instances back, with two minutes' notice and without, until spot runs dry and an
-on-demand instance finishes. Each attempt goes on at the step where the last one stopped, and the
-weights are the same, bit for bit, as without interruptions.
+that takes instances back, with two minutes' notice and without. When spot runs dry, an on-demand
+instance goes on, until there is spot again. Each attempt goes on at the step where the last one
+stopped, and the weights are the same, bit for bit, as without interruptions.
 
 Open the task and press **Spotfirst run** to see its attempts, checkpoints, cost and output. To
 start from a checkpoint of another run, trigger with *resume_from* = `RUN@STEP`.
@@ -88,7 +90,7 @@ start from a checkpoint of another run, trigger with *resume_from* = `RUN@STEP`.
         instance_types=["g6.xlarge"],
         # Spot whatever happens, and on demand as soon as there is none anywhere.
         policy="fallback",
-        policy_options={"losses": 10, "no_capacity_s": 2, "return_after_s": 3600},
+        policy_options={"losses": 10, "no_capacity_s": 2, "return_after_s": 10},
         deadline=timedelta(minutes=20),
         budget_usd=25,
         resume_from="{{ params.resume_from }}",
