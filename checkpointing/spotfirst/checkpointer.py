@@ -129,6 +129,7 @@ class Checkpointer:
             self._reporter.stamp("restored", phase="training", start_step=0, step=0)
             return 0
         _check_world_size()
+        generators = rng_state()
         layout = self._collect(None)  # refuses now what no checkpoint could hold
         run, channel = self._context.run, self._channel
         chain = run.chain()
@@ -171,6 +172,9 @@ class Checkpointer:
             monotonic=self._monotonic, sleep=self._sleep,
         )  # fmt: skip
         self._step = self._apply(restored)
+        if restored is None:
+            # The S3 client's imports draw from Python's global one (rich names its styles so).
+            restore_rng(generators)
         self._saved_at = self._monotonic()
         self._reporter.stamp("restored", phase="training", start_step=self._step, step=self._step)
         if channel is not None and channel.drain() is not None:
@@ -247,7 +251,9 @@ class Checkpointer:
 
     def _drain(self, step: int) -> None:
         assert self._saver is not None
-        self._reporter.stamp("last_step", phase="draining", metrics=self._reporter.metrics())
+        self._reporter.stamp(
+            "last_step", phase="draining", step=step, metrics=self._reporter.metrics()
+        )
         _log.info("asked to stop: taking a last checkpoint, of step %d", step)
         try:
             self.save(wait=True)

@@ -333,6 +333,8 @@ def test_a_standby_takes_over_when_the_trainer_has_drained(run: Run, tmp_path: P
     assert new.restore() == 3
     assert run.chain().refresh().holder == 2
     assert progress(second).start_step == 3
+    # Steps in quick succession are told now and then, but the last one always.
+    assert (progress(first).step, progress(first).checkpoint_step) == (3, 3)
 
 
 def test_a_standby_that_is_itself_asked_to_stop_leaves_without_a_claim(
