@@ -23,7 +23,7 @@ class SpotRunLink(BaseOperatorLink):
     """Registered by the plugin, so that it is computed live, from the task's first second on."""
 
     name = "Spotfirst run"
-    operators = [SpotTrainingOperator, SpotTrainingDecoratedOperator]  # noqa: RUF012 - Airflow's form
+    operators = [SpotTrainingOperator, SpotTrainingDecoratedOperator]
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
         """The page of the run that this task instance has, or will have."""

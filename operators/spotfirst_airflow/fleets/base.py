@@ -98,6 +98,11 @@ class Fleet(Protocol):
     be said; never conclude from that that an instance is gone.
     """
 
+    heartbeat_s: float
+    """How often its instances beat, unless the request says so: 5 suits a cloud."""
+    notice_poll_s: float
+    """How often its instances look for a notice; AWS recommends 5."""
+
     def __init__(self, options: Mapping[str, Any], *, environment: Mapping[str, str]) -> None:
         """``options`` come from the spec. ``environment`` is what an instance needs to reach the
         storage, credentials included: a local fleet hands it to the process, a cloud fleet
