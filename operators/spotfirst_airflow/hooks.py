@@ -21,7 +21,7 @@ import os
 from typing import Any
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from spotfirst.errors import InvalidSpec, SpotfirstError
 from spotfirst.storage import Storage, open_storage
@@ -58,7 +58,7 @@ class SpotfirstHook(BaseHook):
         hook = cls(conn_id)
         try:
             hook.connection()
-        except (AirflowNotFoundException, AirflowRuntimeError):
+        except AirflowNotFoundException:
             if conn_id != cls.default_conn_name:
                 raise
             return cls(None)

@@ -9,9 +9,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+)
 
-from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError, StorageError
+from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.hooks import SpotfirstHook
@@ -31,6 +35,7 @@ RUN_XCOM_KEY = "spotfirst_run"
 _CLEAN_UP_S = 300.0
 _KILL_S = 4.0
 _LOG_TAIL = 15
+_OVER_TIME = "execution_timeout"
 
 
 class SpotTrainingOperator(BaseOperator):
@@ -83,7 +88,7 @@ class SpotTrainingOperator(BaseOperator):
         "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
         "env", "tags", "spotfirst_conn_id",
     )  # fmt: skip
-    template_fields_renderers = {  # noqa: RUF012 - Airflow reads it from the class
+    template_fields_renderers = {
         "command": "json",
         "env": "json",
         "fleet_options": "json",
@@ -187,7 +192,8 @@ class SpotTrainingOperator(BaseOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Called when the run has ended, or when the triggerer cannot look after it."""
         if event.get("error"):
-            self._give_up(context, f"the triggerer could not look after it: {event['error']}")
+            why = f"the triggerer could not look after it: {event['error']}"
+            return self._give_up(context, why)
         run, hook = self._reopen(context)
         if not _state(run).is_final:  # reopened by hand in the meantime
             self._defer(run, hook, str(context["ti"].id))
@@ -198,8 +204,7 @@ class SpotTrainingOperator(BaseOperator):
     ) -> Any:
         """Stop the run when its trigger timed out or failed: nobody looks after it any more."""
         if next_method == "__fail__":
-            error = str((next_kwargs or {}).get("error", "unknown error"))
-            self._give_up(context, error)
+            return self._give_up(context, str((next_kwargs or {}).get("error", "unknown error")))
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -265,7 +270,7 @@ class SpotTrainingOperator(BaseOperator):
                 owner=owner,
                 conn_id=hook.conn_id,
                 stop_at=stop_at.isoformat() if stop_at else None,
-                stop_reason=f"execution_timeout of {self.execution_timeout} is over",
+                stop_reason=self._over_time(),
             ),
             method_name="execute_complete",
             timeout=min(limits) - now if limits else None,
@@ -273,11 +278,19 @@ class SpotTrainingOperator(BaseOperator):
 
     def _wait_here(self, run: Run, hook: SpotfirstHook, owner: str) -> None:
         follower = self._follower(run, hook, owner)
-        while (wait_s := follower.look()) is not None:
-            if self._killed:
-                msg = f"the task was ended; run {run.run_id} was asked to stop"
-                raise AirflowException(msg)
-            time.sleep(wait_s)
+        try:
+            while (wait_s := follower.look()) is not None:
+                if self._killed:
+                    msg = f"the task was ended; run {run.run_id} was asked to stop"
+                    raise AirflowException(msg)
+                time.sleep(wait_s)
+        except AirflowTaskTimeout:
+            # Nobody kills us after this one, so there is time to see the instances go.
+            self._stop(run, hook, owner, reason=self._over_time(), patience_s=_CLEAN_UP_S)
+            raise
+
+    def _over_time(self) -> str:
+        return f"{_OVER_TIME} of {self.execution_timeout} is over"
 
     def _follower(
         self, run: Run, hook: SpotfirstHook, owner: str, *, output: bool = True
@@ -316,20 +329,22 @@ class SpotTrainingOperator(BaseOperator):
         mark_delivered(run, _delivery(context["ti"]))
         return delivered
 
-    def _give_up(self, context: Context, why: str) -> NoReturn:
-        """Stop the run, see its instances go, and fail."""
+    def _give_up(self, context: Context, why: str) -> dict[str, Any]:
+        """Stop the run, see its instances go, and fail; unless it has succeeded in the meantime."""
         run, hook = self._reopen(context)
         self._stop(run, hook, str(context["ti"].id), reason=why, patience_s=_CLEAN_UP_S)
         state = _state(run)
+        if state.result is not None:
+            return self._finish(context, run)
         left = [f"attempt {attempt.number}" for attempt in state.open_attempts]
         step = run.chain().refresh().newest()
         msg = (
             f"run {run.run_id} was stopped ({why}) "
             + (f"at checkpoint step {step[1].step}; " if step else "without a checkpoint; ")
             + (f"STILL RUNNING: {', '.join(left)}, see `spotfirst reap`; " if left else "")
-            + "clear the task to go on from there"
+            + "a retry, or clearing the task, goes on from there"
         )
-        raise AirflowFailException(msg)
+        raise AirflowException(msg)
 
     def _stop(
         self, run: Run, hook: SpotfirstHook, owner: str, *, reason: str, patience_s: float
@@ -347,7 +362,7 @@ class SpotTrainingOperator(BaseOperator):
             until = time.monotonic() + patience_s
             while (wait_s := follower.look()) is not None and time.monotonic() < until:
                 time.sleep(min(wait_s, max(0.0, until - time.monotonic())))
-        except StorageError as error:
+        except SpotfirstError as error:
             self.log.error("Run %s could not be stopped: %s", run.run_id, error)  # noqa: TRY400
 
 
@@ -370,8 +385,10 @@ def _raise(run: Run, state: RunState) -> NoReturn:
     cost = f"It cost ${bill(state, now=utc_now()).total_usd:.4f} so far."
     if state.failure is None:
         reason = state.stop.reason if state.stop else "it was stopped"
-        # Somebody, or the budget, wanted it to stop: an automatic retry must not start it again.
         msg = f"run {run.run_id} has stopped: {reason}. {cost} Clear the task to continue it"
+        if reason.startswith(_OVER_TIME):
+            raise AirflowException(msg)  # as Airflow has it: a timeout may be retried
+        # Somebody, or the budget, wanted it to stop: an automatic retry must not start it again.
         raise AirflowFailException(msg)
     tail = "".join(f"\n    {line}" for line in state.failure.log_tail[-_LOG_TAIL:])
     msg = f"run {run.run_id} has failed: {state.failure.message}. {cost}" + (

@@ -30,6 +30,10 @@ _KILLS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="spotfirst-kill")
 _BACKGROUND: set[asyncio.Task[None]] = set()
 """Keeps a strong reference to kills, which outlive their cancelled trigger."""
 
+_SETTLE_S = 10.0
+"""The scheduler fails a task that runs again before it has seen the end of its deferring half
+("finished with state success, but the task instance's state attribute is running"), which takes a
+busy one some seconds. So a run that ends at once is told of no sooner than this."""
 _TERMINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
 _GONE = "gone"
 _UNATTENDED = timedelta(minutes=10)
@@ -90,12 +94,15 @@ class SpotRunTrigger(BaseTrigger):
             stop_at=datetime.fromisoformat(self.stop_at) if self.stop_at else None
         )
         error = ""
+        settled = asyncio.get_running_loop().time() + _SETTLE_S
         try:
             await _see_through(follower, _LOOKS)
         except Exception as problem:
             # As an event, so that the task resumes, stops the run, and says why.
             self.log.exception("Cannot look after run %s any more", self.run_id)
             error = f"{type(problem).__name__}: {problem}"
+        if self.task_instance is not None:  # there is no scheduler in DAG.test()
+            await asyncio.sleep(settled - asyncio.get_running_loop().time())
         yield TriggerEvent({"run_id": self.run_id, "error": error})  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from airflow.listeners import hookimpl
 
@@ -64,28 +65,36 @@ def _look_again_later(task_instance: Any) -> None:
 def _end_run(task: _Task) -> None:
     """Stop the run of a task instance that is still final, and see its instances go."""
     try:
+        if _told(task) is None:  # most tasks are not ours, and need no waiting for
+            return
         time.sleep(GRACE_S)
         told = _told(task)
-        if told is not None:
+        if told is not None and _is_final(task):
             _stop(task, told)
     except Exception:  # noqa: BLE001 - nobody waits for this thread, so it must tell by itself
         _log.exception("Could not look whether the run of %s has ended", task)
 
 
 def _told(task: _Task) -> dict[str, Any] | None:
-    """What the task instance said about its run; ``None`` unless it is still final."""
-    from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
-    from sqlalchemy import select
 
     from spotfirst_ui.told import told_about_run
 
     with create_session() as session:
-        # A clear gives it another id.
-        state = session.scalar(select(TaskInstance.state).where(TaskInstance.id == task.ti_id))
-        if str(getattr(state, "value", state)) not in _FINAL:
-            return None
         return told_about_run(session, task.dag_id, task.run_id, task.task_id, task.map_index)
+
+
+def _is_final(task: _Task) -> bool:
+    """Whether the task instance has ended for good. A clear gives it another id."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        state = session.scalar(
+            select(TaskInstance.state).where(TaskInstance.id == UUID(task.ti_id))
+        )
+    return str(getattr(state, "value", state)) in _FINAL
 
 
 def _stop(task: _Task, told: Mapping[str, Any]) -> None:
