@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import time
+from datetime import timedelta
 
+from spotfirst import events as e
+from spotfirst.run import create_run
+from spotfirst.spec import RunSpec
 from spotfirst.state import Phase
+from spotfirst.storage import open_storage
+from spotfirst.wire import utc_now
 from tests.cli.conftest import Finished
 from tests.cli.shell import Shell, wait_until
 
@@ -121,3 +127,18 @@ def test_a_command_line_that_was_killed_is_replaced_by_the_next(shell: Shell) ->
     out = shell.ok("run", "--run-id", "killed")
     assert "run killed succeeded" in out
     assert len(shell.state("killed").attempts) == 1
+
+
+def test_a_run_whose_deadline_has_passed_asks_for_another(shell: Shell) -> None:
+    late = RunSpec(
+        run_id="late",
+        created_at=utc_now() - timedelta(hours=2),
+        command=("true",),
+        deadline=utc_now() - timedelta(hours=1),
+    )
+    journal = create_run(open_storage(str(shell.storage)), late).journal()
+    journal.append(e.Created(at=late.created_at))
+    journal.append(e.Stopped(at=utc_now(), reason="the deadline has passed"))
+    done = shell.call("run", "--run-id", "late")
+    assert done.returncode == 2
+    assert "with another --deadline" in done.stderr

@@ -29,6 +29,7 @@ from spotfirst_airflow.cli.display import Display
 from spotfirst_airflow.cli.foreground import Interrupts, follow, owner_name
 from spotfirst_airflow.cli.summary import print_summary
 from spotfirst_airflow.controller import controller_name
+from spotfirst_airflow.costs import bill
 from spotfirst_airflow.results import result
 from spotfirst_airflow.submission import attach, newest_generation, storage_environment
 
@@ -162,10 +163,24 @@ def _new_id(spec_path: Path | None, values: dict[str, Any]) -> str:
 
 
 def _take_up(storage: Storage, run_id: str, owner: str) -> Run:
-    """The newest generation of a run as it is: taken over, or reopened with the spec it has."""
+    """The newest generation of a run as it is: taken over, or reopened with the spec it has.
+
+    Raises :class:`InvalidSpec` for one that would stop again at once.
+    """
     generation = newest_generation(storage, run_id)
     found = Run(storage, run_id if generation < 2 else f"{run_id}.g{generation}")
-    found.original_spec()
+    spec, now = found.spec(), utc_now()
+    state = found.journal().refresh()
+    if state.phase in {Phase.FAILED, Phase.STOPPED}:
+        late = spec.deadline is not None and now >= spec.deadline
+        spent = bill(state, now=now).total_usd
+        if late or (spec.budget_usd is not None and spent >= spec.budget_usd):
+            limit = "deadline has passed" if late else f"budget of ${spec.budget_usd} is used up"
+            msg = (
+                f"run {run_id}: its {limit}; give what it runs again (spec file or command) with "
+                f"another {'--deadline' if late else '--budget'}, and the same --run-id"
+            )
+            raise InvalidSpec(msg)
 
     def choose(state: RunState) -> e.Event | None:
         if state.seq == 0:
