@@ -10,7 +10,7 @@ import pytest
 
 from tests.endtoend.driving import Place, uninterrupted
 
-STEPS = 150
+STEPS = 200
 
 
 @pytest.fixture

@@ -108,20 +108,23 @@ class Drive:
     def until(self, condition: Callable[[], object], *, timeout_s: float = WAIT_S) -> None:
         """Drive until this holds. Fails when the run is over before, or the time is."""
         end = time.monotonic() + timeout_s
+        look_at = 0.0
         while not condition():
-            wait_s = self.look()
-            if condition():
-                return
-            assert wait_s is not None, f"over before it happened:\n{self.story()}"
             assert time.monotonic() < end, f"not within {timeout_s:g} s:\n{self.story()}"
-            time.sleep(min(wait_s, 0.1))
+            if time.monotonic() >= look_at:
+                wait_s = self.look()
+                if condition():
+                    return
+                assert wait_s is not None, f"over before it happened:\n{self.story()}"
+                look_at = time.monotonic() + wait_s
+            time.sleep(0.1)
 
     def until_over(self, *, timeout_s: float = WAIT_S) -> RunState:
         """Drive to the end; the final state."""
         end = time.monotonic() + timeout_s
         while (wait_s := self.look()) is not None:
             assert time.monotonic() < end, f"not over after {timeout_s:g} s:\n{self.story()}"
-            time.sleep(min(wait_s, 0.2))
+            time.sleep(min(wait_s, 1.0))
         return self.state
 
     def until_step(self, attempt: int, step: int) -> None:
@@ -171,14 +174,21 @@ class Drive:
 
     def slow(self, is_slow: bool) -> None:
         """Let the trainers linger, so that they are not done before what is to happen."""
-        path = self.place.folder / "slow"
-        path.touch() if is_slow else path.unlink(missing_ok=True)
+        self.pace(1.0 if is_slow else 0.02)
+
+    def pace(self, seconds: float) -> None:
+        """How long the trainers' steps take from now on."""
+        (self.place.folder / "pace").write_text(f"{seconds}")
 
     # -- looking ----------------------------------------------------------------------------
 
     @property
     def state(self) -> RunState:
         return self.run.journal().refresh()
+
+    def has_checkpoint(self) -> bool:
+        """Whether one is complete."""
+        return bool(self.run.chain().refresh().commits)
 
     def heartbeat(self, attempt: int) -> Heartbeat | None:
         return self.run.heartbeat(attempt)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
+from devstack.s3 import S3Server
 from spotfirst.state import Phase
 from tests.endtoend.conftest import STEPS
 from tests.endtoend.driving import Drive, Place, driving, together
@@ -22,6 +24,7 @@ SCENARIOS = {
     "a notice and a kill": "nk",
     "seven of both": "knnknkn",
 }
+ON_S3 = "a notice and a kill"
 
 
 def interrupted(place: Place, plan: str, chance: random.Random) -> Drive:
@@ -43,19 +46,20 @@ def interrupted(place: Place, plan: str, chance: random.Random) -> Drive:
 
 
 @pytest.fixture(scope="module")
-def drives(tmp_path_factory: pytest.TempPathFactory, chance: random.Random) -> dict[str, Drive]:
-    """All scenarios, at the same time."""
+def drives(
+    s3: S3Server, tmp_path_factory: pytest.TempPathFactory, chance: random.Random
+) -> Iterator[dict[str, Drive]]:
+    """All scenarios, at the same time; one of them on S3."""
     folder = tmp_path_factory.mktemp("exactness")
-    actions = [
-        partial(
-            interrupted,
-            Place(storage=str(folder / "storage" / str(i)), folder=folder / name.replace(" ", "-")),
-            plan,
-            random.Random(chance.random()),
-        )
-        for i, (name, plan) in enumerate(SCENARIOS.items())
-    ]
-    return dict(zip(SCENARIOS, together(*actions), strict=True))
+    actions = []
+    for name, plan in SCENARIOS.items():
+        storage = f"{s3.url}/{folder.name}" if name == ON_S3 else str(folder / "storage" / name)
+        place = Place(storage, folder / name.replace(" ", "-"))
+        actions.append(partial(interrupted, place, plan, random.Random(chance.random())))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment().items():
+            patch.setenv(name, value)
+        yield dict(zip(SCENARIOS, together(*actions), strict=True))
 
 
 pytestmark = pytest.mark.timeout(300)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,26 +22,34 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 OUTAGE_S = 60.0
 
 
-def cut_off(place: Place, server: S3Server) -> Drive:
-    """A run whose storage is killed for a minute while it trains.
+def cut_off(one: Place, other: Place, server: S3Server) -> tuple[Drive, Drive]:
+    """Two runs whose storage is killed for a minute; the other's instance is taken meanwhile.
 
     In the main thread: a server dies with the thread that started it.
     """
-    request = place.request(str(STEPS), env={"E2E_PACE_S": "0.55"})
-    with driving(place, request) as drive:
-        drive.until(lambda: drive.run.chain().refresh().commits)
+    pace = {"E2E_PACE_S": "0.4"}
+    trains = one.request(str(STEPS), env=pace)
+    is_taken = other.request(str(STEPS), env=pace, fleet_options={"notice_s": 8.0})
+    with driving(one, trains, "one") as drive, driving(other, is_taken, "other") as taken:
+        for each in (drive, taken):
+            each.until(each.has_checkpoint)
+        token = taken.state.attempt(1).token
         server.kill()
         began, back_at = len(drive.trace()), time.time() + OUTAGE_S
+        assert taken.fleet.interrupt(token)
         while time.time() < back_at:
-            drive.look()  # must not raise, whatever it finds
+            for each in (drive, taken):
+                each.look()  # must not raise, whatever it finds
             time.sleep(0.5)
         during = drive.trace()[began:]
         server.start()
         gaps = [b.at - a.at for a, b in pairwise(during)]
         print(f"{len(during)} steps during an outage of {OUTAGE_S:g} s, longest {max(gaps):.2f} s")
         assert during[-1].at > back_at - 5, "training stopped for the storage"
-        assert drive.until_over().phase is Phase.SUCCEEDED, drive.story()
-    return drive
+        taken.pace(0.02)
+        for each in (drive, taken):
+            assert each.until_over(timeout_s=150).phase is Phase.SUCCEEDED, each.story()
+    return drive, taken
 
 
 def short_of_space(place: Place, how: str, **wishes: Any) -> Drive:
@@ -52,7 +61,7 @@ def short_of_space(place: Place, how: str, **wishes: Any) -> Drive:
         if how == "small-files":
             drive.until(lambda: any("Free some space" in w for w in drive.state.warnings))
             drive.until_step(1, STEPS // 2)
-            assert drive.run.chain().refresh().commits == []
+            assert not drive.has_checkpoint(), "half of one"
             drive.interrupt(1, notice=False)
         assert drive.until_over().phase is Phase.SUCCEEDED, drive.story()
     return drive
@@ -64,30 +73,34 @@ def test_neither_an_outage_nor_a_full_disk_changes_the_result(
     with S3Server(tmp_path / "s3") as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        outage, storage, disk = (
+        outage, taken, storage, disk = (
             Place(url, tmp_path / name)
             for name, url in {
                 "outage": f"{server.url}/outage",
+                "taken": f"{server.url}/taken",
                 "storage": str(tmp_path / "full"),
                 "disk": str(tmp_path / "roomy"),
             }.items()
         )
         fill = {"E2E_FILL": str(STEPS // 2)}
-        actions = [
-            partial(cut_off, outage, server),
+        actions: list[Callable[[], Any]] = [
+            partial(cut_off, outage, taken, server),
             partial(short_of_space, storage, "small-files"),
         ]
         if can_mount():
             actions.append(partial(short_of_space, disk, "small-disk", env=fill))
         else:
             print("no full disk: this machine permits no mount")
-        cut, short, *full = together(*actions)
+        (cut, lost), short, *full = together(*actions)
         # While it trains, nobody replaces it: an outage is no death of the trainer.
         assert cut.causes() == ["completed"]
         assert cut.repeated() == []
         assert any("trying again in" in line for line in cut.log.lines), cut.log.lines
         assert any("run can be reached again" in line for line in cut.log.lines), cut.log.lines
-        for drive in (cut, short, *full):
+        # Taken while nobody could be told: what was not checkpointed is trained again.
+        assert lost.causes() == ["interrupted", "completed"], lost.story()
+        print(f"interrupted during the outage: {len(lost.repeated())} steps done again")
+        for drive in (cut, lost, short, *full):
             assert drive.result()["weights_sha256"] == weights, drive.story()
         assert short.causes() == ["interrupted", "completed"]
         for drive in full:

@@ -53,7 +53,7 @@ def woken(place: Place) -> Drive:
     request = place.request(str(STEPS), fleet_options=options, checkpoint_period_s=0.3)
     roles = ("supervisor", "guard", "agent", "trainer")
     with driving(place, request) as drive:
-        drive.until(lambda: drive.run.chain().refresh().commits)
+        drive.until(drive.has_checkpoint)
         drive.slow(True)
         drive.interrupt(1, notice=True)
         drive.until(lambda: (beat := drive.heartbeat(1)) and beat.notice)

@@ -1,7 +1,7 @@
 """A training that takes milliseconds a step, and whose every draw matters to its last weights.
 
 ``E2E_FOLDER`` is where it tells what really happened, outside of what Spotfirst knows: a line in
-``trace`` per step done (attempt, step, time). While there is a file ``slow`` it lingers. With
+``trace`` per step done (attempt, step, time). A file ``pace`` says how long a step takes. With
 ``E2E_FILL`` it fills the disk under its feet at that step.
 """
 
@@ -25,6 +25,13 @@ FOLDER = Path(os.environ["E2E_FOLDER"])
 PACE_S = float(os.environ.get("E2E_PACE_S", "0.02"))
 ATTEMPT = os.environ.get("SPOTFIRST_ATTEMPT", "0")
 
+
+def pace_s() -> float:
+    with contextlib.suppress(OSError, ValueError):
+        return float((FOLDER / "pace").read_text())
+    return PACE_S
+
+
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 torch.manual_seed(7)
@@ -45,7 +52,7 @@ for step in checkpointer.steps(STEPS):
         with contextlib.suppress(OSError), Path("ballast").open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))
-    time.sleep(1.0 if (FOLDER / "slow").exists() else PACE_S)
+    time.sleep(pace_s())
     with (FOLDER / "trace").open("a") as trace:
         trace.write(f"{ATTEMPT} {step} {time.time()}\n")
     checkpointer.report(loss=loss)
