@@ -33,10 +33,10 @@ def cut_off(one: Place, other: Place, server: S3Server) -> tuple[Drive, Drive]:
     with driving(one, trains, "one") as drive, driving(other, is_taken, "other") as taken:
         for each in (drive, taken):
             each.until(each.has_checkpoint)
-        token = taken.state.attempt(1).token
+        fleet, token = taken.fleet, taken.state.attempt(1).token
         server.kill()
         began, back_at = len(drive.trace()), time.time() + OUTAGE_S
-        assert taken.fleet.interrupt(token)
+        assert fleet.interrupt(token)
         while time.time() < back_at:
             for each in (drive, taken):
                 each.look()  # must not raise, whatever it finds
