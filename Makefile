@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
+# Most tests wait for processes that they started, so a few at once do not wait for cores.
+JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One stamp per torch, so that `make setup TORCH=…` notices the change.
@@ -32,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 .PHONY: test
-test: setup  ## Run all tests (ARGS='tests/… -k …' for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## Run all tests (ARGS='tests/… -k …' for some, JOBS=1 for one at a time)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 .PHONY: lint
 lint: setup  ## Check style, formatting and types

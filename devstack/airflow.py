@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
-_MARK = "SPOTFIRST_DEVSTACK"
+_MARK = "DEVSTACK_AIRFLOW_HOME"
 _PROJECT = Path(__file__).resolve().parent.parent
 _HEALTH_KEY = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import os
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from devstack.s3 import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# On a busy machine a slow example says nothing about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
+
+_HERE = Path(__file__).parent
+_TOGETHER = {
+    "airflow": ["airflow"],  # they share one Airflow
+    # Each starts one of its own: one at a time.
+    "stacks": ["demo", "repository/test_compose_natively.py", "repository/test_devstack.py"],
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests in one process that share, or would compete for, something heavy."""
+    for item in items:
+        place = item.path.relative_to(_HERE).as_posix()
+        for group, places in _TOGETHER.items():
+            if place.startswith(tuple(places)):
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
