@@ -62,7 +62,7 @@ def drives(
         yield dict(zip(SCENARIOS, together(*actions), strict=True))
 
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

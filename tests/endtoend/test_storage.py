@@ -17,7 +17,7 @@ from spotfirst.state import Phase
 from tests.endtoend.conftest import STEPS
 from tests.endtoend.driving import SCRIPTS, Drive, Place, can_mount, driving, together
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 OUTAGE_S = 60.0
 
@@ -46,7 +46,8 @@ def cut_off(one: Place, other: Place, server: S3Server) -> tuple[Drive, Drive]:
         gaps = [b.at - a.at for a, b in pairwise(during)]
         print(f"{len(during)} steps during an outage of {OUTAGE_S:g} s, longest {max(gaps):.2f} s")
         assert during[-1].at > back_at - 5, "training stopped for the storage"
-        taken.pace(0.02)
+        for each in (drive, taken):
+            each.pace(0.02)
         for each in (drive, taken):
             assert each.until_over(timeout_s=150).phase is Phase.SUCCEEDED, each.story()
     return drive, taken

@@ -23,7 +23,7 @@ from spotfirst.state import Phase
 from tests.endtoend.conftest import STEPS
 from tests.endtoend.driving import SCRIPTS, Drive, Place, driving, see_through, together
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
 
 def raced(place: Place, after_s: float) -> Drive:
@@ -39,7 +39,7 @@ def raced(place: Place, after_s: float) -> Drive:
             racers[0].kill()
             drive.wait_for(lambda: any(done.attempt == 2 for done in drive.trace()))
             drive.slow(False)
-            assert racers[1].wait(60) == 0
+            assert racers[1].wait(90) == 0
         finally:
             for racer in racers:
                 racer.kill()
