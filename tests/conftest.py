@@ -21,19 +21,19 @@ settings.load_profile("shared")
 
 _HERE = Path(__file__).parent
 _TOGETHER = {
-    "airflow": ["airflow"],  # they share one Airflow
+    "airflow": ["airflow/"],  # they share one Airflow
     # Each starts one of its own: one at a time.
-    "stacks": ["demo", "repository/test_compose_natively.py", "repository/test_devstack.py"],
+    "stacks": ["demo/", "repository/test_compose_natively.py", "repository/test_devstack.py"],
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests in one process that share, or would compete for, something heavy."""
+    """Keep a file's tests in one process, and all that would compete for something heavy."""
     for item in items:
         place = item.path.relative_to(_HERE).as_posix()
-        for group, places in _TOGETHER.items():
-            if place.startswith(tuple(places)):
-                item.add_marker(pytest.mark.xdist_group(group))
+        groups = [g for g, places in _TOGETHER.items() if place.startswith(tuple(places))]
+        item.add_marker(pytest.mark.xdist_group(groups[0] if groups else place))
 
 
 @pytest.fixture(scope="session")
