@@ -3,9 +3,10 @@
 `python -m benchmarks.changeover [--quick]` trains a small model with torch while instances are
 taken back with notice again and again. The last line is one JSON object:
 
-- ``changeover_s_median``: from the notice to the first new step on the replacement;
-- ``startup_s_median``: the part of it in which the replacement's process and imports came up;
-- ``beyond_startup_s_median``: the rest, which is Spotfirst's own (target: at most 3 s);
+- ``startup_s_median``: how long the replacement's process and imports took to come up;
+- ``changeover_s_median``: what it took from the notice to the first new step on the replacement,
+  beyond that start-up: Spotfirst's own part (target: at most 3 s);
+- ``notice_to_step_s_median``: both together;
 - ``pause_s_median``: how long nothing was trained;
 - ``lost_steps``: steps trained twice; ``n``: changes measured.
 """
@@ -106,7 +107,15 @@ def finished(run: Run, state: RunState) -> tuple[Changeover, ...]:
 def show(found: tuple[Changeover, ...]) -> None:
     """One row per change."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("change", "why", "changeover", "start-up", "beyond it", "pause", "lost steps"):
+    for name in (
+        "change",
+        "why",
+        "notice to step",
+        "start-up",
+        "changeover",
+        "pause",
+        "lost steps",
+    ):
         table.add_column(name, justify="left" if name in {"change", "why"} else "right")
     for change in found:
         table.add_row(
@@ -139,12 +148,12 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "changeover_s_median": round(median(c.changeover_s for c in found), 3),
+                "changeover_s_median": round(median(c.beyond_startup_s for c in found), 3),
                 "startup_s_median": round(median(c.startup_s for c in found), 3),
-                "beyond_startup_s_median": round(median(c.beyond_startup_s for c in found), 3),
+                "notice_to_step_s_median": round(median(c.changeover_s for c in found), 3),
                 "pause_s_median": round(median(c.pause_s for c in found), 3),
                 "lost_steps": sum(c.lost_steps for c in found),
-                "target_beyond_startup_s": TARGET_S,
+                "target_s": TARGET_S,
                 "n": len(found),
             }
         )
