@@ -492,7 +492,7 @@ def _ended(
         ended_at=(instance.ended_at if instance and instance.ended_at else now),
         by_fleet=by_fleet,
         exit_code=report.exit_code if report else None,
-        message=report.message if report else "",
+        message=report.message if report else (instance.ended_why if instance else ""),
         log_tail=report.log_tail if report else (),
         start_step=progress.start_step if progress else None,
         step=progress.step if progress else None,

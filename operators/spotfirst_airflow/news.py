@@ -35,6 +35,8 @@ def describe(event: e.Event, state: RunState) -> str:
         return f"attempt {event.attempt}: asked to checkpoint and stop ({event.reason})"
     if isinstance(event, e.Ended):
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)
+        if event.cause == "lost" and event.message:
+            ending += f" ({event.message})"
         steps = f", at step {event.step}" if event.step is not None else ""
         kept = (
             f", checkpoint at {event.checkpoint_step}" if event.checkpoint_step is not None else ""

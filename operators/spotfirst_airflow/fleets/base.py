@@ -71,7 +71,10 @@ class LaunchRequest(Record):
 
 
 class Instance(Record):
-    """An instance as the fleet sees it. ``clock_rate`` is billed seconds per second."""
+    """An instance as the fleet sees it. ``clock_rate`` is billed seconds per second.
+
+    ``ended_why`` is what the fleet knows for people, where it is needed: nobody else says it.
+    """
 
     token: str
     instance_id: str
@@ -86,6 +89,7 @@ class Instance(Record):
     notice: Notice | None = None
     ended_at: datetime | None = None
     ended_by: EndedBy | None = None
+    ended_why: str = ""
     tags: dict[str, str] = {}
 
 

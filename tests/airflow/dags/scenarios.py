@@ -28,6 +28,7 @@ COMMON = {
     "instance_types": ["g6.xlarge"],
     "checkpoint_mode": "files",
     "checkpoint_period": timedelta(seconds=1),
+    "max_life": timedelta(minutes=20),  # should the tests be interrupted
 }
 
 

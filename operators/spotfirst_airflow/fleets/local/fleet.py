@@ -313,6 +313,7 @@ class LocalFleet:
             notice=folder.read(Notice),
             ended_at=ended.at if ended else None,
             ended_by=ended.by if ended else None,
+            ended_why=ended.message if ended else "",
             tags=request.tags
             | {
                 RUN_TAG: request.run_id,
