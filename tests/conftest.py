@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,21 +18,41 @@ if TYPE_CHECKING:
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
-_HERE = Path(__file__).parent
-_TOGETHER = {
-    "airflow": ["airflow/"],  # they share one Airflow
+_LONG = {
+    "airflow": ("tests/airflow/",),  # they share one Airflow
     # Each starts one of its own: one at a time.
-    "stacks": ["demo/", "repository/test_compose_natively.py", "repository/test_devstack.py"],
+    "stacks": (
+        "tests/demo/",
+        "tests/repository/test_compose_natively.py",
+        "tests/repository/test_devstack.py",
+    ),
+    "endtoend": ("tests/endtoend/",),  # many trainings; they share one reference
 }
+"""What takes minutes: each in one process, and begun first."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all that would compete for something heavy."""
-    for item in items:
-        place = item.path.relative_to(_HERE).as_posix()
-        groups = [g for g, places in _TOGETHER.items() if place.startswith(tuple(places))]
-        item.add_marker(pytest.mark.xdist_group(groups[0] if groups else place))
+    """Begin with what takes longest."""
+    order = list(_LONG)
+    items.sort(key=lambda item: order.index(g) if (g := _group(item.nodeid)) in order else 9)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests in one process, and those that share something heavy."""
+    from xdist.scheduler import LoadScopeScheduling  # only there when tests run in several
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
+
+
+def _group(nodeid: str) -> str:
+    path = nodeid.split("::", 1)[0]
+    return next((name for name, places in _LONG.items() if path.startswith(places)), path)
 
 
 @pytest.fixture(scope="session")

@@ -31,13 +31,3 @@ def chance() -> random.Random:
     seed = int(os.environ.get("E2E_SEED") or random.SystemRandom().randrange(10**6))
     print(f"\nE2E_SEED={seed}")
     return random.Random(seed)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process when there are several: they share what they look at."""
-    if config.pluginmanager.hasplugin("xdist"):
-        here = Path(__file__).parent
-        for item in items:
-            if item.path.is_relative_to(here):
-                item.add_marker(pytest.mark.xdist_group(f"endtoend-{item.path.stem}"))
