@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from devstack.airflow import AirflowStandalone
 from spotfirst.run import Run, list_runs
 from spotfirst.state import Phase
 from spotfirst.storage import open_storage
-from spotfirst_airflow.fleets.base import load_fleet
+from tests.demo.once import run_dag
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,29 +29,7 @@ def test_the_dag_in_the_readme_trains_when_it_is_pasted(tmp_path: Path) -> None:
     dags = tmp_path / "dags"
     shutil.copytree(ROOT / "dags" / "training", dags / "training")
     (dags / "my_training.py").write_text(dag)
-    airflow = AirflowStandalone(
-        tmp_path / "airflow",
-        dags,
-        {"HOME": str(tmp_path), "SPOTFIRST_LOCAL_FLEET": str(tmp_path / "fleet")},
-    )
-    airflow.home.mkdir()
-    (airflow.home / "airflow.cfg").touch()
-    airflow._prepare_database()
-    environment = {k: v for k, v in airflow.environment().items() if not k.startswith("AWS_")}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "airflow", "dags", "test", "my_training"],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-    finally:
-        fleet = load_fleet("local", {"root": str(tmp_path / "fleet")}, environment={})
-        fleet.terminate([instance.token for instance in fleet.owned()])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_dag(tmp_path, dags, "my_training")
     storage = open_storage(str(tmp_path / "spotfirst-runs"))
     [run_id] = list_runs(storage)
     state = Run(storage, run_id).journal().refresh()

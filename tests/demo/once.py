@@ -1,0 +1,42 @@
+"""A dag run in one process: real Airflow, no scheduler."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from devstack.airflow import AirflowStandalone
+from spotfirst_airflow.fleets.base import load_fleet
+
+
+def run_dag(folder: Path, dags: Path, dag_id: str, *, conf: Any = None, **variables: str) -> None:
+    """Run a DAG to its end with all that it writes in ``folder``; fails when the dag run does."""
+    airflow = AirflowStandalone(
+        folder / "airflow",
+        dags,
+        {"HOME": str(folder), "SPOTFIRST_LOCAL_FLEET": str(folder / "fleet"), **variables},
+    )
+    airflow.home.mkdir()
+    (airflow.home / "airflow.cfg").touch()
+    airflow._prepare_database()
+    environment = {k: v for k, v in airflow.environment().items() if not k.startswith("AWS_")}
+    try:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "airflow", "dags", "test", dag_id),
+                *("--conf", json.dumps(conf or {})),
+            ],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+    finally:
+        fleet = load_fleet("local", {"root": str(folder / "fleet")}, environment={})
+        fleet.terminate([instance.token for instance in fleet.owned()])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
