@@ -92,8 +92,8 @@ class Fallback(_Options):
     - the work that is left, and two changeovers, just fit before the deadline: on demand to the
       end (the safety net of "Can't Be Late", NSDI'24).
 
-    Back to spot once there is some, the on-demand attempt is ``return_after_s`` old, and none of
-    the above holds. While nobody knows how much work is left, a run with a deadline takes spot
+    Back to spot once there is some, the on-demand attempt is ``return_after_s`` old, none of the
+    above holds, and the work that is left is worth the move: longer than two changeovers. While nobody knows how much work is left, a run with a deadline takes spot
     when there is some, and does not wait for it.
     """
 
@@ -128,6 +128,8 @@ class Fallback(_Options):
         age = view.now - (current.launched.started_at if current.launched else current.intended_at)
         if why or age < timedelta(seconds=self.return_after_s):
             return Decision(reason=why or "on demand for a while yet")
+        if view.work_left_s is not None and view.work_left_s < 2 * view.changeover_s:
+            return Decision(reason="on demand for the little work that is left")
         return _cheapest(view, Market.SPOT, self.retry_s, "spot is back")
 
     def _why_on_demand(self, view: View) -> str:

@@ -115,6 +115,13 @@ def test_fallback_returns_to_spot_when_it_is_back_and_not_before() -> None:
     assert policy.decide(view(current=running(Market.SPOT, 11))).offer is None
 
 
+def test_it_does_not_return_to_spot_for_the_last_minutes_of_work() -> None:
+    old = running(Market.ON_DEMAND, 30)
+    for work_left_s, moves in ((239.0, False), (240.0, True)):
+        asked = view(current=old, work_left_s=work_left_s, changeover_s=120.0)
+        assert (Fallback().decide(asked).offer is not None) is moves
+
+
 def test_near_the_deadline_it_moves_to_on_demand_and_stays() -> None:
     now = view().now
     late = {"deadline": now + timedelta(seconds=1200), "work_left_s": 1000.0, "changeover_s": 120.0}
