@@ -38,7 +38,8 @@ class AirflowClient:
     def request(self, method: str, path: str, **options: Any) -> Any:
         """Call `/api/v2{path}` and return the decoded JSON.
 
-        A refused connection, as while the API server restarts, is tried again for 20 s.
+        A refused connection, as while the API server restarts, is tried again for 20 s; so is a
+        call that was rolled back, as SQLite has one writer at a time.
         """
         deadline = time.monotonic() + 20
         answer = None
@@ -54,6 +55,10 @@ class AirflowClient:
                         f"{method} {path}: no answer from Airflow: {error}"
                     ) from error
                 time.sleep(0.3)
+                continue
+            if _was_rolled_back(answer) and time.monotonic() < deadline:
+                answer = None
+                time.sleep(0.5)
         if answer.is_error:
             raise DevstackError(
                 f"{method} {path}: Airflow said {answer.status_code}: {answer.text}"
@@ -196,3 +201,10 @@ def wait_for(
         if time.monotonic() > deadline:
             raise DevstackError(f"waited {timeout_s:g} s in vain for {what()}")
         time.sleep(every_s)
+
+
+def _was_rolled_back(answer: httpx.Response) -> bool:
+    """Whether the database was busy, so that nothing of the call was applied."""
+    return (
+        answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and "Database error" in answer.text
+    )
