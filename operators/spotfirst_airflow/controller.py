@@ -13,12 +13,12 @@ import os
 import socket
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from spotfirst import events as e
-from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, SpotfirstError
+from spotfirst.errors import LaunchRejected, LostRace, NoCapacity
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market
 from spotfirst.state import Attempt, Phase, RunState
@@ -156,11 +156,7 @@ class Controller:
             self._launch(now, attempt)
         else:
             self._fleet.terminate([attempt.token])
-            self._append(
-                e.NotLaunched(
-                    at=now, attempt=attempt.number, cause="withdrawn", message="the run stops"
-                )
-            )
+            self._append_not_launched(now, attempt, "withdrawn", "the run stops")
 
     def _pass_on_notice(
         self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
@@ -353,9 +349,9 @@ class Controller:
         try:
             instance = self._fleet.launch(request)
         except NoCapacity as error:
-            self._append_not_launched(now, attempt, "no_capacity", error)
+            self._append_not_launched(now, attempt, "no_capacity", str(error))
         except LaunchRejected as error:
-            self._append_not_launched(now, attempt, "rejected", error)
+            self._append_not_launched(now, attempt, "rejected", str(error))
         else:
             self._append_launched(now, attempt, instance)
 
@@ -375,19 +371,13 @@ class Controller:
         )
 
     def _append_not_launched(
-        self, now: datetime, attempt: Attempt, cause: str, error: SpotfirstError
+        self,
+        now: datetime,
+        attempt: Attempt,
+        cause: Literal["no_capacity", "rejected", "withdrawn"],
+        message: str,
     ) -> None:
-        outcome = msgspec.convert(
-            {
-                "at": now,
-                "attempt": attempt.number,
-                "cause": cause,
-                "message": str(error),
-                "kind": "not_launched",
-            },
-            e.NotLaunched,
-        )
-        self._append(outcome)
+        self._append(e.NotLaunched(at=now, attempt=attempt.number, cause=cause, message=message))
 
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
