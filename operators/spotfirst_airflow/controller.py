@@ -101,7 +101,7 @@ class Controller:
         except LostRace:
             beats, wait_s = {}, 0.05
         self._last_step_at = now
-        state = self._journal.refresh()
+        state = self._journal.state  # with what this pass appended; the next one reads what is new
         return Step(
             state=state,
             wait_s=wait_s,
