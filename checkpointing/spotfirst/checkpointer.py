@@ -21,21 +21,21 @@ from typing import Any
 
 import torch  # noqa: TID253 - the Checkpointer is the part of Spotfirst that needs it
 
-from spotfirst.blobs import BlobStore
-from spotfirst.chain import Commit
-from spotfirst.claiming import wait_for_claim
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.chain import Commit
+from spotfirst.checkpoints.claiming import wait_for_claim
+from spotfirst.checkpoints.manifest import ArrayRef, PartReader, StateManifest, read_manifest
+from spotfirst.checkpoints.restoring import Restored, load_newest
+from spotfirst.checkpoints.rng import as_stateful, cuda_in_use, restore_rng, rng_state
+from spotfirst.checkpoints.saving import Saved, Saver, Snapshot
+from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
+from spotfirst.checkpoints.tensors import Buffers, TensorCollector, load_tree
+from spotfirst.checkpoints.weights import weights_sha256
 from spotfirst.context import TrainerContext
 from spotfirst.errors import ClaimLost, InvalidSpec, StateMismatch
 from spotfirst.leaving import Drained, Superseded
-from spotfirst.manifest import ArrayRef, PartReader, StateManifest, read_manifest
 from spotfirst.patience import Sleep, patiently
 from spotfirst.reporting import ProgressReporter
-from spotfirst.restoring import Restored, load_newest
-from spotfirst.rng import as_stateful, cuda_in_use, restore_rng, rng_state
-from spotfirst.saving import Saved, Saver, Snapshot
-from spotfirst.statetree import Leaf, flatten, walk_leaves
-from spotfirst.tensors import Buffers, TensorCollector, load_tree
-from spotfirst.weights import weights_sha256
 from spotfirst.wire import Clock, utc_now
 
 __all__ = ["Checkpointer", "Drained", "Superseded", "weights_sha256"]

@@ -18,7 +18,7 @@ path below ``runs/{run_id}/``    written by               rule
 
 from __future__ import annotations
 
-from spotfirst.chain import CheckpointChain
+from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import InvalidSpec, ObjectMissing, UnknownRun
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.journal import Journal

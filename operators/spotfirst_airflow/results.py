@@ -38,8 +38,8 @@ def result(run: Run, state: RunState, *, now: datetime) -> dict[str, Any]:
 
 def weights_digest(run: Run, name: str = "model") -> str | None:
     """SHA-256 of the newest checkpoint's ``name`` tensors; ``None`` when it has none."""
-    from spotfirst.blobs import BlobStore
-    from spotfirst.weights import state_digest
+    from spotfirst.checkpoints.blobs import BlobStore
+    from spotfirst.checkpoints.weights import state_digest
 
     newest = run.chain().refresh().newest()
     if newest is None or newest[1].content != "state":

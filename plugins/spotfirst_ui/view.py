@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from spotfirst.chain import Commit
+from spotfirst.checkpoints.chain import Commit
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.run import Run
 from spotfirst.spec import RunSpec

@@ -14,7 +14,7 @@ import time
 
 import msgspec
 
-from spotfirst.claiming import wait_for_claim
+from spotfirst.checkpoints.claiming import wait_for_claim
 from spotfirst.context import TrainerContext
 from spotfirst.errors import ClaimLost
 from spotfirst.heartbeat import Progress, Timings

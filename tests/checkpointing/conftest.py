@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spotfirst.blobs import BlobStore
+from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage, open_storage

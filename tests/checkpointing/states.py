@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from spotfirst.blobs import BlobStore
-from spotfirst.manifest import PartReader, StateManifest, read_manifest
-from spotfirst.saving import Snapshot, write_state
-from spotfirst.statetree import flatten
-from spotfirst.tensors import Buffers, TensorCollector, load_tree
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.manifest import PartReader, StateManifest, read_manifest
+from spotfirst.checkpoints.saving import Snapshot, write_state
+from spotfirst.checkpoints.statetree import flatten
+from spotfirst.checkpoints.tensors import Buffers, TensorCollector, load_tree
 
 
 def save(blobs: BlobStore, state: Any, *, buffers: Buffers | None = None) -> str:

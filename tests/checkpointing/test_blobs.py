@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from blake3 import blake3
 
-from spotfirst.blobs import BlobStore
+from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.errors import CorruptObject, ObjectMissing
 from spotfirst.storage import Storage
 

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 import torch
 
-from spotfirst.blobs import BlobStore
-from spotfirst.chain import Commit
 from spotfirst.checkpointer import Checkpointer, Drained, Superseded, weights_sha256
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.chain import Commit
+from spotfirst.checkpoints.manifest import read_manifest
+from spotfirst.checkpoints.weights import state_digest
 from spotfirst.errors import (
     CorruptObject,
     InvalidSpec,
@@ -21,11 +23,9 @@ from spotfirst.errors import (
     UnsupportedState,
 )
 from spotfirst.heartbeat import ExitReport
-from spotfirst.manifest import read_manifest
 from spotfirst.run import Run, create_run
 from spotfirst.spec import ResumeFrom, RunSpec
 from spotfirst.storage import Storage, open_storage
-from spotfirst.weights import state_digest
 from tests.checkpointing.conftest import LONG_AGO
 from tests.checkpointing.storages import Outage, faulty
 from tests.checkpointing.training import (

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from spotfirst import events
-from spotfirst.claiming import wait_for_claim
+from spotfirst.checkpoints.claiming import wait_for_claim
 from spotfirst.errors import ClaimLost
 from spotfirst.heartbeat import ExitReport, Heartbeat
 from spotfirst.market import Market, Notice, Pool

@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spotfirst import filecheckpoints
-from spotfirst.blobs import BlobStore
-from spotfirst.chain import Commit
+import spotfirst.checkpoints.files as implementation
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.chain import Commit
+from spotfirst.checkpoints.files import FileCheckpoints
+from spotfirst.checkpoints.manifest import FileRef, FilesManifest, read_manifest
 from spotfirst.errors import ClaimLost, CorruptObject, InvalidSpec, StorageUnavailable
-from spotfirst.filecheckpoints import FileCheckpoints
-from spotfirst.manifest import FileRef, FilesManifest, read_manifest
 from spotfirst.run import Run, create_run
 from spotfirst.spec import ResumeFrom
 from spotfirst.wire import encode
@@ -207,7 +207,7 @@ def test_large_files_span_several_blobs(
     files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(filecheckpoints, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(implementation, "CHUNK_BYTES", 1000)
     (folder / "big").write_bytes(os.urandom(2500))
     files.capture(final=True)
     files.release()

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 import torch
 
-from spotfirst.blobs import BlobStore
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.manifest import read_manifest
 from spotfirst.errors import CorruptObject, NewerFormat
-from spotfirst.manifest import read_manifest
 from tests.checkpointing.states import load, save
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from spotfirst.blobs import BlobStore
-from spotfirst.manifest import PartReader, StateManifest, read_manifest
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.manifest import PartReader, StateManifest, read_manifest
+from spotfirst.checkpoints.weights import state_digest
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import open_storage
-from spotfirst.weights import state_digest
 from tests.checkpointing.conftest import LONG_AGO
 
 KILLS = 12

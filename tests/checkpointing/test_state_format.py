@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spotfirst import manifest as manifest_module
-from spotfirst.blobs import BlobStore
+from spotfirst.checkpoints import manifest as manifest_module
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.manifest import ITEM_BYTES, StateManifest, read_manifest
+from spotfirst.checkpoints.tensors import Buffers
 from spotfirst.errors import UnsupportedState
-from spotfirst.manifest import ITEM_BYTES, StateManifest, read_manifest
 from spotfirst.storage import open_storage
-from spotfirst.tensors import Buffers
 from tests.checkpointing.states import load, same, save
 
 keys = st.text(max_size=5) | st.integers()

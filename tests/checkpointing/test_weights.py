@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from spotfirst.blobs import BlobStore
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.weights import state_digest, weights_sha256
 from spotfirst.errors import StateMismatch
-from spotfirst.weights import state_digest, weights_sha256
 from tests.checkpointing.states import save
 
 
@@ -50,8 +50,8 @@ def test_an_object_that_is_not_in_the_checkpoint_is_named(blobs: BlobStore) -> N
 def test_what_the_agent_and_the_command_line_import_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import spotfirst.blobs, spotfirst.claiming, spotfirst.context, spotfirst.filecheckpoints\n"
-        "import spotfirst.leaving, spotfirst.manifest, spotfirst.restoring, spotfirst.saving\n"
-        "import spotfirst.statetree, spotfirst.weights, spotfirst.reporting, spotfirst.patience\n"
+        "import spotfirst.checkpoints.blobs, spotfirst.checkpoints.claiming, spotfirst.context, spotfirst.checkpoints.files\n"
+        "import spotfirst.leaving, spotfirst.checkpoints.manifest, spotfirst.checkpoints.restoring, spotfirst.checkpoints.saving\n"
+        "import spotfirst.checkpoints.statetree, spotfirst.checkpoints.weights, spotfirst.reporting, spotfirst.patience\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgspec
 from hypothesis import strategies as st
 
-from spotfirst import chain, channel, heartbeat, market, spec
+from spotfirst import channel, heartbeat, market, spec
+from spotfirst.checkpoints import chain
 from spotfirst.events import KNOWN, Event
 from spotfirst.wire import Record
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from spotfirst.chain import CheckpointChain, Claim, Commit, Release, _decode
+from spotfirst.checkpoints.chain import CheckpointChain, Claim, Commit, Release, _decode
 from spotfirst.errors import ClaimLost, CorruptObject, StorageUnavailable
 from spotfirst.storage import Storage
 from tests.contract.faults import Lossy, entries, fresh

@@ -31,6 +31,8 @@ class Playing:
                 env={
                     k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SPOTFIRST"))
                 },
+                # A shell's background job, as a test run may be, ignores Ctrl-C, and hands that on.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
 
     def text(self) -> str:

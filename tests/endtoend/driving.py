@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
-from spotfirst.chain import Claim, Commit, Release
+from spotfirst.checkpoints.chain import Claim, Commit, Release
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.run import Run
 from spotfirst.state import Phase, RunState

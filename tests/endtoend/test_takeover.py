@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from spotfirst import events as e
-from spotfirst.blobs import BlobStore
-from spotfirst.chain import Claim
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.chain import Claim
+from spotfirst.checkpoints.manifest import read_manifest
 from spotfirst.errors import NewerFormat
-from spotfirst.manifest import read_manifest
 from spotfirst.state import Phase
 from tests.endtoend.conftest import STEPS
 from tests.endtoend.driving import SCRIPTS, Drive, Place, driving, see_through, together

@@ -11,8 +11,8 @@ import msgspec
 
 from spotfirst.agent.periodic import Periodic
 from spotfirst.agent.retrying import until_answered
+from spotfirst.checkpoints.files import FileCheckpoints
 from spotfirst.errors import ClaimLost
-from spotfirst.filecheckpoints import FileCheckpoints
 from spotfirst.heartbeat import Progress, Timings
 from spotfirst.run import Run
 from spotfirst.wire import Clock, utc_now

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from spotfirst.blobs import BlobStore, Bytes
+from spotfirst.checkpoints.blobs import BlobStore, Bytes
+from spotfirst.checkpoints.manifest import PartReader, StateManifest, read_manifest
+from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.errors import StateMismatch
-from spotfirst.manifest import PartReader, StateManifest, read_manifest
-from spotfirst.statetree import Leaf, flatten, walk_leaves
 
 __all__ = ["state_digest", "weights_sha256"]
 
@@ -35,7 +35,7 @@ def state_digest(blobs: BlobStore, manifest_digest: str, name: str = "model") ->
 
 def weights_sha256(module: Any) -> str:
     """The same number from a live object with ``state_dict``, such as a torch module."""
-    from spotfirst.tensors import Buffers, TensorCollector
+    from spotfirst.checkpoints.tensors import Buffers, TensorCollector
 
     state = module.state_dict()
     collector = TensorCollector(Buffers())

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from spotfirst.chain import CheckpointChain
+from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import FormatError, StorageUnavailable
 from spotfirst.heartbeat import Handover
 from spotfirst.journal import Journal

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch  # noqa: TID253 - this module is about tensors; only the Checkpointer's side imports it
 
+from spotfirst.checkpoints.manifest import ITEM_BYTES, PartReader, StateManifest
+from spotfirst.checkpoints.statetree import ArrayCollector, Leaf, unflatten
 from spotfirst.errors import UnsupportedState
-from spotfirst.manifest import ITEM_BYTES, PartReader, StateManifest
-from spotfirst.statetree import ArrayCollector, Leaf, unflatten
 
 __all__ = ["Buffers", "TensorCollector", "load_tree"]
 

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spotfirst.blobs import BlobStore
-from spotfirst.chain import Commit
-from spotfirst.claiming import wait_for_claim
-from spotfirst.errors import CorruptObject
-from spotfirst.manifest import (
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.chain import Commit
+from spotfirst.checkpoints.claiming import wait_for_claim
+from spotfirst.checkpoints.manifest import (
     CHUNK_BYTES,
     BlobRef,
     FileRef,
@@ -30,8 +29,9 @@ from spotfirst.manifest import (
     PartReader,
     read_manifest,
 )
+from spotfirst.checkpoints.restoring import load_newest
+from spotfirst.errors import CorruptObject
 from spotfirst.patience import Sleep
-from spotfirst.restoring import load_newest
 from spotfirst.run import Run
 from spotfirst.wire import Clock, encode, utc_now
 

@@ -1,6 +1,6 @@
 """What a checkpoint consists of: a manifest, itself a blob, that names blobs of raw bytes.
 
-A *state* manifest holds a tree of values (:mod:`spotfirst.statetree`) whose arrays are raw
+A *state* manifest holds a tree of values (:mod:`spotfirst.checkpoints.statetree`) whose arrays are raw
 little-endian bytes in blobs; a *files* manifest holds a directory. Either way the bytes of one
 item are a list of parts, each a range of a blob: small items share a blob, large ones span some.
 
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from spotfirst.blobs import MAX_BLOB_BYTES, BlobStore, Bytes, is_digest
+from spotfirst.checkpoints.blobs import MAX_BLOB_BYTES, BlobStore, Bytes, is_digest
+from spotfirst.checkpoints.statetree import check_leaves
 from spotfirst.errors import CorruptObject
-from spotfirst.statetree import check_leaves
 from spotfirst.storage import safe_path
 from spotfirst.wire import Record, decode
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from spotfirst.blobs import BlobStore
-from spotfirst.chain import CheckpointChain, Commit
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing, UnknownRun
 from spotfirst.run import Run
 from spotfirst.spec import ResumeFrom

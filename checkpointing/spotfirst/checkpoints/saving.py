@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spotfirst.blobs import BlobStore
-from spotfirst.chain import CheckpointChain
+from spotfirst.checkpoints.blobs import BlobStore
+from spotfirst.checkpoints.chain import CheckpointChain
+from spotfirst.checkpoints.manifest import ArrayRef, Packer, StateManifest
+from spotfirst.checkpoints.statetree import Leaf
 from spotfirst.errors import ClaimLost
-from spotfirst.manifest import ArrayRef, Packer, StateManifest
 from spotfirst.patience import Sleep, patiently
-from spotfirst.statetree import Leaf
 from spotfirst.wire import encode
 
 __all__ = ["Saver", "Snapshot", "write_state"]

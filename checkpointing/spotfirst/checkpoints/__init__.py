@@ -1,0 +1,14 @@
+"""Checkpoints: who may write them, what they consist of, and how they come and go.
+
+===================== ===========================================================================
+module                what it is about
+===================== ===========================================================================
+``chain``             claims, commits, releases: at most one attempt can commit
+``claiming``          how a new attempt gets the chain from the one before
+``statetree``         a training state as a JSON tree and a list of arrays
+``manifest``          what a checkpoint consists of
+``saving``            from a snapshot to a commit
+``restoring``         which checkpoint a run goes on from
+``files``             checkpoints of scripts that only write files
+===================== ===========================================================================
+"""
