@@ -16,26 +16,33 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch  # noqa: TID253 - the Checkpointer is the part of Spotfirst that needs it
+from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID253
 
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
-from spotfirst.checkpoints.manifest import ArrayRef, PartReader, StateManifest, read_manifest
+from spotfirst.checkpoints.loading import StateReader, differences, stored_trees
+from spotfirst.checkpoints.manifest import StateManifest, read_manifest
+from spotfirst.checkpoints.memory import Arena
+from spotfirst.checkpoints.packs import Location, known_parts
 from spotfirst.checkpoints.restoring import Restored, load_newest
+from spotfirst.checkpoints.retention import Retention
 from spotfirst.checkpoints.rng import as_stateful, cuda_in_use, restore_rng, rng_state
-from spotfirst.checkpoints.saving import Saved, Saver, Snapshot
+from spotfirst.checkpoints.saving import Saved, Saver, Tier
+from spotfirst.checkpoints.snapshot import Snapshot, settled_until_step
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
-from spotfirst.checkpoints.tensors import Buffers, TensorCollector, load_tree
+from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.checkpoints.weights import weights_sha256
 from spotfirst.context import TrainerContext
 from spotfirst.errors import ClaimLost, InvalidSpec, StateMismatch
 from spotfirst.leaving import Drained, Superseded
 from spotfirst.patience import Sleep, patiently
 from spotfirst.reporting import ProgressReporter
+from spotfirst.storage import Storage
 from spotfirst.wire import Clock, utc_now
 
 __all__ = ["Checkpointer", "Drained", "Superseded", "weights_sha256"]
@@ -54,8 +61,14 @@ class Checkpointer:
     Build them as for a fresh start, with the seeds set before; restoring overwrites them.
 
     ``period_s`` is the time from one checkpoint to the next (``SPOTFIRST_CHECKPOINT_PERIOD_S``, or
-    300). ``storage`` is for training on one's own, outside of a run: a folder or URL that keeps
-    the checkpoints. Without it, and outside of a run, training runs without checkpoints.
+    300). ``retention`` says which checkpoints stay. ``storage`` is for training on one's own,
+    outside of a run: a folder or URL that keeps the checkpoints. Without it, and outside of a run,
+    training runs without checkpoints.
+
+    ``lazy`` copies parameters and optimizer state during the next forward and backward pass, which
+    costs no time; see :mod:`spotfirst.checkpoints.snapshot`. Switch it off for a script that
+    changes parameters through ``.data`` elsewhere than after ``optimizer.step()``.
+    ``memory_bytes`` is what the copy may take; by default, all of the state, if that is there.
     ``context``, ``clock``, ``monotonic`` and ``sleep`` are for tests.
     """
 
@@ -65,6 +78,9 @@ class Checkpointer:
         period_s: float | None = None,
         total_steps: int | None = None,
         storage: str | None = None,
+        retention: Retention | None = None,
+        lazy: bool = True,
+        memory_bytes: int | None = None,
         context: TrainerContext | None = None,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
@@ -86,7 +102,10 @@ class Checkpointer:
         self._channel = channel
         self._reporter = ProgressReporter(channel, clock=clock, monotonic=monotonic)
         self._reporter.tell(total_steps=total_steps)
-        self._buffers = Buffers()
+        self._retention = retention
+        self._lazy = lazy
+        self._memory_bytes = memory_bytes
+        self._arena = Arena()
         self._saver: Saver | None = None
         self._step: int | None = None
         self._saved_at = 0.0
@@ -130,18 +149,20 @@ class Checkpointer:
             return 0
         _check_world_size()
         generators = rng_state()
-        layout = self._collect(None)  # refuses now what no checkpoint could hold
+        layout = self._collect()  # refuses now what no checkpoint could hold
         run, channel = self._context.run, self._channel
         chain = run.chain()
         self._reporter.stamp("standby", phase="standby")
         attempt = self._context.attempt
         resume_from = None
+        retention = self._retention
         if attempt is None:
             attempt = (patiently(chain.refresh, what="read the run").holder or 0) + 1
             patiently(lambda: chain.claim(attempt), what="claim the run")
         else:
             spec = patiently(run.spec, what="read the run's spec", sleep=self._sleep)
             resume_from = spec.resume_from
+            retention = retention or spec.retention
             if spec.checkpoint_mode != "trainer":
                 msg = (
                     f"run {run.run_id} has checkpoint_mode={spec.checkpoint_mode!r}: the agent "
@@ -159,18 +180,22 @@ class Checkpointer:
             if not claimed:
                 raise self._drained(0)
         self._reporter.stamp("claimed")
-        blobs = BlobStore(run.blobs())
         restored = patiently(
             lambda: load_newest(
-                run, chain, blobs, lambda source, commit: self._read(source, commit, layout),
+                run, chain, lambda packs, commit: self._read(packs, commit, layout),
                 content="state", resume_from=resume_from, warn=self._reporter.warn,
             ),
             what="read the checkpoint", sleep=self._sleep, warn=self._reporter.warn,
         )  # fmt: skip
+        tier = Tier(
+            run.packs(), chain, attempt, chain.claims[-1], retention=retention or Retention(),
+            known=_known(restored), pinned=run.pinned,
+        )  # fmt: skip
         self._saver = Saver(
-            blobs, chain, attempt, on_saved=self._on_saved, warn=self._reporter.warn,
+            [tier], on_saved=self._on_saved, warn=self._reporter.warn,
             monotonic=self._monotonic, sleep=self._sleep,
         )  # fmt: skip
+        _before_optimizer_steps(self._saver)
         self._step = self._apply(restored)
         if restored is None:
             # The S3 client's imports draw from Python's global one (rich names its styles so).
@@ -276,17 +301,24 @@ class Checkpointer:
     # -- saving -----------------------------------------------------------------------------
 
     def _snapshot(self, step: int) -> Snapshot:
+        assert self._saver is not None
         started = self._monotonic()
+        self._lazy = self._lazy and not self._saver.was_torn
         if cuda_in_use():
             torch.cuda.synchronize()  # side streams too have to be done with this step
-        objects, rng, leaves = self._collect(self._buffers)
-        return Snapshot(step, objects, rng, leaves, self._reporter.metrics(), started)
+        objects, rng, leaves = self._collect()
+        settled = settled_until_step(self._objects.values()) if self._lazy else frozenset()
+        return Snapshot(
+            step=step, objects=objects, ranked={}, rng=rng, leaves=leaves, settled=settled,
+            metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
+            memory_bytes=self._memory_bytes,
+        )  # fmt: skip
 
-    def _collect(self, buffers: Buffers | None) -> tuple[dict[str, Any], Any, list[Leaf]]:
-        # All states are alive until the last is copied: tied tensors are known by their address.
+    def _collect(self) -> tuple[dict[str, Any], Any, list[Leaf]]:
+        # All states are alive until the last is taken: tied tensors are known by their address.
         states = {name: value.state_dict() for name, value in self._objects.items()}
         generators = rng_state()
-        collector = TensorCollector(buffers)
+        collector = TensorCollector()
         objects = {name: flatten(state, collector, name) for name, state in states.items()}
         return objects, flatten(generators, collector, "rng"), collector.leaves
 
@@ -306,15 +338,18 @@ class Checkpointer:
     # -- restoring --------------------------------------------------------------------------
 
     def _read(
-        self, blobs: BlobStore, commit: Commit, layout: tuple[dict[str, Any], Any, list[Leaf]]
-    ) -> tuple[dict[str, Any], Any]:
-        """The states and generators of a checkpoint, whole and fitting, before any is loaded."""
-        manifest = read_manifest(blobs, commit.manifest)
+        self, packs: Storage, commit: Commit, layout: tuple[dict[str, Any], Any, list[Leaf]]
+    ) -> tuple[dict[str, Any], Any, StateManifest]:
+        """The states and generators of a checkpoint, whole and fitting.
+
+        What fits goes to the memory of the modules as it is read.
+        """
+        manifest = read_manifest(packs, commit.manifest, commit.digest)
         if not isinstance(manifest, StateManifest):
             msg = f"the checkpoint of step {commit.step} holds files, not a training state"
             raise StateMismatch(msg)
-        modules = {n for n, v in self._objects.items() if isinstance(v, torch.nn.Module)}
-        problems = _differences(manifest, layout[0], layout[2], modules)
+        modules = {n: v for n, v in self._objects.items() if isinstance(v, torch.nn.Module)}
+        problems = differences(manifest, layout[0], layout[2], modules.keys())
         if problems:
             shown = "".join(f"\n  - {problem}" for problem in problems[:20])
             more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -323,17 +358,22 @@ class Checkpointer:
                 "Build them as they were, or start a new run"
             )
             raise StateMismatch(msg)
-        reader = PartReader(blobs, manifest.blobs)
-        states = {
-            name: load_tree(manifest.objects[name], manifest, reader) for name in self._objects
-        }
-        return states, load_tree(manifest.rng, manifest, reader)
+        trees = stored_trees(manifest)
+        reader = StateReader(packs, manifest)
+        for name in self._objects:
+            targets = _tensors(modules[name]) if name in modules else {}
+            reader.plan(trees[name], targets)
+        generators = manifest.ranks[0].rng if manifest.ranks else None
+        reader.plan(generators)
+        reader.fetch()
+        states = {name: reader.value(trees[name]) for name in self._objects}
+        return states, reader.value(generators), manifest
 
-    def _apply(self, restored: Restored[tuple[dict[str, Any], Any]] | None) -> int:
+    def _apply(self, restored: Restored[tuple[dict[str, Any], Any, StateManifest]] | None) -> int:
         assert self._saver is not None
         if restored is None:
             return 0
-        states, generators = restored.value
+        states, generators, _ = restored.value
         for name, state in states.items():
             try:
                 self._objects[name].load_state_dict(state)
@@ -377,35 +417,34 @@ def _check_world_size() -> None:
         raise InvalidSpec(msg)
 
 
-def _differences(
-    manifest: StateManifest, objects: dict[str, Any], leaves: list[Leaf], modules: set[str]
-) -> list[str]:
-    """How a checkpoint differs from the objects at hand; arrays are compared for modules.
-
-    An optimizer has no arrays yet before its first step: its own ``load_state_dict`` judges.
-    """
-    problems = [f"{name} is not in the checkpoint" for name in objects.keys() - manifest.objects]
-    problems += [
-        f"{name} is in the checkpoint, and was not given to the Checkpointer"
-        for name in manifest.objects.keys() - objects
-    ]
-    for name in sorted(modules & manifest.objects.keys()):
-        here = {path: leaves[index] for path, _, index in walk_leaves(objects[name])}
-        there = {
-            path: manifest.arrays[index]
-            for path, _, index in walk_leaves(manifest.objects[name])
-        }  # fmt: skip
-        problems += [
-            f"{name}: {path} is not in the checkpoint" for path in here if path not in there
-        ]
-        problems += [f"{name}: {path} is not in the model" for path in there if path not in here]
-        problems += [
-            f"{name}: {path} is {_form(here[path])} here and {_form(there[path])} in the checkpoint"
-            for path in here.keys() & there.keys()
-            if _form(here[path]) != _form(there[path])
-        ]
-    return sorted(problems)
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A module's own tensors, by the names of :func:`walk_leaves`."""
+    collector = TensorCollector()
+    tree = flatten(module.state_dict(), collector)
+    return {
+        name: collector.leaves[index].value
+        for name, tag, index in walk_leaves(tree)
+        if tag == "tensor"
+    }
 
 
-def _form(array: Leaf | ArrayRef) -> str:
-    return f"{array.dtype}{list(array.shape)}"
+def _known(restored: Restored[tuple[Any, Any, StateManifest]] | None) -> dict[str, Location]:
+    """What the next checkpoint need not write: the chunks of the one that we restored."""
+    if restored is None or restored.seq is None:
+        return {}
+    manifest = restored.value[2]
+    parts = (part for a in manifest.arrays for region in a.regions for part in region.parts)
+    return known_parts(manifest.packs, parts)
+
+
+def _before_optimizer_steps(saver: Saver) -> None:
+    """Let every ``optimizer.step()`` of this process wait for what is still being copied."""
+    reference = weakref.ref(saver)
+
+    def wait(*_: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive.wait_copied()
+
+    handle = register_optimizer_step_pre_hook(wait)
+    weakref.finalize(saver, handle.remove)

@@ -30,11 +30,13 @@ def patiently(
     what: str,
     sleep: Sleep = time.sleep,
     warn: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> _T:
     """The result of ``action``, called again after each :class:`StorageUnavailable`.
 
-    Waits 0.2 s at first, then longer, up to 15 s. ``warn`` is told once. Never gives up: the
-    agent's and the instance's own limits end a wait that has become pointless.
+    Waits 0.2 s at first, then longer, up to 15 s. ``warn`` is told once. Never gives up by itself:
+    the agent's and the instance's own limits end a wait that has become pointless. When ``stop``
+    says so, the error is raised.
     """
     delay_s = _FIRST_S
     told = False
@@ -42,6 +44,8 @@ def patiently(
         try:
             return action()
         except StorageUnavailable as error:
+            if stop():
+                raise
             _log.warning("could not %s, trying again: %s", what, error)
             if not told:
                 warn(f"could not {what}, trying again: {error}")

@@ -12,7 +12,8 @@ path below ``runs/{run_id}/``    written by               rule
 ``attempts/{n}/exit.json``       the attempt's agent      created once
 ``attempts/{n}/log/00000001`` …  the attempt's agent      append-only, text
 ``checkpoints/00000001.json`` …  the claim's holder       append-only sequence
-``blobs/{digest}``               the claim's holder       content-addressed
+``packs/{claim}/{save}…``        the claim's holder       written once; removed when unneeded
+``pins/{run_id}.json``           who replays it           keeps a checkpoint
 ================================ ======================== ==================================
 """
 
@@ -25,9 +26,15 @@ from spotfirst.journal import Journal
 from spotfirst.sequence import Sequence
 from spotfirst.spec import RunSpec, check_run_id, is_run_id
 from spotfirst.storage import Storage
-from spotfirst.wire import decode, encode
+from spotfirst.wire import Record, decode, encode
 
 __all__ = ["Run", "create_run", "list_runs"]
+
+
+class Pin(Record):
+    """Another run starts from checkpoint ``seq``."""
+
+    seq: int
 
 
 class Run:
@@ -80,9 +87,22 @@ class Run:
         """A reader and writer of its checkpoint chain."""
         return CheckpointChain(self.storage)
 
-    def blobs(self) -> Storage:
-        """Where the bytes of its checkpoints are."""
-        return self.storage.child("blobs")
+    def packs(self) -> Storage:
+        """Where the bytes of its checkpoints and their manifests are."""
+        return self.storage.child("packs")
+
+    def pin(self, seq: int, *, by: str) -> None:
+        """Keep checkpoint ``seq`` for the run ``by``, which starts from it, whatever is pruned.
+
+        Look at the chain *afterwards*: a checkpoint that is pruned by then may be gone.
+        """
+        self.storage.write(f"pins/{check_run_id(by)}.json", encode(Pin(seq=seq)))
+
+    def pinned(self) -> set[int]:
+        """The sequence numbers of the checkpoints that other runs start from."""
+        names = [f"pins/{name}" for name in self.storage.list("pins")]
+        found = self.storage.read_many(names)
+        return {decode(data, Pin, path=f"{self.url}/{name}").seq for name, data in found.items()}
 
     def attempt_path(self, number: int, name: str) -> str:
         """The path of one of an attempt's files, below :attr:`storage`."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import FormatError, InvalidSpec
 from spotfirst.wire import Record, decode, encode
 
@@ -52,6 +53,7 @@ class RunSpec(Record):
     ``checkpoint_period_s`` is the most training time that a kill without notice can lose.
     ``checkpoint_mode`` says who writes checkpoints: the script through
     :class:`spotfirst.Checkpointer`, or the agent, from the files in ``$SPOTFIRST_CHECKPOINT_DIR``.
+    ``retention`` says which checkpoints stay.
     ``max_life_s`` is when an instance ends itself, whatever else happens.
     """
 
@@ -69,6 +71,7 @@ class RunSpec(Record):
     budget_usd: Decimal | None = None
     checkpoint_period_s: float = 300.0
     checkpoint_mode: Literal["trainer", "files"] = "trainer"
+    retention: Retention = Retention()
     dataset: DatasetRef | None = None
     resume_from: ResumeFrom | None = None
     script_retries: int = 0
@@ -124,6 +127,7 @@ class RunSpec(Record):
             )
             raise InvalidSpec(msg)
 
+        self.retention.check()
         _as_read(self)
 
     def same_work(self, other: RunSpec) -> bool:

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import tenacity
 
 from spotfirst.errors import (
+    CorruptObject,
     InvalidSpec,
     ObjectMissing,
     StorageDenied,
@@ -137,6 +138,26 @@ class Storage(ABC):
         """Create or replace the object."""
         self._call("write", path, lambda full: self._write(full, data))
 
+    def write_from(self, path: str, data: memoryview) -> None:
+        """Create or replace the object from a large buffer, without a copy of it where that can be.
+
+        Fastest when the memory begins at a multiple of 4096.
+        """
+        self._call("write", path, lambda full: self._write_from(full, data), tries=3)
+
+    def read_into(self, path: str, start: int, target: memoryview) -> None:
+        """Fill ``target`` with the object's bytes from ``start`` on, holding no GIL meanwhile.
+
+        Raises :class:`CorruptObject` when the object ends before.
+        """
+        found = self._call("read", path, lambda full: self._read_into(full, start, target), tries=3)
+        if found != len(target):
+            msg = (
+                f"{self.url}/{path} is damaged: it ends {len(target) - found} bytes before "
+                f"{start + len(target)}"
+            )
+            raise CorruptObject(msg)
+
     def create(self, path: str, data: bytes) -> bool:
         """Create the object only if there is none; whether *our* bytes are now there.
 
@@ -178,6 +199,11 @@ class Storage(ABC):
         """Remove the object; no error when there is none."""
         with contextlib.suppress(ObjectMissing):
             self._call("delete", path, self._delete)
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        """Remove objects, several at once; no error for those that are not there."""
+        for path in paths:
+            self.delete(path)
 
     def upload(self, local: Path, path: str) -> None:
         """Copy a local file to the object, replacing it. The object appears whole or not at all.
@@ -246,6 +272,15 @@ class Storage(ABC):
 
     @abstractmethod
     def _write(self, full: str, data: bytes) -> None: ...
+
+    def _write_from(self, full: str, data: memoryview) -> None:
+        self._write(full, bytes(data))
+
+    def _read_into(self, full: str, start: int, target: memoryview) -> int:
+        """How many bytes there were."""
+        data = self._read_range(full, start, start + len(target))
+        target[: len(data)] = data
+        return len(data)
 
     @abstractmethod
     def _create(self, full: str, data: bytes) -> None:

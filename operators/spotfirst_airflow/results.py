@@ -38,13 +38,12 @@ def result(run: Run, state: RunState, *, now: datetime) -> dict[str, Any]:
 
 def weights_digest(run: Run, name: str = "model") -> str | None:
     """SHA-256 of the newest checkpoint's ``name`` tensors; ``None`` when it has none."""
-    from spotfirst.checkpoints.blobs import BlobStore
     from spotfirst.checkpoints.weights import state_digest
 
     newest = run.chain().refresh().newest()
     if newest is None or newest[1].content != "state":
         return None
     try:
-        return state_digest(BlobStore(run.blobs()), newest[1].manifest, name=name)
+        return state_digest(run.packs(), newest[1], name=name)
     except (KeyError, SpotfirstError):
         return None

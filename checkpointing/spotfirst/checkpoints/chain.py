@@ -1,9 +1,10 @@
 """The checkpoint chain of a run: who may write, and which checkpoints are complete.
 
-The chain is one append-only sequence of *claims*, *commits* and *releases*. An attempt claims
-before it writes. From then on every entry of its own goes right behind the last entry that it
-knows, so a newer claim takes the place of the older attempt's next commit: **at most one attempt
-can commit**, and the older one learns of it by failing (:class:`ClaimLost`).
+The chain is one append-only sequence of *claims*, *commits*, *releases* and *prunings*. An attempt
+claims before it writes. From then on every entry of its own goes right behind the last entry that
+it knows, so a newer claim takes the place of the older attempt's next commit: **at most one process
+can commit**, and the older one learns of it by failing (:class:`ClaimLost`). That also holds for
+two processes of one attempt: each claims for itself.
 
 A commit is the last write of a checkpoint: its manifest and blobs are there before it.
 
@@ -14,6 +15,7 @@ applied: an entry that is there already is found, not written again.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from datetime import datetime
 from typing import Literal
 
@@ -22,7 +24,7 @@ from spotfirst.sequence import Sequence
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, decode, encode, utc_now
 
-__all__ = ["CheckpointChain", "Claim", "Commit", "Release"]
+__all__ = ["CheckpointChain", "Claim", "Commit", "Prune", "Release"]
 
 
 class _Entry(Record, tag_field="kind"):
@@ -32,18 +34,23 @@ class _Entry(Record, tag_field="kind"):
 
 
 class Claim(_Entry, tag="claim"):
-    """From here on only ``attempt`` may commit."""
+    """From here on only ``attempt`` may commit, and of it only the process called ``writer``."""
+
+    writer: str = ""
 
 
 class Commit(_Entry, tag="commit"):
     """A complete checkpoint after ``step`` finished steps.
 
-    ``manifest`` is the BLAKE3 digest of the blob that describes it; ``content`` says what the
-    manifest is of: the tensors of a training state, or a directory's files.
+    ``manifest`` is the name of the object that describes it, below the run's ``packs/``, and
+    ``digest`` the BLAKE3 of its bytes; ``content`` says what the manifest is of: the tensors of a
+    training state, or a directory's files. ``size_bytes`` is what a restore reads, ``new_bytes``
+    what this checkpoint wrote.
     """
 
     step: int
     manifest: str
+    digest: str
     content: Literal["state", "files"]
     size_bytes: int = 0
     new_bytes: int = 0
@@ -54,7 +61,13 @@ class Release(_Entry, tag="release"):
     """``attempt`` will commit no more: whoever waits may claim at once."""
 
 
-_AnyEntry = Claim | Commit | Release
+class Prune(_Entry, tag="prune"):
+    """The checkpoints with these sequence numbers are no longer kept."""
+
+    commits: tuple[int, ...]
+
+
+_AnyEntry = Claim | Commit | Release | Prune
 
 
 class CheckpointChain:
@@ -65,12 +78,18 @@ class CheckpointChain:
     ) -> None:
         self._entries = Sequence(storage, prefix)
         self._clock = clock
+        self._writer = _nonce()
+        self._claimed_by = ""
         self.holder: int | None = None
         """The attempt that claimed last."""
+        self.claims: list[int] = []
+        """The sequence numbers of all claims; writers name what they write by the newest."""
         self.released = True
         """Whether the holder has said that it is done; true when nobody has claimed."""
         self.commits: list[tuple[int, Commit]] = []
-        """(sequence number, commit), oldest first."""
+        """(sequence number, commit) of those that are kept, oldest first."""
+        self.pruned: dict[int, Commit] = {}
+        """By sequence number, those that are not."""
 
     def refresh(self) -> CheckpointChain:
         """Read what is new.
@@ -83,18 +102,20 @@ class CheckpointChain:
         return self
 
     def claim(self, attempt: int) -> None:
-        """Become the only attempt that may commit, whoever holds the chain now.
+        """Become the only one that may commit, whoever holds the chain now.
 
-        Nothing happens when this attempt holds it already. An older holder need not have
-        released: it is fenced. Raises :class:`ClaimLost` when a newer attempt has claimed.
+        Nothing happens when this very process holds it already for this attempt. An older holder,
+        and another process of this attempt, need not have released: they are fenced. Raises
+        :class:`ClaimLost` when a newer attempt has claimed.
         """
         while True:
             self.refresh()
-            if self.holder == attempt and not self.released:
+            if self._is_ours(attempt):
                 return
             if self.holder is not None and self.holder > attempt:
                 raise self._lost(attempt)
-            if self._write(Claim(attempt=attempt, at=self._clock(), nonce=_nonce())):
+            entry = Claim(attempt=attempt, at=self._clock(), nonce=_nonce(), writer=self._writer)
+            if self._write(entry):
                 return
 
     def commit(
@@ -103,12 +124,13 @@ class CheckpointChain:
         *,
         step: int,
         manifest: str,
+        digest: str,
         content: Literal["state", "files"],
         size_bytes: int = 0,
         new_bytes: int = 0,
         metrics: dict[str, float] | None = None,
     ) -> int:
-        """Make a checkpoint complete; its sequence number. The manifest's blob must be there.
+        """Make a checkpoint complete; its sequence number. All that it names must be there.
 
         Safe to repeat: when the newest commit is this attempt's, of the same step and manifest,
         its number is returned. Raises :class:`ClaimLost` when the attempt does not hold the
@@ -116,14 +138,14 @@ class CheckpointChain:
         """
         entry = Commit(
             attempt=attempt, at=self._clock(), nonce=_nonce(), step=step,
-            manifest=manifest, content=content, size_bytes=size_bytes, new_bytes=new_bytes,
+            manifest=manifest, digest=digest, content=content, size_bytes=size_bytes, new_bytes=new_bytes,
             metrics=metrics or {},
         )  # fmt: skip
         while True:
             number = self._same_commit(entry)
             if number is not None:
                 return number
-            if self.holder != attempt or self.released:
+            if not self._is_ours(attempt):
                 raise self._lost(attempt)
             if self._write(entry):
                 return self._entries.length
@@ -140,16 +162,31 @@ class CheckpointChain:
             if not self._write(Release(attempt=attempt, at=self._clock(), nonce=_nonce())):
                 self.refresh()
 
+    def prune(self, attempt: int, commits: Collection[int]) -> None:
+        """Say that these checkpoints are no longer kept: from now on nobody restores them.
+
+        Raises :class:`ClaimLost`.
+        """
+        while gone := sorted(set(commits) & {seq for seq, _ in self.commits}):
+            if not self._is_ours(attempt):
+                raise self._lost(attempt)
+            entry = Prune(attempt=attempt, at=self._clock(), nonce=_nonce(), commits=tuple(gone))
+            if not self._write(entry):
+                self.refresh()
+
     def newest(self) -> tuple[int, Commit] | None:
         """The newest complete checkpoint that has been read."""
         return self.commits[-1] if self.commits else None
+
+    def _is_ours(self, attempt: int) -> bool:
+        return self.holder == attempt and not self.released and self._claimed_by == self._writer
 
     def _same_commit(self, entry: Commit) -> int | None:
         if not self.commits:
             return None
         number, newest = self.commits[-1]
-        same = (newest.attempt, newest.step, newest.manifest, newest.content)
-        wanted = (entry.attempt, entry.step, entry.manifest, entry.content)
+        same = (newest.attempt, newest.step, newest.manifest, newest.digest)
+        wanted = (entry.attempt, entry.step, entry.manifest, entry.digest)
         return number if same == wanted else None
 
     def _write(self, entry: _AnyEntry) -> bool:
@@ -166,8 +203,10 @@ class CheckpointChain:
     def _lost(self, attempt: int) -> ClaimLost:
         if self.holder is None:
             why = "nobody has claimed the chain; claim it first"
-        elif self.holder == attempt:
+        elif self.holder == attempt and self.released:
             why = "it has released the chain; claim it again first"
+        elif self.holder == attempt:
+            why = "another process of this attempt has claimed the chain; stop, it goes on"
         else:
             why = f"attempt {self.holder} has claimed the chain; stop, it goes on from here"
         msg = (
@@ -178,8 +217,14 @@ class CheckpointChain:
     def _take(self, number: int, entry: _AnyEntry) -> None:
         if isinstance(entry, Claim):
             self.holder, self.released = entry.attempt, False
+            self._claimed_by = entry.writer
+            self.claims.append(number)
         elif isinstance(entry, Release):
             self.released = self.released or entry.attempt == self.holder
+        elif isinstance(entry, Prune):
+            gone = set(entry.commits)
+            self.pruned.update((seq, commit) for seq, commit in self.commits if seq in gone)
+            self.commits = [(seq, commit) for seq, commit in self.commits if seq not in gone]
         else:
             self.commits.append((number, entry))
 

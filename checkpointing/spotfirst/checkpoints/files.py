@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
 from spotfirst.checkpoints.manifest import (
-    CHUNK_BYTES,
-    BlobRef,
     FileRef,
     FilesManifest,
     Part,
-    PartReader,
     read_manifest,
+)
+from spotfirst.checkpoints.packs import (
+    CHUNK_BYTES,
 )
 from spotfirst.checkpoints.restoring import load_newest
 from spotfirst.errors import CorruptObject

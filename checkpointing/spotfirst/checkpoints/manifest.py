@@ -1,8 +1,12 @@
-"""What a checkpoint consists of: a manifest, itself a blob, that names blobs of raw bytes.
+"""What a checkpoint consists of: a manifest that names ranges of *packs* of raw bytes.
 
-A *state* manifest holds a tree of values (:mod:`spotfirst.checkpoints.statetree`) whose arrays are raw
-little-endian bytes in blobs; a *files* manifest holds a directory. Either way the bytes of one
-item are a list of parts, each a range of a blob: small items share a blob, large ones span some.
+A *state* manifest holds a tree of values (:mod:`spotfirst.checkpoints.statetree`) whose arrays are
+raw little-endian bytes; a *files* manifest holds a directory. Either way the bytes of an item are a
+list of *parts*: each a range of a pack, with the digest of its bytes. A part of an older
+checkpoint's pack is how a checkpoint shares what has not changed.
+
+An array whose pieces were saved by several ranks has *shards*: regions of the whole, each with its
+parts. So it can be read at another world size, or by a single process.
 
 Everything in a manifest is checked before a byte is reserved on its word.
 """
@@ -10,98 +14,113 @@ Everything in a manifest is checked before a byte is reserved on its word.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from spotfirst.checkpoints.blobs import MAX_BLOB_BYTES, BlobStore, Bytes, is_digest
-from spotfirst.checkpoints.statetree import check_leaves
+from blake3 import blake3
+
+from spotfirst.checkpoints.statetree import ITEM_BYTES, check_leaves
 from spotfirst.errors import CorruptObject
-from spotfirst.storage import safe_path
-from spotfirst.wire import Record, decode
+from spotfirst.storage import Storage, safe_path
+from spotfirst.wire import Record, decode, encode
 
 __all__ = [
-    "ITEM_BYTES",
     "ArrayRef",
-    "BlobRef",
     "FileRef",
     "FilesManifest",
-    "Packer",
+    "Manifest",
+    "PackRef",
     "Part",
-    "PartReader",
+    "RankState",
+    "Shard",
     "StateManifest",
+    "manifest_digest",
     "read_manifest",
+    "write_manifest",
 ]
 
-CHUNK_BYTES = 64 << 20
-"""A larger array or file spans several blobs of this size."""
-PACK_BYTES = 16 << 20
-"""Small arrays are packed into blobs of up to this size."""
-SMALL_BYTES = 256 << 10
-"""Arrays below this are packed: an object per bias would cost more in requests than in bytes."""
-
-ITEM_BYTES = {
-    "bool": 1,
-    "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8,
-    "int8": 1, "int16": 2, "int32": 4, "int64": 8,
-    "float4_e2m1fn_x2": 1,
-    "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
-    "float8_e8m0fnu": 1,
-    "bfloat16": 2, "float16": 2, "float32": 4, "float64": 8,
-    "complex32": 4, "complex64": 8, "complex128": 16,
-}  # fmt: skip
-"""The element types that are stored, by torch's and NumPy's common name, and their sizes."""
-
+MAX_PACK_BYTES = 1 << 30
 _MAX_DIMENSIONS = 64
 _MAX_ARRAY_BYTES = 1 << 48
+_MAX_MANIFEST_BYTES = 512 << 20
+_PACK = re.compile(r"\d{8}/\d{6}-\d{5}-\d{6}")
+_MANIFEST = re.compile(r"\d{8}/\d{6}\.json")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
-class BlobRef(Record, array_like=True):
-    """One blob that a manifest draws on."""
+class PackRef(Record, array_like=True):
+    """One object of packed bytes, by its name below the run's ``packs/``."""
 
-    digest: str
+    name: str
     size_bytes: int
 
 
 class Part(Record, array_like=True):
-    """``size_bytes`` bytes from ``offset`` on of the manifest's blob number ``blob``."""
+    """``size_bytes`` bytes from ``offset`` on of the manifest's pack number ``pack``.
 
-    blob: int
+    ``digest`` is their XXH3-128: it finds accidents, and what need not be written again.
+    """
+
+    pack: int
     offset: int
     size_bytes: int
+    digest: str
+
+
+class Shard(Record):
+    """The region of an array from ``offset`` on, of ``shape``; row-major, little-endian."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
 
 
 class ArrayRef(Record):
-    """One array: row-major, little-endian, without gaps."""
+    """One array: its bytes in ``parts``, or in the ``shards`` that make it up without overlap."""
 
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...] = ()
+    shards: tuple[Shard, ...] = ()
 
     @property
     def size_bytes(self) -> int:
         """What its shape and dtype need."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
+    @property
+    def regions(self) -> tuple[Shard, ...]:
+        """Its shards; of an array that was saved whole, the one."""
+        return self.shards or (
+            Shard(offset=(0,) * len(self.shape), shape=self.shape, parts=self.parts),
+        )
+
+
+class RankState(Record):
+    """What each rank has of its own: its random number generators, and some objects."""
+
+    objects: dict[str, Any] = {}
+    rng: Any = None
+
 
 class StateManifest(Record, tag_field="content", tag="state"):
     """A training state after ``step`` finished steps.
 
-    ``objects`` has a tree for each object given to the Checkpointer, ``rng`` one for the
-    random number generators.
+    ``objects`` has a tree for each object that all ranks share; ``ranks`` the rest, rank by rank.
     """
 
     step: int
-    blobs: tuple[BlobRef, ...]
+    packs: tuple[PackRef, ...]
     arrays: tuple[ArrayRef, ...]
     objects: dict[str, Any]
-    rng: Any = None
+    ranks: tuple[RankState, ...] = ()
 
     @property
     def size_bytes(self) -> int:
-        """All bytes of the checkpoint, without the manifest."""
-        return sum(blob.size_bytes for blob in self.blobs)
+        """All bytes that a reader of the whole reads, without the manifest."""
+        return sum(array.size_bytes for array in self.arrays)
 
 
 class FileRef(Record):
@@ -116,26 +135,46 @@ class FileRef(Record):
 class FilesManifest(Record, tag_field="content", tag="files"):
     """A directory's regular files, sorted by path."""
 
-    blobs: tuple[BlobRef, ...]
+    packs: tuple[PackRef, ...]
     files: tuple[FileRef, ...]
 
     @property
     def size_bytes(self) -> int:
-        """All bytes of the checkpoint, without the manifest."""
-        return sum(blob.size_bytes for blob in self.blobs)
+        """All bytes of the files."""
+        return sum(file.size_bytes for file in self.files)
 
 
 Manifest = StateManifest | FilesManifest
 
 
-def read_manifest(blobs: BlobStore, digest: str) -> Manifest:
+def manifest_digest(data: bytes) -> str:
+    """The BLAKE3 of a manifest's bytes, which the chain's entry holds: 64 hex digits."""
+    return blake3(data).hexdigest()
+
+
+def write_manifest(packs: Storage, name: str, manifest: Manifest) -> tuple[str, int]:
+    """Write it as ``name`` below ``packs``; its digest and size."""
+    data = encode(manifest)
+    packs.write(name, data)
+    return manifest_digest(data), len(data)
+
+
+def read_manifest(packs: Storage, name: str, digest: str) -> Manifest:
     """A manifest whose every size, range, shape and path holds together.
 
-    Raises :class:`CorruptObject`, :class:`ObjectMissing` or :class:`NewerFormat`.
+    ``name`` and ``digest`` are those of the chain's entry. Raises :class:`CorruptObject`,
+    :class:`ObjectMissing` or :class:`NewerFormat`.
     """
-    path = f"manifest {digest}"
+    path = f"manifest {packs.url}/{name}"
+    if _MANIFEST.fullmatch(name) is None:
+        msg = f"{name[:80]!r} is no name of a manifest"
+        raise CorruptObject(msg)
+    data = packs.read_range(name, 0, _MAX_MANIFEST_BYTES)
+    if manifest_digest(data) != digest:
+        msg = f"{path} is damaged: its {len(data)} bytes are not those that were committed"
+        raise CorruptObject(msg)
     try:
-        manifest: Manifest = decode(blobs.get(digest), Manifest, path=path)  # type: ignore[arg-type]
+        manifest: Manifest = decode(data, Manifest, path=path)  # type: ignore[arg-type]
         if isinstance(manifest, StateManifest):
             _check_state(manifest)
         else:
@@ -150,28 +189,67 @@ def read_manifest(blobs: BlobStore, digest: str) -> Manifest:
 
 
 def _check_state(manifest: StateManifest) -> None:
-    _check_blobs(manifest.blobs)
+    _check_packs(manifest.packs)
     if manifest.step < 0:
         msg = f"step {manifest.step} is negative"
         raise ValueError(msg)
     for number, array in enumerate(manifest.arrays):
-        what = f"array {number}"
-        if array.dtype not in ITEM_BYTES:
-            msg = f"{what} has the unknown dtype {array.dtype[:80]!r}"
+        _check_array(f"array {number}", array, manifest.packs)
+    dtypes = [array.dtype for array in manifest.arrays]
+    trees = [*manifest.objects.values()]
+    for rank in manifest.ranks:
+        trees += [*rank.objects.values(), rank.rng]
+    for tree in trees:
+        check_leaves(tree, dtypes)
+
+
+def _check_array(what: str, array: ArrayRef, packs: Sequence[PackRef]) -> None:
+    if array.dtype not in ITEM_BYTES:
+        msg = f"{what} has the unknown dtype {array.dtype[:80]!r}"
+        raise ValueError(msg)
+    item_bytes = ITEM_BYTES[array.dtype]
+    if len(array.shape) > _MAX_DIMENSIONS or any(n < 0 for n in array.shape):
+        msg = f"{what} has the impossible shape {array.shape[:_MAX_DIMENSIONS]}"
+        raise ValueError(msg)
+    if math.prod(max(n, 1) for n in array.shape) * item_bytes > _MAX_ARRAY_BYTES:
+        msg = f"{what} of shape {array.shape} is too large"
+        raise ValueError(msg)
+    if array.shards and array.parts:
+        msg = f"{what} has both parts and shards"
+        raise ValueError(msg)
+    for shard in array.regions:
+        _check_parts(what, shard.parts, math.prod(shard.shape) * item_bytes, packs)
+    if array.shards:
+        _check_shards(what, array)
+
+
+def _check_shards(what: str, array: ArrayRef) -> None:
+    for shard in array.shards:
+        fits = len(shard.offset) == len(shard.shape) == len(array.shape) and all(
+            o >= 0 and n >= 0 and o + n <= whole
+            for o, n, whole in zip(shard.offset, shard.shape, array.shape, strict=True)
+        )
+        if not fits:
+            msg = f"{what} has a shard outside of it: {shard.offset} + {shard.shape}"
             raise ValueError(msg)
-        if len(array.shape) > _MAX_DIMENSIONS or any(n < 0 for n in array.shape):
-            msg = f"{what} has the impossible shape {array.shape[:_MAX_DIMENSIONS]}"
-            raise ValueError(msg)
-        if math.prod(max(n, 1) for n in array.shape) * ITEM_BYTES[array.dtype] > _MAX_ARRAY_BYTES:
-            msg = f"{what} of shape {array.shape} is too large"
-            raise ValueError(msg)
-        _check_parts(what, array.parts, array.size_bytes, manifest.blobs)
-    for tree in (*manifest.objects.values(), manifest.rng):
-        check_leaves(tree, [array.dtype for array in manifest.arrays])
+    full = sorted((s for s in array.shards if math.prod(s.shape)), key=lambda s: s.offset)
+    if sum(math.prod(s.shape) for s in full) != math.prod(array.shape):
+        msg = f"{what}: its shards do not make up its shape {array.shape}"
+        raise ValueError(msg)
+    for number, one in enumerate(full):
+        for other in full[number + 1 :]:
+            if not one.shape or other.offset[0] >= one.offset[0] + one.shape[0]:
+                break  # sorted: nothing behind reaches back
+            if all(
+                a < b + m and b < a + n
+                for a, n, b, m in zip(one.offset, one.shape, other.offset, other.shape, strict=True)
+            ):
+                msg = f"{what}: the shards at {one.offset} and {other.offset} overlap"
+                raise ValueError(msg)
 
 
 def _check_files(manifest: FilesManifest) -> None:
-    _check_blobs(manifest.blobs)
+    _check_packs(manifest.packs)
     taken: set[str] = set()
     folders: set[str] = set()
     for file in manifest.files:
@@ -180,122 +258,33 @@ def _check_files(manifest: FilesManifest) -> None:
             raise ValueError(msg)
         taken.add(file.path)
         folders.update(str(parent) for parent in PurePosixPath(file.path).parents)
-        _check_parts(f"file {file.path!r}", file.parts, file.size_bytes, manifest.blobs)
+        _check_parts(f"file {file.path!r}", file.parts, file.size_bytes, manifest.packs)
     if taken & folders:
         msg = f"{min(taken & folders)!r} is both a file and a folder"
         raise ValueError(msg)
 
 
-def _check_blobs(blobs: tuple[BlobRef, ...]) -> None:
-    for number, blob in enumerate(blobs):
-        if not is_digest(blob.digest) or not 0 < blob.size_bytes <= MAX_BLOB_BYTES:
-            msg = f"blob {number} has no valid digest and size"
+def _check_packs(packs: Sequence[PackRef]) -> None:
+    for number, pack in enumerate(packs):
+        if _PACK.fullmatch(pack.name) is None or not 0 < pack.size_bytes <= MAX_PACK_BYTES:
+            msg = f"pack {number} has no valid name and size"
             raise ValueError(msg)
 
 
 def _check_parts(
-    what: str, parts: tuple[Part, ...], size_bytes: int, blobs: tuple[BlobRef, ...]
+    what: str, parts: tuple[Part, ...], size_bytes: int, packs: Sequence[PackRef]
 ) -> None:
     for part in parts:
         if not (
-            0 <= part.blob < len(blobs)
+            0 <= part.pack < len(packs)
             and part.offset >= 0
             and part.size_bytes > 0
-            and part.offset + part.size_bytes <= blobs[part.blob].size_bytes
+            and part.offset + part.size_bytes <= packs[part.pack].size_bytes
+            and _DIGEST.fullmatch(part.digest)
         ):
-            msg = f"{what} names bytes outside of the blobs: {part}"
+            msg = f"{what} names bytes outside of the packs, or without a digest: {part}"
             raise ValueError(msg)
     total = sum(part.size_bytes for part in parts)
     if total != size_bytes:
         msg = f"{what} needs {size_bytes} bytes, and its parts have {total}"
         raise ValueError(msg)
-
-
-class Packer:
-    """Puts the bytes of many items into blobs, small ones together."""
-
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
-        self._refs: list[BlobRef | None] = []
-        self._pack = bytearray()
-        self._pack_number = -1
-
-    def add(self, data: Bytes) -> tuple[Part, ...]:
-        """Where the bytes of one item are; none for an empty one."""
-        view = memoryview(data)
-        if 0 < len(view) < SMALL_BYTES:
-            return (self._into_pack(view),)
-        starts = range(0, len(view), CHUNK_BYTES)
-        return tuple(self._blob(view[start : start + CHUNK_BYTES]) for start in starts)
-
-    def finish(self) -> tuple[BlobRef, ...]:
-        """Write what is left; the blobs that the parts' numbers are about."""
-        self._close_pack()
-        return tuple(ref for ref in self._refs if ref is not None)
-
-    def _blob(self, data: memoryview) -> Part:
-        self._refs.append(BlobRef(digest=self._blobs.put(data), size_bytes=len(data)))
-        return Part(blob=len(self._refs) - 1, offset=0, size_bytes=len(data))
-
-    def _into_pack(self, data: memoryview) -> Part:
-        if self._pack_number >= 0 and len(self._pack) + len(data) > PACK_BYTES:
-            self._close_pack()
-        if self._pack_number < 0:
-            self._refs.append(None)
-            self._pack_number = len(self._refs) - 1
-        part = Part(blob=self._pack_number, offset=len(self._pack), size_bytes=len(data))
-        self._pack += data
-        return part
-
-    def _close_pack(self) -> None:
-        if self._pack_number >= 0:
-            digest = self._blobs.put(self._pack)
-            self._refs[self._pack_number] = BlobRef(digest=digest, size_bytes=len(self._pack))
-            self._pack = bytearray()
-            self._pack_number = -1
-
-
-class PartReader:
-    """Reads items back, each blob once as long as it stays in a small cache."""
-
-    def __init__(
-        self, blobs: BlobStore, refs: tuple[BlobRef, ...], *, cache_bytes: int = 4 * CHUNK_BYTES
-    ) -> None:
-        self._blobs = blobs
-        self._refs = refs
-        self._cache: OrderedDict[str, bytes] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self.read_bytes = 0
-        """Bytes that came from the storage."""
-
-    def read(self, parts: tuple[Part, ...]) -> bytearray:
-        """The bytes of one item; nothing is reserved before a blob has been verified."""
-        data = bytearray()
-        for piece in self.pieces(parts):
-            data += piece
-        return data
-
-    def pieces(self, parts: tuple[Part, ...]) -> Iterator[memoryview]:
-        """The bytes of one item, part by part. Raises as :meth:`BlobStore.get` does."""
-        for part in parts:
-            blob = self._blob(self._refs[part.blob])
-            yield memoryview(blob)[part.offset : part.offset + part.size_bytes]
-
-    def _blob(self, ref: BlobRef) -> bytes:
-        cached = self._cache.get(ref.digest)
-        if cached is not None:
-            self._cache.move_to_end(ref.digest)
-            data = cached
-        else:
-            data = self._blobs.get(ref.digest, size_bytes=ref.size_bytes)
-            self.read_bytes += len(data)
-            self._cache[ref.digest] = data
-            while len(self._cache) > 1 and self._held_bytes() > self._cache_bytes:
-                self._cache.popitem(last=False)
-        if len(data) != ref.size_bytes:
-            msg = f"blob {ref.digest} has {len(data)} bytes, its manifest says {ref.size_bytes}"
-            raise CorruptObject(msg)
-        return data
-
-    def _held_bytes(self) -> int:
-        return sum(len(data) for data in self._cache.values())

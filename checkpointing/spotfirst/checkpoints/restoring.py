@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing, UnknownRun
 from spotfirst.run import Run
 from spotfirst.spec import ResumeFrom
+from spotfirst.storage import Storage
 
 __all__ = ["Restored", "load_newest"]
 
@@ -29,8 +29,7 @@ class Restored(NamedTuple, Generic[_T]):
 def load_newest(
     run: Run,
     chain: CheckpointChain,
-    blobs: BlobStore,
-    load: Callable[[BlobStore, Commit], _T],
+    load: Callable[[Storage, Commit], _T],
     *,
     content: Literal["state", "files"],
     resume_from: ResumeFrom | None = None,
@@ -38,14 +37,15 @@ def load_newest(
 ) -> Restored[_T] | None:
     """Load the newest checkpoint that is whole; ``None`` when the run is to start from nothing.
 
-    A checkpoint with a missing or damaged blob is passed over, with a warning. With checkpoints
-    but none that is whole, raises :class:`CorruptObject`: to start anew would be a silent loss.
-    Without any, loads the checkpoint ``resume_from``; that one or none.
+    ``load`` gets the storage of the packs and the chain's entry. A checkpoint with missing or
+    damaged bytes is passed over, with a warning. With checkpoints but none that is whole, raises
+    :class:`CorruptObject`: to start anew would be a silent loss. Without any, loads the checkpoint
+    ``resume_from``; that one or none.
     """
     for seq, commit in reversed(chain.commits):
         _check_content(run, seq, commit, content)
         try:
-            return Restored(load(blobs, commit), commit, seq)
+            return Restored(load(run.packs(), commit), commit, seq)
         except (CorruptObject, ObjectMissing) as error:
             message = (
                 f"checkpoint {seq} of step {commit.step} cannot be read, going back to the one "
@@ -56,7 +56,7 @@ def load_newest(
     if chain.commits:
         msg = (
             f"none of the {len(chain.commits)} checkpoints of {run.url} is whole; start a new run, "
-            "or restore the blobs that the log names from a backup of the storage"
+            "or restore the packs that the log names from a backup of the storage"
         )
         raise CorruptObject(msg)
     if resume_from is None:
@@ -64,13 +64,15 @@ def load_newest(
     parent = Run(run.root, resume_from.run_id)
     commit = _parents_commit(parent, resume_from)
     _check_content(parent, resume_from.seq, commit, content)
-    return Restored(load(BlobStore(parent.blobs()), commit), commit, None)
+    return Restored(load(parent.packs(), commit), commit, None)
 
 
 def _parents_commit(parent: Run, resume_from: ResumeFrom) -> Commit:
-    for seq, commit in parent.chain().refresh().commits:
-        if seq == resume_from.seq:
-            return commit
+    chain = parent.chain().refresh()
+    # One that is pruned is there as long as it is pinned, which the replay has done.
+    commit = dict(chain.commits).get(resume_from.seq) or chain.pruned.get(resume_from.seq)
+    if commit is not None:
+        return commit
     msg = (
         f"run {resume_from.run_id!r} has no checkpoint {resume_from.seq} (step {resume_from.step}) "
         f"in {parent.root.url}; `spotfirst show` lists those it has"

@@ -1,37 +1,35 @@
-"""Makes snapshots durable on a background thread: blobs, then the manifest, then the commit."""
+"""Makes snapshots durable beside the training: packs, then the manifest, then the commit.
+
+One thread copies what is lazy and waits for the writes; a few workers hash and write. A *tier* is a
+place that a checkpoint is saved to: first the local disk, if there is one, and then the storage.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.chain import CheckpointChain
-from spotfirst.checkpoints.manifest import ArrayRef, Packer, StateManifest
-from spotfirst.checkpoints.statetree import Leaf
-from spotfirst.errors import ClaimLost
+from spotfirst.checkpoints.manifest import ArrayRef, Part, RankState, StateManifest, write_manifest
+from spotfirst.checkpoints.packs import Location, PackWriter, chunk_digest, known_parts, pack_prefix
+from spotfirst.checkpoints.retention import Retention, collect, prune
+from spotfirst.checkpoints.snapshot import Block, Snapshot, Torn
+from spotfirst.checkpoints.workers import Workers
+from spotfirst.errors import ClaimLost, StorageError
 from spotfirst.patience import Sleep, patiently
-from spotfirst.wire import encode
+from spotfirst.storage import Storage
 
-__all__ = ["Saver", "Snapshot", "write_state"]
+__all__ = ["Saved", "Saver", "Tier"]
 
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A consistent copy of a training state after ``step`` finished steps.
-
-    The leaves' bytes belong to the snapshot until it is saved. ``taken_at`` is monotonic time.
-    """
-
-    step: int
-    objects: dict[str, Any]
-    rng: Any
-    leaves: list[Leaf]
-    metrics: dict[str, float]
-    taken_at: float
+_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -41,49 +39,57 @@ class Saved:
     seq: int
     step: int
     took_s: float
+    new_bytes: int
 
 
-def write_state(blobs: BlobStore, snapshot: Snapshot) -> tuple[str, int]:
-    """Write a snapshot's blobs and its manifest; the manifest's digest, and the total size."""
-    packer = Packer(blobs)
-    arrays = tuple(
-        ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=packer.add(leaf.data))
-        for leaf in snapshot.leaves
-    )
-    manifest = StateManifest(
-        step=snapshot.step, blobs=packer.finish(), arrays=arrays, objects=snapshot.objects,
-        rng=snapshot.rng,
-    )  # fmt: skip
-    data = encode(manifest)
-    return blobs.put(data), manifest.size_bytes + len(data)
+@dataclass
+class Tier:
+    """A place that checkpoints are saved to; ``claim`` is the number of our claim in the chain.
+
+    ``known`` is what its newest checkpoint holds, ``pinned`` asks which ones others start from. An ``expendable`` tier that fails is given up.
+    """
+
+    packs: Storage
+    chain: CheckpointChain
+    attempt: int
+    claim: int
+    expendable: bool = False
+    retention: Retention = field(default_factory=Retention)
+    known: dict[str, Location] = field(default_factory=dict)
+    pinned: Callable[[], Collection[int]] = frozenset
 
 
 class Saver:
-    """Saves one snapshot at a time. The chain is the saver's own while a save is running."""
+    """Saves one snapshot at a time. The chains are the saver's own while a save is running."""
 
     def __init__(
         self,
-        blobs: BlobStore,
-        chain: CheckpointChain,
-        attempt: int,
+        tiers: list[Tier],
         *,
         on_saved: Callable[[Saved], None],
         warn: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
-        self._blobs = blobs
-        self._chain = chain
-        self._attempt = attempt
+        self._tiers = tiers
         self._on_saved = on_saved
         self._warn = warn
         self._monotonic = monotonic
         self._sleep = sleep
+        self._workers = Workers(_WORKERS, "spotfirst-write")
         self._thread: threading.Thread | None = None
+        self._saves = 0
+        self._snapshot: Snapshot | None = None
+        self._written_bytes = 0
         self._lost: ClaimLost | None = None
         self._error: Exception | None = None
+        self._abandoned = False
+        self.was_torn = False
+        """Whether a lazy copy met a change: from now on, copy eagerly."""
         self.newest_step: int | None = None
         """Finished steps in the newest checkpoint that is complete."""
+        self.last: Saved | None = None
+        """The last save of this process."""
 
     @property
     def busy(self) -> bool:
@@ -97,36 +103,75 @@ class Saver:
 
     def start(self, snapshot: Snapshot) -> None:
         """Begin to save. One save at a time: not while :attr:`busy`."""
-        assert not self.busy, "a save is running, and it owns the chain and the buffers"
+        assert not self.busy, "a save is running, and it owns the chain and the memory"
         self._error = None
+        self._snapshot = snapshot
+        self._written_bytes = 0
+        self._saves += 1
         # A daemon: when the script dies, a storage that does not answer must not keep it alive.
         self._thread = threading.Thread(
             target=self._save, args=(snapshot,), name="spotfirst-save", daemon=True
         )
         self._thread.start()
+        if snapshot.must_wait:
+            self._warn(
+                f"a copy of the state takes {snapshot.size_bytes / 1e9:.2g} GB, more than there is "
+                "memory for: training waits while a checkpoint is written"
+            )
+            snapshot.wait_copied()
 
-    def finish(self) -> Exception | None:
+    def wait_copied(self) -> float:
+        """Wait until the state may change; the seconds that took."""
+        snapshot = self._snapshot
+        if snapshot is None or snapshot.is_copied:
+            return 0.0
+        start = self._monotonic()
+        snapshot.wait_copied()
+        return self._monotonic() - start
+
+    def finish(self, timeout_s: float | None = None) -> Exception | None:
         """Wait for the running save, however long it takes; what went wrong with it, if anything.
 
-        Raises :class:`ClaimLost`.
+        With ``timeout_s``, a save that takes longer is abandoned: it will not commit. Raises
+        :class:`ClaimLost`.
         """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._abandoned = True
+                self._thread.join(1.0)
+                msg = f"the checkpoint was not written within {timeout_s:.1f} s"
+                return TimeoutError(msg)
         self.check()
         return self._error
 
+    def left_bytes(self) -> int:
+        """Bytes of the running save that are not stored yet."""
+        if not self.busy or self._snapshot is None:
+            return 0
+        return max(0, self._snapshot.size_bytes - self._written_bytes)
+
     def release(self) -> None:
         """Release the chain. Raises :class:`ClaimLost`."""
-        patiently(
-            lambda: self._chain.release(self._attempt),
-            what="release the run's checkpoints", sleep=self._sleep, warn=self._warn,
-        )  # fmt: skip
+        if self.busy:
+            return  # abandoned; whoever waits will see that this process has ended
+        for tier in self._tiers:
+            patiently(
+                lambda tier=tier: tier.chain.release(tier.attempt),  # type: ignore[misc]
+                what="release the run's checkpoints", sleep=self._sleep, warn=self._warn,
+            )  # fmt: skip
+
+    # -- on the saving thread ---------------------------------------------------------------
 
     def _save(self, snapshot: Snapshot) -> None:
         try:
-            self._on_saved(self._saved(snapshot))
+            self._save_all(snapshot)
         except ClaimLost as error:
             self._lost = error
+        except Torn as error:
+            self.was_torn = True
+            self._error = error
+            self._warn(f"{error}: checkpoints are copied at once from now on, which takes longer")
         except Exception as error:  # noqa: BLE001 - told below; the next save tries again
             self._error = error
             self._warn(
@@ -134,20 +179,140 @@ class Saver:
                 f"({type(error).__name__}: {error}); the next one is tried at its time"
             )
 
-    def _saved(self, snapshot: Snapshot) -> Saved:
+    def _save_all(self, snapshot: Snapshot) -> None:
+        saves = [_TierSave(tier, self._saves, self._write) for tier in self._tiers]
+        try:
+            self._write_blocks(snapshot, saves)
+        except BaseException:
+            for save in saves:
+                save.discard()
+            raise
+        for save in saves:
+            try:
+                saved = self._commit(snapshot, save)
+            except StorageError as error:
+                if not save.tier.expendable:
+                    raise
+                self._give_up(save.tier, error)
+                continue
+            if saved is not None and not save.tier.expendable:
+                self.newest_step = snapshot.step
+                self.last = saved
+                self._on_saved(saved)
+                self._clean(save.tier)
+
+    def _write_blocks(self, snapshot: Snapshot, saves: list[_TierSave]) -> None:
+        hashed: list[Future[list[str]]] = []
+        for block in snapshot.blocks():
+            if block is None:
+                for save in saves:
+                    save.wait()
+                continue
+            digests = self._workers.submit(lambda block=block: _digests(block))  # type: ignore[misc]
+            hashed.append(digests)
+            for priority, save in enumerate(saves, start=1):
+                task = self._workers.submit(
+                    lambda save=save, block=block, digests=digests: save.add(block, digests),  # type: ignore[misc]
+                    priority=priority,
+                )
+                save.tasks.append((task, block))
+
+    def _commit(self, snapshot: Snapshot, save: _TierSave) -> Saved | None:
+        parts = save.finish(len(snapshot.leaves))
+        if self._abandoned:
+            save.discard()
+            return None
+        packs = save.writer.finish()
+        arrays = tuple(
+            ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(parts[number]))
+            for number, leaf in enumerate(snapshot.leaves)
+        )
+        manifest = StateManifest(
+            step=snapshot.step, packs=packs, arrays=arrays, objects=snapshot.objects,
+            ranks=(RankState(objects=snapshot.ranked, rng=snapshot.rng),),
+        )  # fmt: skip
+        tier = save.tier
         what = f"save the checkpoint of step {snapshot.step}"
-        before = self._blobs.new_bytes
-        manifest, size_bytes = patiently(
-            lambda: write_state(self._blobs, snapshot),
-            what=what, sleep=self._sleep, warn=self._warn,
-        )  # fmt: skip
-        seq = patiently(
-            lambda: self._chain.commit(
-                self._attempt, step=snapshot.step, manifest=manifest, content="state",
-                size_bytes=size_bytes, new_bytes=self._blobs.new_bytes - before,
-                metrics=snapshot.metrics,
+        name = f"{tier.claim:08d}/{self._saves:06d}.json"
+        digest, size_bytes = self._patiently(
+            tier, what, lambda: write_manifest(tier.packs, name, manifest)
+        )
+        if self._abandoned:
+            return None
+        seq = self._patiently(
+            tier, what,
+            lambda: tier.chain.commit(
+                tier.attempt, step=snapshot.step, manifest=name, digest=digest, content="state",
+                size_bytes=manifest.size_bytes + size_bytes,
+                new_bytes=save.writer.new_bytes + size_bytes, metrics=snapshot.metrics,
             ),
-            what=what, sleep=self._sleep, warn=self._warn,
         )  # fmt: skip
-        self.newest_step = snapshot.step
-        return Saved(seq, snapshot.step, self._monotonic() - snapshot.taken_at)
+        tier.known = known_parts(packs, (part for array in arrays for part in array.parts))
+        new_bytes = save.writer.new_bytes + size_bytes
+        return Saved(seq, snapshot.step, self._monotonic() - snapshot.taken_at, new_bytes)
+
+    def _give_up(self, tier: Tier, error: StorageError) -> None:
+        self._tiers.remove(tier)
+        self._warn(f"checkpoints are no longer kept on the local disk: {error}")
+
+    def _clean(self, tier: Tier) -> None:
+        """Let go of checkpoints that are not to be kept. What fails here is done the next time."""
+        try:
+            if prune(tier.chain, tier.attempt, tier.retention):
+                collect(tier.packs, tier.chain, tier.pinned())
+        except StorageError as error:
+            _log.warning("could not remove old checkpoints, will try again: %s", error)
+
+    def _write(self, tier: Tier, action: Callable[[], None]) -> None:
+        self._patiently(tier, "write a checkpoint", action)
+
+    def _patiently(self, tier: Tier, what: str, action: Callable[[], _T]) -> _T:
+        if tier.expendable:
+            return action()
+        return patiently(
+            action, what=what, sleep=self._sleep, warn=self._warn, stop=lambda: self._abandoned
+        )
+
+
+class _TierSave:
+    """One snapshot on its way to one tier."""
+
+    def __init__(
+        self, tier: Tier, number: int, write: Callable[[Tier, Callable[[], None]], None]
+    ) -> None:
+        self.tier = tier
+        self.writer = PackWriter(
+            tier.packs, pack_prefix(tier.claim, number), tier.known,
+            write=lambda action: write(tier, action),
+        )  # fmt: skip
+        self.tasks: list[tuple[Future[list[Part]], Block]] = []
+
+    def add(self, block: Block, digests: Future[list[str]]) -> list[Part]:
+        return self.writer.add(block.memory, block.cuts, digests.result())
+
+    def wait(self) -> None:
+        """Until all blocks so far are written; raises what went wrong with one of them."""
+        for task, _ in self.tasks:
+            task.result()
+
+    def finish(self, leaves: int) -> list[list[Part]]:
+        """The parts of each leaf, all written."""
+        parts: list[list[Part]] = [[] for _ in range(leaves)]
+        for task, block in self.tasks:
+            for leaf, part in zip(block.leaves, task.result(), strict=True):
+                parts[leaf].append(part)
+        return parts
+
+    def discard(self) -> None:
+        """Remove what was written, when that can be; else the next collection does."""
+        try:
+            for task, _ in self.tasks:
+                if not task.cancel():
+                    task.exception()
+            self.writer.discard()
+        except StorageError as error:
+            _log.warning("could not remove an unfinished checkpoint, will try again: %s", error)
+
+
+def _digests(block: Block) -> list[str]:
+    return [chunk_digest(block.memory[start : start + size]) for start, size in block.cuts]

@@ -30,7 +30,27 @@ from typing import Any
 
 from spotfirst.errors import UnsupportedState
 
-__all__ = ["ArrayCollector", "Leaf", "check_leaves", "flatten", "unflatten", "walk_leaves"]
+__all__ = [
+    "ITEM_BYTES",
+    "ArrayCollector",
+    "Leaf",
+    "check_leaves",
+    "flatten",
+    "unflatten",
+    "walk_leaves",
+]
+
+ITEM_BYTES = {
+    "bool": 1,
+    "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8,
+    "int8": 1, "int16": 2, "int32": 4, "int64": 8,
+    "float4_e2m1fn_x2": 1,
+    "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
+    "bfloat16": 2, "float16": 2, "float32": 4, "float64": 8,
+    "complex32": 4, "complex64": 8, "complex128": 16,
+}  # fmt: skip
+"""The element types that are stored, by torch's and NumPy's common name, and their sizes."""
 
 _MAX_DEPTH = 100
 _PLAIN_INT = 1 << 53
@@ -44,11 +64,21 @@ _NUMPY_NAMES = frozenset({
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array's element type, shape, and bytes (row-major, little-endian)."""
+    """An array of a state: element type, shape, and ``value``.
+
+    ``value`` is its bytes (row-major, little-endian), or a torch tensor that is still alive.
+    ``whole`` is for a shard of a larger array: that array's shape, and where the shard begins.
+    """
 
     dtype: str
     shape: tuple[int, ...]
-    data: Any
+    value: Any
+    whole: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """What its shape and dtype need."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 class ArrayCollector:

@@ -1,4 +1,4 @@
-"""Torch tensors in and out of a state: a consistent copy first, raw bytes from it."""
+"""Torch tensors in and out of a state: where they are, and memory for them."""
 
 from __future__ import annotations
 
@@ -7,40 +7,24 @@ from typing import Any
 
 import torch  # noqa: TID253 - this module is about tensors; only the Checkpointer's side imports it
 
-from spotfirst.checkpoints.manifest import ITEM_BYTES, PartReader, StateManifest
-from spotfirst.checkpoints.statetree import ArrayCollector, Leaf, unflatten
+from spotfirst.checkpoints.manifest import ArrayRef
+from spotfirst.checkpoints.memory import advise_huge
+from spotfirst.checkpoints.statetree import ITEM_BYTES, ArrayCollector, Leaf
 from spotfirst.errors import UnsupportedState
 
-__all__ = ["Buffers", "TensorCollector", "load_tree"]
+__all__ = ["TensorCollector", "bytes_of", "empty_for", "is_plain", "writable_bytes"]
 
-
-class Buffers:
-    """CPU memory for the copies, kept from one snapshot to the next.
-
-    The n-th tensor of a state always goes to the n-th buffer: only one snapshot is alive.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[int, torch.Tensor] = {}
-
-    def get(self, number: int, size_bytes: int, *, pinned: bool) -> torch.Tensor:
-        """``size_bytes`` bytes, with what the previous snapshot left in them."""
-        buffer = self._buffers.get(number)
-        if buffer is None or buffer.numel() != size_bytes or buffer.is_pinned() != pinned:
-            buffer = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
-            self._buffers[number] = buffer
-        return buffer
+_HUGE_FROM_BYTES = 4 << 20
 
 
 class TensorCollector(ArrayCollector):
-    """Copies the tensors of a tree into ``buffers``; without them, takes only their shapes.
+    """Takes the tensors of a tree as they are, without a copy. Tied tensors are taken once.
 
-    Tied tensors are taken once. The tree's values must stay alive while it is walked.
+    The tree's values must stay alive while it is walked: tied tensors are known by their address.
     """
 
-    def __init__(self, buffers: Buffers | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._buffers = buffers
         self._taken: dict[tuple[Any, ...], dict[str, int]] = {}
 
     def take(self, value: Any, path: str) -> dict[str, int] | None:
@@ -54,48 +38,45 @@ class TensorCollector(ArrayCollector):
         )  # fmt: skip
         if key in self._taken:
             return self._taken[key]
-        node = self._keep("tensor", Leaf(dtype, tuple(value.shape), self._copy(value)))
+        # An alias: when the script points a parameter to other memory, this keeps the old one.
+        node = self._keep("tensor", Leaf(dtype, tuple(value.shape), value.detach()))
         if value.numel():
             self._taken[key] = node
         return node
 
-    def _copy(self, value: torch.Tensor) -> Any:
-        if self._buffers is None or not value.numel():
-            return b""
-        size_bytes = value.numel() * value.dtype.itemsize
-        buffer = self._buffers.get(len(self.leaves), size_bytes, pinned=value.is_cuda)
-        with torch.no_grad():
-            buffer.view(value.dtype).view(value.shape).copy_(value)
-        return buffer.numpy().data
+
+def is_plain(value: torch.Tensor) -> bool:
+    """Whether its bytes in memory are those that are stored: on the CPU, row-major, no view."""
+    return (
+        value.device.type == "cpu"
+        and value.is_contiguous()
+        and not value.is_conj()
+        and not value.is_neg()
+    )
 
 
-def load_tree(node: Any, manifest: StateManifest, reader: PartReader) -> Any:
-    """The value of one of a manifest's trees, tensors on the CPU, tied ones tied again.
+def bytes_of(value: Any) -> Any:
+    """The bytes of a :class:`Leaf`'s value: row-major, little-endian."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if not value.numel():
+        return b""
+    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return writable_bytes(plain)
 
-    Raises :class:`CorruptObject` or :class:`ObjectMissing`.
-    """
-    tensors: dict[int, torch.Tensor] = {}
 
-    def leaf(tag: str, index: int) -> Any:
-        array = manifest.arrays[index]
-        if tag == "tensor":
-            if index not in tensors:
-                data = reader.read(array.parts)
-                dtype = getattr(torch, array.dtype)
-                tensors[index] = (
-                    torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(array.shape)
-                    if data
-                    else torch.empty(array.shape, dtype=dtype)
-                )
-            return tensors[index]
-        import numpy as np
+def writable_bytes(value: torch.Tensor) -> memoryview:
+    """The memory of a plain tensor (see :func:`is_plain`) with at least one element."""
+    flat = value.detach().reshape(-1).view(torch.uint8)
+    return flat.numpy().data
 
-        values = np.frombuffer(reader.read(array.parts), dtype=np.dtype(array.dtype)).reshape(
-            array.shape
-        )
-        return values[()] if tag == "scalar" else values
 
-    return unflatten(node, leaf)
+def empty_for(array: ArrayRef) -> torch.Tensor:
+    """A tensor on the CPU for a stored array, of undefined content."""
+    value = torch.empty(array.shape, dtype=getattr(torch, array.dtype))
+    if array.size_bytes >= _HUGE_FROM_BYTES:
+        advise_huge(value.data_ptr(), array.size_bytes)
+    return value
 
 
 def _checked_dtype(value: torch.Tensor, path: str) -> str:

@@ -1,0 +1,141 @@
+"""From a manifest back to a training state: compared, read in parallel, verified, then loaded.
+
+Bytes go from the storage straight to where they belong: the memory of a module's own tensors, or
+that of new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import psutil
+import torch  # noqa: TID253 - it makes tensors; only the Checkpointer's side imports it
+
+from spotfirst.checkpoints.manifest import ArrayRef, StateManifest
+from spotfirst.checkpoints.packs import Wanted, fetch
+from spotfirst.checkpoints.statetree import Leaf, unflatten, walk_leaves
+from spotfirst.checkpoints.tensors import empty_for, is_plain, writable_bytes
+from spotfirst.errors import CorruptObject
+from spotfirst.storage import Storage
+
+__all__ = ["StateReader", "differences", "stored_trees"]
+
+
+class StateReader:
+    """Reads trees of a manifest: :meth:`plan` them all, :meth:`fetch` once, then :meth:`value`."""
+
+    def __init__(self, packs: Storage, manifest: StateManifest) -> None:
+        self._packs = packs
+        self._manifest = manifest
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._wanted: list[Wanted] = []
+        self._scattered: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._new_bytes = 0
+        self._available_bytes = psutil.virtual_memory().available
+
+    def plan(self, node: Any, targets: Mapping[str, torch.Tensor] = {}) -> None:
+        """Ask for the arrays of one of the manifest's trees.
+
+        ``targets`` are live tensors of the same types and shapes, by the names of
+        :func:`walk_leaves`, whose memory is filled.
+        """
+        for name, tag, index in walk_leaves(node):
+            if index in self._tensors:
+                continue
+            array = self._manifest.arrays[index]
+            target = targets.get(name)
+            if target is None or tag != "tensor" or not is_plain(target):
+                self._reserve(array.size_bytes)
+                target = empty_for(array)
+            self._tensors[index] = target.detach()
+            self._want(array, target.detach())
+
+    def fetch(self) -> int:
+        """Read everything that was asked for; the bytes. Raises as :func:`fetch` does."""
+        read = fetch(self._packs, self._wanted)
+        for region, values in self._scattered:
+            region.copy_(values)
+        self._wanted, self._scattered = [], []
+        return read
+
+    def value(self, node: Any) -> Any:
+        """The value of a tree that was planned and fetched. Tensors that were tied are tied."""
+        return unflatten(node, self._leaf)
+
+    def _leaf(self, tag: str, index: int) -> Any:
+        value = self._tensors[index]
+        if tag == "tensor":
+            return value
+        array = value.numpy()
+        return array[()] if tag == "scalar" else array
+
+    def _reserve(self, size_bytes: int) -> None:
+        self._new_bytes += size_bytes
+        if self._new_bytes > self._available_bytes:
+            msg = (
+                f"the checkpoint needs {self._new_bytes / 1e9:.1f} GB of memory or more, and this "
+                f"machine has {self._available_bytes / 1e9:.1f} GB left: the checkpoint is "
+                "damaged, or of a larger machine"
+            )
+            raise CorruptObject(msg)
+
+    def _want(self, array: ArrayRef, value: torch.Tensor) -> None:
+        for shard in array.regions:
+            region = value
+            for dimension, (start, size) in enumerate(zip(shard.offset, shard.shape, strict=True)):
+                region = region.narrow(dimension, start, size)
+            if not region.numel():
+                continue
+            if not region.is_contiguous():
+                together = torch.empty_like(region, memory_format=torch.contiguous_format)
+                self._scattered.append((region, together))
+                region = together
+            memory = writable_bytes(region)
+            start = 0
+            for part in shard.parts:
+                pack = self._manifest.packs[part.pack].name
+                target = memory[start : start + part.size_bytes]
+                self._wanted.append(Wanted(pack, part.offset, part.digest, target))
+                start += part.size_bytes
+
+
+def differences(
+    manifest: StateManifest,
+    objects: Mapping[str, Any],
+    leaves: Sequence[Leaf],
+    modules: Collection[str],
+) -> list[str]:
+    """How a checkpoint differs from the trees at hand; arrays are compared for ``modules``.
+
+    An optimizer has no arrays yet before its first step: its own ``load_state_dict`` judges.
+    """
+    stored = stored_trees(manifest)
+    problems = [f"{name} is not in the checkpoint" for name in objects.keys() - stored]
+    problems += [
+        f"{name} is in the checkpoint, and was not given to the Checkpointer"
+        for name in stored.keys() - objects
+    ]
+    for name in sorted(set(modules) & stored.keys()):
+        here = {path: leaves[index] for path, _, index in walk_leaves(objects[name])}
+        there = {path: manifest.arrays[index] for path, _, index in walk_leaves(stored[name])}
+        problems += [
+            f"{name}: {path} is not in the checkpoint" for path in here if path not in there
+        ]
+        problems += [f"{name}: {path} is not in the model" for path in there if path not in here]
+        problems += [
+            f"{name}: {path} is {_form(here[path])} here and {_form(there[path])} in the checkpoint"
+            for path in here.keys() & there.keys()
+            if _form(here[path]) != _form(there[path])
+        ]
+    return sorted(problems)
+
+
+def stored_trees(manifest: StateManifest, rank: int = 0) -> dict[str, Any]:
+    """The trees by object: those of all ranks and those of ``rank``."""
+    own = manifest.ranks[rank % len(manifest.ranks)].objects if manifest.ranks else {}
+    return {**own, **manifest.objects}
+
+
+def _form(array: Leaf | ArrayRef) -> str:
+    return f"{array.dtype}{list(array.shape)}"

@@ -1,0 +1,293 @@
+"""Packs: objects of about 64 MiB in which the bytes of a checkpoint are kept.
+
+Bytes come in *chunks* of at most 8 MiB, each with its digest. A chunk whose digest the previous
+checkpoint has is not written again; the manifest names the older pack. What is new and lies side
+by side in memory goes to the storage as it lies there.
+
+A pack's name begins with the number of its writer's claim in the checkpoint chain, so two writers
+never have the same name, and a name is written once. This is what garbage collection rests on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import xxhash
+
+from spotfirst.checkpoints.manifest import PackRef, Part
+from spotfirst.checkpoints.memory import Block
+from spotfirst.errors import CorruptObject
+from spotfirst.storage import Storage
+
+__all__ = [
+    "CHUNK_BYTES",
+    "PACK_BYTES",
+    "Location",
+    "PackWriter",
+    "Wanted",
+    "chunk_cuts",
+    "chunk_digest",
+    "fetch",
+    "known_parts",
+    "pack_prefix",
+    "read_chunk",
+]
+
+CHUNK_BYTES = 8 << 20
+"""A larger array or file has several parts."""
+PACK_BYTES = 64 << 20
+"""When a pack is full. Large enough for a disk and for S3, small enough to write several at once."""
+
+_READ_BYTES = 8 << 20
+_DIRECT_BYTES = 1 << 20
+"""Smaller chunks that lie side by side are read together."""
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a chunk is."""
+
+    pack: str
+    pack_bytes: int
+    offset: int
+    size_bytes: int
+
+
+def chunk_digest(data: memoryview) -> str:
+    """The XXH3-128 of a chunk, in hex; runs without the GIL."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def chunk_cuts(size_bytes: int) -> list[tuple[int, int]]:
+    """(offset, size) of the chunks of an item of ``size_bytes``."""
+    starts = range(0, size_bytes, CHUNK_BYTES)
+    return [(start, min(CHUNK_BYTES, size_bytes - start)) for start in starts]
+
+
+def pack_prefix(claim: int, save: int, rank: int = 0) -> str:
+    """How the names of one save's packs begin: claim, number of the save, rank."""
+    return f"{claim:08d}/{save:06d}-{rank:05d}"
+
+
+def known_parts(packs: Sequence[PackRef], parts: Iterable[Part]) -> dict[str, Location]:
+    """What a checkpoint holds, by digest."""
+    return {
+        part.digest: Location(
+            packs[part.pack].name, packs[part.pack].size_bytes, part.offset, part.size_bytes
+        )
+        for part in parts
+    }
+
+
+class PackWriter:
+    """Writes the chunks of one checkpoint into a storage. Thread-safe.
+
+    ``known`` is what need not be written: chunks of a checkpoint that stays. ``write`` puts one
+    pack into the storage, and may take as long as it likes.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        prefix: str,
+        known: Mapping[str, Location],
+        *,
+        write: Callable[[Callable[[], None]], None] = lambda action: action(),
+    ) -> None:
+        self._storage = storage
+        self._prefix = prefix
+        self._known = known
+        self._write_with = write
+        self._lock = threading.Lock()
+        self._fresh: dict[str, tuple[int, int]] = {}
+        self._numbers: dict[str, int] = {}
+        self._refs: list[PackRef] = []
+        self._written: list[str] = []
+        self._pending: Block | None = None
+        self._pending_number = 0
+        self._pending_bytes = 0
+        self.new_bytes = 0
+        """Bytes that went to the storage."""
+
+    def add(
+        self, block: memoryview, cuts: Sequence[tuple[int, int]], digests: Sequence[str]
+    ) -> list[Part]:
+        """Make the chunks at ``cuts`` (offset, size) of ``block`` part of the checkpoint.
+
+        The pack of small or scattered chunks is written later, by :meth:`finish` at the latest.
+        """
+        parts: dict[int, Part] = {}
+        full: list[tuple[int, Block, int]] = []
+        with self._lock:
+            for number, ((_, size), digest) in enumerate(zip(cuts, digests, strict=True)):
+                part = self._present(digest, size)
+                if part is not None:
+                    parts[number] = part
+            missing = [number for number in range(len(cuts)) if number not in parts]
+            end = max((cuts[n][0] + cuts[n][1] for n in missing), default=0)
+            whole = len(missing) == len(cuts) and len(block) >= PACK_BYTES // 2
+            pack = self._open(end) if whole else -1
+            if whole:
+                for number in missing:
+                    parts[number] = self._place(
+                        pack, cuts[number][0], digests[number], cuts[number][1]
+                    )
+            else:
+                for number in missing:
+                    part = self._present(digests[number], cuts[number][1])  # twice in this block
+                    if part is None:
+                        start, size = cuts[number]
+                        part = self._pend(block[start : start + size], digests[number], full)
+                    parts[number] = part
+        if whole:
+            self._write(pack, block[:end])
+        for pack, memory, size in full:
+            self._write(pack, memory.view[:size])
+        return [parts[number] for number in range(len(cuts))]
+
+    def finish(self) -> tuple[PackRef, ...]:
+        """Write what is left; the packs that the parts' numbers are about."""
+        full: list[tuple[int, Block, int]] = []
+        with self._lock:
+            self._close_pending(full)
+        for pack, memory, size in full:
+            self._write(pack, memory.view[:size])
+        return tuple(self._refs)
+
+    def discard(self) -> None:
+        """Remove what was written for a checkpoint that is not to be."""
+        for name in self._written:
+            self._storage.delete(name)
+
+    # -- with the lock held -----------------------------------------------------------------
+
+    def _present(self, digest: str, size_bytes: int) -> Part | None:
+        fresh = self._fresh.get(digest)
+        if fresh is not None:
+            return Part(pack=fresh[0], offset=fresh[1], size_bytes=size_bytes, digest=digest)
+        known = self._known.get(digest)
+        if known is None or known.size_bytes != size_bytes:
+            return None
+        number = self._numbers.get(known.pack)
+        if number is None:
+            number = self._numbers[known.pack] = len(self._refs)
+            self._refs.append(PackRef(name=known.pack, size_bytes=known.pack_bytes))
+        return Part(pack=number, offset=known.offset, size_bytes=size_bytes, digest=digest)
+
+    def _open(self, size_bytes: int) -> int:
+        name = f"{self._prefix}-{len(self._written):06d}"
+        self._written.append(name)
+        self._refs.append(PackRef(name=name, size_bytes=size_bytes))
+        return len(self._refs) - 1
+
+    def _place(self, pack: int, offset: int, digest: str, size_bytes: int) -> Part:
+        self._fresh.setdefault(digest, (pack, offset))
+        return Part(pack=pack, offset=offset, size_bytes=size_bytes, digest=digest)
+
+    def _pend(self, data: memoryview, digest: str, full: list[tuple[int, Block, int]]) -> Part:
+        if self._pending is not None and self._pending_bytes + len(data) > PACK_BYTES:
+            self._close_pending(full)
+        if self._pending is None:
+            self._pending = Block(PACK_BYTES)
+            self._pending_number = self._open(1)
+            self._pending_bytes = 0
+        offset = self._pending_bytes
+        self._pending.view[offset : offset + len(data)] = data
+        self._pending_bytes += len(data)
+        return self._place(self._pending_number, offset, digest, len(data))
+
+    def _close_pending(self, full: list[tuple[int, Block, int]]) -> None:
+        if self._pending is None:
+            return
+        number, size = self._pending_number, self._pending_bytes
+        self._refs[number] = PackRef(name=self._refs[number].name, size_bytes=size)
+        full.append((number, self._pending, size))
+        self._pending = None
+
+    # -- without it -------------------------------------------------------------------------
+
+    def _write(self, pack: int, data: memoryview) -> None:
+        name = self._refs[pack].name
+        self._write_with(lambda: self._storage.write_from(name, data))
+        with self._lock:
+            self.new_bytes += len(data)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One chunk to read, and the memory that it goes to (of its size, writable)."""
+
+    pack: str
+    offset: int
+    digest: str
+    target: memoryview
+
+
+def fetch(packs: Storage, wanted: Iterable[Wanted], *, readers: int = _READERS) -> int:
+    """Read chunks into their memory, several at once, each verified; the bytes read.
+
+    A chunk that is wrong or missing raises :class:`CorruptObject` or :class:`ObjectMissing`; the
+    targets then hold anything.
+    """
+    with ThreadPoolExecutor(readers, thread_name_prefix="spotfirst-read") as pool:
+        futures: list[Future[int]] = [pool.submit(_read_run, packs, run) for run in _runs(wanted)]
+        try:
+            return sum(future.result() for future in futures)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def read_chunk(packs: Storage, pack: str, part: Part) -> bytearray:
+    """The bytes of one part, verified. Raises as :func:`fetch` does."""
+    data = bytearray(part.size_bytes)
+    _read_run(packs, [Wanted(pack, part.offset, part.digest, memoryview(data))])
+    return data
+
+
+def _runs(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
+    """Chunks to read with one call: a large one alone, small neighbours together."""
+    run: list[Wanted] = []
+    size = 0
+    for each in sorted(wanted, key=lambda w: (w.pack, w.offset)):
+        fits = (
+            run
+            and run[-1].pack == each.pack
+            and len(each.target) < _DIRECT_BYTES
+            and len(run[-1].target) < _DIRECT_BYTES
+            and 0 <= each.offset - (run[-1].offset + len(run[-1].target)) < _DIRECT_BYTES // 16
+            and size + len(each.target) <= _READ_BYTES
+        )
+        if run and not fits:
+            yield run
+            run, size = [], 0
+        run.append(each)
+        size += len(each.target)
+    if run:
+        yield run
+
+
+def _read_run(packs: Storage, run: list[Wanted]) -> int:
+    first, last = run[0], run[-1]
+    size = last.offset + len(last.target) - first.offset
+    if len(run) == 1:
+        packs.read_into(first.pack, first.offset, first.target)
+    else:
+        together = memoryview(bytearray(size))
+        packs.read_into(first.pack, first.offset, together)
+        for each in run:
+            start = each.offset - first.offset
+            each.target[:] = together[start : start + len(each.target)]
+    for each in run:
+        if chunk_digest(each.target) != each.digest:
+            msg = (
+                f"pack {packs.url}/{each.pack} is damaged: the {len(each.target)} bytes from "
+                f"{each.offset} on are not those that were written"
+            )
+            raise CorruptObject(msg)
+    return size

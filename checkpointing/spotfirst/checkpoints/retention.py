@@ -1,0 +1,130 @@
+"""Which checkpoints stay, and how the bytes of the others go: safe beside a writer, after any kill.
+
+Two steps. First an entry in the chain says which checkpoints are no longer kept (:func:`prune`):
+only the holder of the claim can write it, so nobody builds on one of them afterwards. Then objects
+are removed (:func:`collect`) by one rule:
+
+    garbage is what no kept or pinned checkpoint names, and what is older than the newest commit.
+
+Objects are named by claim and save, in that order, so *older* is a comparison of names. A save that
+is under way is newer than the newest commit; one of a fenced writer never will be committed.
+A collection that was cut short leaves objects that the next one finds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Literal
+
+from spotfirst.checkpoints.chain import CheckpointChain, Commit
+from spotfirst.checkpoints.manifest import read_manifest
+from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing
+from spotfirst.storage import Storage
+from spotfirst.wire import Record
+
+__all__ = ["Retention", "collect", "kept", "prune"]
+
+_OBJECT = re.compile(r"(\d{8})/(\d{6})\b.*")
+
+
+class Retention(Record):
+    """Which checkpoints to keep: the union of what its fields say. The newest one always stays.
+
+    ``last``: so many of the newest; ``None`` keeps all. ``every_steps``: the first one in each so
+    many steps. ``best``: so many with the lowest (``mode="min"``) or highest ``metric``.
+    """
+
+    last: int | None = 5
+    every_steps: int | None = None
+    best: int = 0
+    metric: str = "loss"
+    mode: Literal["min", "max"] = "min"
+
+    def check(self) -> None:
+        """Raise :class:`InvalidSpec` for numbers that keep nothing."""
+        wrong = (
+            (self.last is not None and self.last < 1)
+            or (self.every_steps is not None and self.every_steps < 1)
+            or self.best < 0
+            or (self.best and not self.metric)
+        )
+        if wrong:
+            msg = (
+                f"retention {self}: last and every_steps are 1 or more (or None), best is 0 or "
+                "more and needs the name of a metric"
+            )
+            raise InvalidSpec(msg)
+
+
+def kept(commits: Collection[tuple[int, Commit]], retention: Retention) -> set[int]:
+    """The sequence numbers to keep of ``commits`` (oldest first)."""
+    commits = list(commits)
+    if retention.last is None:
+        return {seq for seq, _ in commits}
+    keep = {seq for seq, _ in commits[-max(1, retention.last) :]}
+    if retention.every_steps:
+        buckets: dict[int, int] = {}
+        for seq, commit in commits:
+            buckets.setdefault(commit.step // retention.every_steps, seq)
+        keep |= set(buckets.values())
+    if retention.best:
+        sign = 1 if retention.mode == "min" else -1
+        measured = [
+            (sign * commit.metrics[retention.metric], seq)
+            for seq, commit in commits
+            if retention.metric in commit.metrics
+        ]
+        keep |= {seq for _, seq in sorted(measured)[: retention.best]}
+    return keep
+
+
+def prune(chain: CheckpointChain, attempt: int, retention: Retention) -> bool:
+    """Say in the chain which checkpoints are no longer kept; whether there were any.
+
+    Raises :class:`ClaimLost`.
+    """
+    keep = kept(chain.commits, retention)
+    gone = [seq for seq, _ in chain.commits if seq not in keep]
+    if gone:
+        chain.prune(attempt, gone)
+    return bool(gone)
+
+
+def collect(
+    packs: Storage, chain: CheckpointChain, pinned: Collection[int] = ()
+) -> tuple[int, int]:
+    """Remove garbage; how many objects and bytes that were.
+
+    ``chain`` has been read *before* ``pinned`` was: who pins looks at the chain afterwards. Reads
+    the manifests that stay; one that is damaged stops the collection, with the error of
+    :func:`read_manifest`, because nobody knows what it named.
+    """
+    newest = chain.newest()
+    if newest is None:
+        return 0, 0
+    staying = [commit for _, commit in chain.commits]
+    staying += [commit for seq, commit in chain.pruned.items() if seq in pinned]
+    named: set[str] = set()
+    for commit in staying:
+        try:
+            manifest = read_manifest(packs, commit.manifest, commit.digest)
+        except (CorruptObject, ObjectMissing):
+            if commit is newest[1]:
+                raise
+            continue  # it cannot be restored, so what it named is of no use
+        named.add(commit.manifest)
+        named.update(pack.name for pack in manifest.packs)
+    limit = _age(newest[1].manifest)
+    garbage = [
+        (name, size)
+        for name, size in packs.walk("")
+        if name not in named and (age := _age(name)) is not None and age < (limit or (0, 0))
+    ]
+    packs.delete_many([name for name, _ in garbage])
+    return len(garbage), sum(size for _, size in garbage)
+
+
+def _age(name: str) -> tuple[int, int] | None:
+    match = _OBJECT.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None

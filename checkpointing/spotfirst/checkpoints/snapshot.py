@@ -1,0 +1,326 @@
+"""A consistent copy of a training state, taken while the training goes on.
+
+*Lazy*: parameters and optimizer state change in ``optimizer.step()`` and nowhere else. So between
+two of those calls, that is during the forward and the backward pass, a background thread can copy
+them; only ``optimizer.step()`` waits for the rest. What the forward pass itself may change (buffers
+such as BatchNorm's, small tensors, random number generators, everything that is no tensor) is
+copied at once.
+
+A lazy copy proves itself: torch counts the in-place changes of a tensor, and the count must be the
+same after the copy as at the snapshot. A write that bypasses the count (through ``.data``) is found
+by samples of the bytes. A snapshot that does not pass is dropped, never stored.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch  # noqa: TID253 - this module copies tensors; only the Checkpointer's side imports it
+
+from spotfirst.checkpoints.memory import ALIGNMENT, Arena, move
+from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts
+from spotfirst.checkpoints.statetree import Leaf
+from spotfirst.checkpoints.tensors import is_plain
+
+__all__ = ["Block", "Snapshot", "Torn", "settled_until_step"]
+
+_ITEM_ALIGNMENT = 64
+_LAZY_FROM_BYTES = 256 << 10
+"""Below this, watching a tensor costs more than copying it."""
+_SAMPLE_BYTES = 64
+
+
+class Torn(Exception):
+    """Something changed while it was copied."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring chunks, about as large as a pack.
+
+    ``cuts`` has (offset, size) within ``memory`` for each chunk, ``leaves`` the leaf it is of.
+    """
+
+    memory: memoryview
+    cuts: list[tuple[int, int]]
+    leaves: list[int]
+
+
+@dataclass
+class _Span:
+    """A block before it has memory: where it begins and ends in the layout, and its chunks."""
+
+    start: int
+    end: int
+    chunks: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(leaf, offset in the leaf, size, offset in the span)"""
+
+
+class Snapshot:
+    """A training state after ``step`` finished steps, being copied to ``arena``.
+
+    ``objects``, ``ranked`` and ``rng`` are trees over ``leaves``; ``settled`` are the addresses of
+    the memory that only ``optimizer.step()`` changes, empty for an eager copy. ``taken_at`` is
+    monotonic time. At most ``memory_bytes`` of the arena are used: a larger state is copied piece
+    by piece as earlier pieces are written, and the training waits meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: int,
+        objects: dict[str, Any],
+        ranked: dict[str, Any],
+        rng: Any,
+        leaves: list[Leaf],
+        metrics: dict[str, float],
+        taken_at: float,
+        arena: Arena,
+        settled: frozenset[int] = frozenset(),
+        memory_bytes: int | None = None,
+    ) -> None:
+        self.step = step
+        self.objects = objects
+        self.ranked = ranked
+        self.rng = rng
+        self.leaves = leaves
+        self.metrics = metrics
+        self.taken_at = taken_at
+        self._copied = threading.Event()
+        self._spans, size = _layout(leaves)
+        self._piecemeal = memory_bytes is not None and size > memory_bytes
+        on_gpu = any(isinstance(leaf.value, torch.Tensor) and leaf.value.is_cuda for leaf in leaves)
+        room = max(PACK_BYTES + CHUNK_BYTES, memory_bytes or 0) if self._piecemeal else size
+        self.size_bytes = size
+        """What the copy takes."""
+        self._arena = arena
+        self._memory = arena.fit(room, pinned=on_gpu)
+        self._starts: dict[int, int] = {}
+        self._done: set[int] = set()
+        self._lazy: dict[int, tuple[int, bytes]] = {}
+        self._gpu_done: Any = None
+        if not self._piecemeal:
+            self._starts = {
+                leaf: span.start + position
+                for span in self._spans
+                for leaf, offset, _, position in span.chunks
+                if offset == 0
+            }
+            self._begin(settled)
+            if not self._lazy and self._gpu_done is None:
+                self._copied.set()
+
+    # -- on the training thread -------------------------------------------------------------
+
+    def wait_copied(self) -> bool:
+        """Wait until the state may change again; whether that took any time."""
+        if self._copied.is_set():
+            return False
+        if self._gpu_done is not None and not self._lazy:
+            torch.cuda.current_stream().wait_event(self._gpu_done)  # the GPU waits, not this thread
+            return False
+        self._copied.wait()
+        return True
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the state may change."""
+        return self._copied.is_set()
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the training may not even begin its next step: there is not enough memory."""
+        return self._piecemeal
+
+    def _begin(self, settled: frozenset[int]) -> None:
+        side = None
+        for number, leaf in enumerate(self.leaves):
+            value = leaf.value
+            if (
+                isinstance(value, torch.Tensor)
+                and leaf.size_bytes >= _LAZY_FROM_BYTES
+                and not value.is_inference()
+                and value.untyped_storage().data_ptr() in settled
+            ):
+                if value.is_cuda:
+                    side = side or _side_stream()
+                    with torch.cuda.stream(side):
+                        self._view(number).copy_(value, non_blocking=True)
+                        value.record_stream(side)
+                    self._done.add(number)
+                    continue
+                sample = _sample(value.data_ptr(), leaf.size_bytes) if is_plain(value) else b""
+                self._lazy[number] = (value._version, sample)  # noqa: SLF001 - torch documents it so
+            elif leaf.size_bytes:
+                self._copy(number, 0, leaf.size_bytes)
+        if side is not None:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(side)
+            self._gpu_done = event
+        elif any(
+            isinstance(leaf.value, torch.Tensor) and leaf.value.is_cuda for leaf in self.leaves
+        ):
+            torch.cuda.current_stream().synchronize()
+
+    # -- on the saving thread ---------------------------------------------------------------
+
+    def blocks(self) -> Iterator[Block | None]:
+        """The blocks, each whole in memory until the next snapshot; raises :class:`Torn`.
+
+        ``None`` asks to be called again only when all blocks so far are written: their memory is
+        used again.
+        """
+        try:
+            if self._gpu_done is not None:
+                self._gpu_done.synchronize()
+            shift = 0
+            for span in self._spans:
+                if self._piecemeal and span.end - shift > self._memory.size_bytes:
+                    yield None
+                    shift = span.start
+                start = span.start - shift
+                self._arena.populate(span.end - shift)
+                cuts, leaves = [], []
+                for leaf, offset, size, position in span.chunks:
+                    if self._piecemeal:
+                        self._copy_piece(leaf, offset, size, start + position)
+                    elif leaf in self._lazy:
+                        self._copy_lazily(leaf, offset, size)
+                    cuts.append((position, size))
+                    leaves.append(leaf)
+                yield Block(self._memory.view[start : start + span.end - span.start], cuts, leaves)
+            self._prove()
+        finally:
+            self._copied.set()
+
+    def _prove(self) -> None:
+        # Once more for all: this is the moment from which the state may change.
+        for number, (version, sample) in self._lazy.items():
+            leaf = self.leaves[number]
+            if leaf.value._version != version:  # noqa: SLF001 - torch documents it so
+                msg = "a parameter or optimizer state was changed in place before optimizer.step()"
+                raise Torn(msg)
+            if sample and sample != _sample(
+                self._memory.address + self._starts[number], leaf.size_bytes
+            ):
+                msg = "a parameter was changed through .data before optimizer.step()"
+                raise Torn(msg)
+
+    def _copy_lazily(self, number: int, offset: int, size: int) -> None:
+        if is_plain(self.leaves[number].value):
+            self._copy(number, offset, size)
+        elif number not in self._done:
+            self._done.add(number)
+            self._copy(number, 0, self.leaves[number].size_bytes)
+
+    def _copy_piece(self, number: int, offset: int, size: int, position: int) -> None:
+        value = self.leaves[number].value
+        if not isinstance(value, torch.Tensor):
+            self._memory.view[position : position + size] = value[offset : offset + size]
+        elif is_plain(value):
+            move(self._memory.address + position, value.data_ptr() + offset, size)
+        else:
+            item = value.element_size()
+            flat = value.reshape(-1)[offset // item : (offset + size) // item]
+            target = torch.frombuffer(
+                self._memory.view[position : position + size], dtype=torch.uint8
+            )
+            target.view(value.dtype).copy_(flat)
+
+    # -- both -------------------------------------------------------------------------------
+
+    def _copy(self, number: int, offset: int, size: int) -> None:
+        value = self.leaves[number].value
+        start = self._starts[number] + offset
+        if not isinstance(value, torch.Tensor):
+            self._memory.view[start : start + size] = value[offset : offset + size]
+        elif is_plain(value):
+            move(self._memory.address + start, value.data_ptr() + offset, size)
+        else:
+            self._view(number).copy_(value, non_blocking=value.is_cuda)
+
+    def _view(self, number: int) -> torch.Tensor:
+        leaf = self.leaves[number]
+        start = self._starts[number]
+        raw = torch.frombuffer(
+            self._memory.view[start : start + leaf.size_bytes], dtype=torch.uint8
+        )
+        return raw.view(leaf.value.dtype).view(leaf.shape)
+
+
+def settled_until_step(objects: Iterable[Any]) -> frozenset[int]:
+    """Addresses of the memory that only ``optimizer.step()`` changes.
+
+    It is that of the parameters and states of the torch optimizers among ``objects``, and of all
+    parameters of a module that has one of those: a frozen backbone is not changed at all. Memory
+    that a buffer shares is left out; and where there is no optimizer, nothing is known.
+    """
+    objects = list(objects)
+    owned: set[int] = set()
+    for each in objects:
+        if isinstance(each, torch.optim.Optimizer):
+            tensors = [p for group in each.param_groups for p in group["params"]]
+            tensors += [
+                value
+                for state in each.state.values()
+                if isinstance(state, dict)
+                for value in state.values()
+                if isinstance(value, torch.Tensor)
+            ]
+            owned.update(map(_address, tensors))
+    buffers: set[int] = set()
+    for each in objects:
+        if isinstance(each, torch.nn.Module):
+            addresses = set(map(_address, each.parameters()))
+            if addresses & owned:
+                owned |= addresses
+            buffers.update(map(_address, each.buffers()))
+    return frozenset(owned - buffers - {0})
+
+
+def _address(tensor: torch.Tensor) -> int:
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    if local.layout is not torch.strided or local.device.type == "meta":
+        return 0
+    return int(local.untyped_storage().data_ptr())
+
+
+def _layout(leaves: list[Leaf]) -> tuple[list[_Span], int]:
+    """Where each leaf goes, and which chunks go together; the bytes of all.
+
+    A block begins at a multiple of 4096, for disks; so do leaves of several chunks.
+    """
+    spans: list[_Span] = []
+    end = 0
+    for number, leaf in enumerate(leaves):
+        size = leaf.size_bytes
+        end = _up(end, ALIGNMENT if size >= CHUNK_BYTES else _ITEM_ALIGNMENT)
+        for offset, length in chunk_cuts(size):
+            if not spans or end + length - spans[-1].start > PACK_BYTES:
+                end = _up(end, ALIGNMENT)
+                spans.append(_Span(end, end))
+            spans[-1].chunks.append((number, offset, length, end - spans[-1].start))
+            end += length
+            spans[-1].end = end
+    return spans, _up(end, ALIGNMENT)
+
+
+def _up(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment
+
+
+def _sample(address: int, size: int) -> bytes:
+    """Bytes from five places. The copy runs upwards, so a late change shows at the end at least."""
+    length = min(_SAMPLE_BYTES, size)
+    places = (0, size // 4, size // 2, size - size // 4 - length, size - length)
+    return b"".join(ctypes.string_at(address + max(0, place), length) for place in places)
+
+
+def _side_stream() -> Any:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    return stream

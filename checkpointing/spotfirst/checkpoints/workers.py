@@ -1,0 +1,43 @@
+"""Threads for hashing and writing, beside the training."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["Workers"]
+
+_T = TypeVar("_T")
+
+
+class Workers:
+    """A few daemon threads: a storage that does not answer must not keep a dead script alive.
+
+    (The threads of :mod:`concurrent.futures` are waited for when Python ends.) A task of a lower
+    ``priority`` number goes first.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._tasks: queue.PriorityQueue[tuple[int, int, Any]] = queue.PriorityQueue()
+        self._number = itertools.count()
+        for index in range(count):
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True).start()
+
+    def submit(self, action: Callable[[], _T], *, priority: int = 0) -> Future[_T]:
+        """What ``action`` will return or raise."""
+        future: Future[_T] = Future()
+        self._tasks.put((priority, next(self._number), (future, action)))
+        return future
+
+    def _work(self) -> None:
+        while True:
+            _, _, (future, action) = self._tasks.get()
+            try:
+                future.set_result(action())
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(error)
+            del future, action  # they hold memory
