@@ -26,6 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID2
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
 from spotfirst.checkpoints.loading import StateReader, differences, stored_trees
+from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
 from spotfirst.checkpoints.packs import Location, known_parts
@@ -38,7 +39,7 @@ from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.checkpoints.weights import weights_sha256
 from spotfirst.context import TrainerContext
-from spotfirst.errors import ClaimLost, InvalidSpec, StateMismatch
+from spotfirst.errors import ClaimLost, CorruptObject, InvalidSpec, ObjectMissing, StateMismatch
 from spotfirst.leaving import Drained, Superseded
 from spotfirst.patience import Sleep, patiently
 from spotfirst.reporting import ProgressReporter
@@ -69,6 +70,8 @@ class Checkpointer:
     costs no time; see :mod:`spotfirst.checkpoints.snapshot`. Switch it off for a script that
     changes parameters through ``.data`` elsewhere than after ``optimizer.step()``.
     ``memory_bytes`` is what the copy may take; by default, all of the state, if that is there.
+    ``local`` is a folder on a fast local disk (or ``SPOTFIRST_LOCAL_CHECKPOINTS``): each checkpoint
+    goes there first, so that a process that is started again on this machine reads it from there.
     ``context``, ``clock``, ``monotonic`` and ``sleep`` are for tests.
     """
 
@@ -81,6 +84,7 @@ class Checkpointer:
         retention: Retention | None = None,
         lazy: bool = True,
         memory_bytes: int | None = None,
+        local: str | None = None,
         context: TrainerContext | None = None,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
@@ -105,6 +109,7 @@ class Checkpointer:
         self._retention = retention
         self._lazy = lazy
         self._memory_bytes = memory_bytes
+        self._local = local
         self._arena = Arena()
         self._saver: Saver | None = None
         self._step: int | None = None
@@ -180,19 +185,23 @@ class Checkpointer:
             if not claimed:
                 raise self._drained(0)
         self._reporter.stamp("claimed")
-        restored = patiently(
-            lambda: load_newest(
-                run, chain, lambda packs, commit: self._read(packs, commit, layout),
-                content="state", resume_from=resume_from, warn=self._reporter.warn,
-            ),
-            what="read the checkpoint", sleep=self._sleep, warn=self._reporter.warn,
-        )  # fmt: skip
         tier = Tier(
             run.packs(), chain, attempt, chain.claims[-1], retention=retention or Retention(),
-            known=_known(restored), pinned=run.pinned,
+            pinned=run.pinned,
         )  # fmt: skip
+        local = local_tier(run, attempt, tier.claim, self._local)
+        restored = self._load_local(local, tier, layout) if local else None
+        if restored is None:
+            restored = patiently(
+                lambda: load_newest(
+                    run, chain, lambda packs, commit: self._read(packs, commit, layout),
+                    content="state", resume_from=resume_from, warn=self._reporter.warn,
+                ),
+                what="read the checkpoint", sleep=self._sleep, warn=self._reporter.warn,
+            )  # fmt: skip
+            tier.known = _known(restored)
         self._saver = Saver(
-            [tier], on_saved=self._on_saved, warn=self._reporter.warn,
+            [local, tier] if local else [tier], on_saved=self._on_saved, warn=self._reporter.warn,
             monotonic=self._monotonic, sleep=self._sleep,
         )  # fmt: skip
         _before_optimizer_steps(self._saver)
@@ -368,6 +377,23 @@ class Checkpointer:
         reader.fetch()
         states = {name: reader.value(trees[name]) for name in self._objects}
         return states, reader.value(generators), manifest
+
+    def _load_local(
+        self, local: Tier, tier: Tier, layout: tuple[dict[str, Any], Any, list[Leaf]]
+    ) -> Restored[tuple[dict[str, Any], Any, StateManifest]] | None:
+        """What lies on the local disk, when it is the run's newest state and whole."""
+        commit = usable_commit(local.chain, tier.chain)
+        if commit is None:
+            return None
+        try:
+            value = self._read(local.packs, commit, layout)
+        except (CorruptObject, ObjectMissing, StateMismatch) as error:
+            self._reporter.warn(f"the checkpoint on the local disk cannot be used: {error}")
+            return None
+        newest = tier.chain.newest()
+        seq = newest[0] if newest is not None and newest[1].step == commit.step else None
+        local.known = _known(Restored(value, commit, 1))
+        return Restored(value, commit, seq)
 
     def _apply(self, restored: Restored[tuple[dict[str, Any], Any, StateManifest]] | None) -> int:
         assert self._saver is not None

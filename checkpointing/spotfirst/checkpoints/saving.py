@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from spotfirst.checkpoints.packs import Location, PackWriter, chunk_digest, know
 from spotfirst.checkpoints.retention import Retention, collect, prune
 from spotfirst.checkpoints.snapshot import Block, Snapshot, Torn
 from spotfirst.checkpoints.workers import Workers
-from spotfirst.errors import ClaimLost, StorageError
+from spotfirst.errors import ClaimLost, FormatError, StorageError
 from spotfirst.patience import Sleep, patiently
 from spotfirst.storage import Storage
 
@@ -187,35 +187,43 @@ class Saver:
             for save in saves:
                 save.discard()
             raise
+        # The storage does not wait for the disk: whichever is written first is committed first.
+        beside = [
+            threading.Thread(target=self._commit_expendable, args=(snapshot, save), daemon=True)
+            for save in saves
+            if save.tier.expendable
+        ]
+        for thread in beside:
+            thread.start()
         for save in saves:
-            try:
-                saved = self._commit(snapshot, save)
-            except StorageError as error:
-                if not save.tier.expendable:
-                    raise
-                self._give_up(save.tier, error)
+            if save.tier.expendable:
                 continue
-            if saved is not None and not save.tier.expendable:
+            saved = self._commit(snapshot, save)
+            if saved is not None:
                 self.newest_step = snapshot.step
                 self.last = saved
                 self._on_saved(saved)
                 self._clean(save.tier)
+        for thread in beside:
+            thread.join()
+
+    def _commit_expendable(self, snapshot: Snapshot, save: _TierSave) -> None:
+        try:
+            self._commit(snapshot, save)
+            self._clean(save.tier)
+        except (ClaimLost, StorageError) as error:
+            self._tiers.remove(save.tier)
+            self._warn(f"checkpoints are no longer kept on the local disk: {error}")
 
     def _write_blocks(self, snapshot: Snapshot, saves: list[_TierSave]) -> None:
-        hashed: list[Future[list[str]]] = []
         for block in snapshot.blocks():
             if block is None:
                 for save in saves:
                     save.wait()
                 continue
-            digests = self._workers.submit(lambda block=block: _digests(block))  # type: ignore[misc]
-            hashed.append(digests)
-            for priority, save in enumerate(saves, start=1):
-                task = self._workers.submit(
-                    lambda save=save, block=block, digests=digests: save.add(block, digests),  # type: ignore[misc]
-                    priority=priority,
-                )
-                save.tasks.append((task, block))
+            digests = _Once(block)
+            for priority, save in enumerate(saves):
+                save.submit(self._workers, block, digests, priority)
 
     def _commit(self, snapshot: Snapshot, save: _TierSave) -> Saved | None:
         parts = save.finish(len(snapshot.leaves))
@@ -251,16 +259,12 @@ class Saver:
         new_bytes = save.writer.new_bytes + size_bytes
         return Saved(seq, snapshot.step, self._monotonic() - snapshot.taken_at, new_bytes)
 
-    def _give_up(self, tier: Tier, error: StorageError) -> None:
-        self._tiers.remove(tier)
-        self._warn(f"checkpoints are no longer kept on the local disk: {error}")
-
     def _clean(self, tier: Tier) -> None:
         """Let go of checkpoints that are not to be kept. What fails here is done the next time."""
         try:
             if prune(tier.chain, tier.attempt, tier.retention):
                 collect(tier.packs, tier.chain, tier.pinned())
-        except StorageError as error:
+        except (StorageError, FormatError) as error:
             _log.warning("could not remove old checkpoints, will try again: %s", error)
 
     def _write(self, tier: Tier, action: Callable[[], None]) -> None:
@@ -287,13 +291,16 @@ class _TierSave:
         )  # fmt: skip
         self.tasks: list[tuple[Future[list[Part]], Block]] = []
 
-    def add(self, block: Block, digests: Future[list[str]]) -> list[Part]:
-        return self.writer.add(block.memory, block.cuts, digests.result())
+    def submit(self, workers: Workers, block: Block, digests: _Once, priority: int) -> None:
+        """Hash (once for all tiers) and write a block when a worker is free."""
+        task = workers.submit(
+            lambda: self.writer.add(block.memory, block.cuts, digests.get()), priority=priority
+        )
+        self.tasks.append((task, block))
 
     def wait(self) -> None:
-        """Until all blocks so far are written; raises what went wrong with one of them."""
-        for task, _ in self.tasks:
-            task.result()
+        """Until all blocks so far are written; what went wrong is raised by :meth:`finish`."""
+        wait([task for task, _ in self.tasks])
 
     def finish(self, leaves: int) -> list[list[Part]]:
         """The parts of each leaf, all written."""
@@ -314,5 +321,19 @@ class _TierSave:
             _log.warning("could not remove an unfinished checkpoint, will try again: %s", error)
 
 
-def _digests(block: Block) -> list[str]:
-    return [chunk_digest(block.memory[start : start + size]) for start, size in block.cuts]
+class _Once:
+    """The digests of a block's chunks, made by the first tier that needs them."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._lock = threading.Lock()
+        self._digests: list[str] | None = None
+
+    def get(self) -> list[str]:
+        with self._lock:
+            if self._digests is None:
+                memory = self._block.memory
+                self._digests = [
+                    chunk_digest(memory[start : start + size]) for start, size in self._block.cuts
+                ]
+            return self._digests
