@@ -11,6 +11,7 @@ never have the same name, and a name is written once. This is what garbage colle
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,12 +75,21 @@ def pack_prefix(claim: int, save: int, rank: int = 0) -> str:
 
 
 def known_parts(packs: Sequence[PackRef], parts: Iterable[Part]) -> dict[str, Location]:
-    """What a checkpoint holds, by digest."""
+    """What a checkpoint holds and the next one need not write, by digest.
+
+    Packs of which less than half is still in use are left out: their rest is written again, so
+    that they can go. So no more than twice the bytes of the kept checkpoints are stored.
+    """
+    parts = list(parts)
+    used = Counter[int]()
+    for part in {(part.pack, part.offset): part for part in parts}.values():
+        used[part.pack] += part.size_bytes
     return {
         part.digest: Location(
             packs[part.pack].name, packs[part.pack].size_bytes, part.offset, part.size_bytes
         )
         for part in parts
+        if 2 * used[part.pack] >= packs[part.pack].size_bytes
     }
 
 
