@@ -275,6 +275,11 @@ class Checkpointer:
             raise self._superseded(error) from error
         return True
 
+    @property
+    def last_saved(self) -> Saved | None:
+        """The newest checkpoint that this process completed, and what it took; not a restored one."""
+        return self._saver.last if self._saver is not None else None
+
     def close(self) -> None:
         """Complete the checkpoint of the step last finished, and tell the agent the last word."""
         if self._left is None:
