@@ -12,7 +12,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from spotfirst import channel, heartbeat, market, spec
-from spotfirst.checkpoints import chain
+from spotfirst.checkpoints import chain, retention
 from spotfirst.events import KNOWN, Event
 from spotfirst.wire import Record
 
@@ -67,7 +67,8 @@ EVENTS: list[type[Event]] = list(KNOWN.values())
 RECORDS: list[type[Record]] = [
     market.Pool, market.Notice, spec.CodeRef, spec.DatasetRef, spec.ResumeFrom, spec.RunSpec,
     heartbeat.Timings, heartbeat.Progress, heartbeat.Heartbeat, heartbeat.Handover,
-    heartbeat.ExitReport, chain.Claim, chain.Commit, chain.Release, channel.Drain, *EVENTS,
+    heartbeat.ExitReport, chain.Claim, chain.Commit, chain.Release, chain.Prune,
+    retention.Retention, channel.Drain, *EVENTS,
 ]  # fmt: skip
 
 any_event = st.one_of([built(kind) for kind in EVENTS])

@@ -8,18 +8,25 @@ two processes of one attempt: each claims for itself.
 
 A commit is the last write of a checkpoint: its manifest and blobs are there before it.
 
+An entry carries a checksum: one with a flipped bit stops everyone who reads it, since nobody knows
+any more whether it was a claim.
+
 Every call may be repeated after :class:`StorageUnavailable`, when nobody knows whether it was
 applied: an entry that is there already is found, not written again.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Collection
 from datetime import datetime
 from typing import Literal
 
-from spotfirst.errors import ClaimLost
+import msgspec
+import xxhash
+
+from spotfirst.errors import ClaimLost, CorruptObject
 from spotfirst.sequence import Sequence
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, decode, encode, utc_now
@@ -31,6 +38,7 @@ class _Entry(Record, tag_field="kind"):
     attempt: int
     at: datetime
     nonce: str
+    check: str = ""
 
 
 class Claim(_Entry, tag="claim"):
@@ -154,10 +162,10 @@ class CheckpointChain:
     def release(self, attempt: int) -> None:
         """Say that no commit of this attempt will follow. Nothing happens when that is said.
 
-        Raises :class:`ClaimLost` when another attempt holds the claim.
+        Raises :class:`ClaimLost` when another attempt, or another process of it, holds the claim.
         """
         while not (self.released and self.holder == attempt):
-            if self.holder != attempt:
+            if not self._is_ours(attempt):
                 raise self._lost(attempt)
             if not self._write(Release(attempt=attempt, at=self._clock(), nonce=_nonce())):
                 self.refresh()
@@ -192,7 +200,7 @@ class CheckpointChain:
     def _write(self, entry: _AnyEntry) -> bool:
         """Append right behind what has been read; false when something else is there."""
         number = self._entries.length + 1
-        data = encode(entry)
+        data = _encode(entry)
         # As every other reader will see it; and never one that they cannot read.
         entry = _decode(data, self._entries.path(number))
         if not self._entries.append(data):
@@ -229,7 +237,27 @@ class CheckpointChain:
             self.commits.append((number, entry))
 
 
+_CHECK = re.compile(rb'"check":"([0-9a-f]{32})"')
+_ZEROS = b"0" * 32
+
+
+def _encode(entry: _AnyEntry) -> bytes:
+    """An entry as JSON whose ``check`` is the XXH3-128 of it with zeros in that place."""
+    data = encode(msgspec.structs.replace(entry, check=_ZEROS.decode()))
+    check = xxhash.xxh3_128_hexdigest(data).encode()
+    return _CHECK.sub(lambda _: b'"check":"%s"' % check, data, count=1)
+
+
 def _decode(data: bytes, path: str) -> _AnyEntry:
+    found = _CHECK.search(data)
+    if found is not None:
+        bare = data[: found.start(1)] + _ZEROS + data[found.end(1) :]
+        if xxhash.xxh3_128_hexdigest(bare) != found[1].decode():
+            msg = (
+                f"{path} is damaged: its checksum is of another content. Restore it from a backup "
+                "of the storage, or start a new run"
+            )
+            raise CorruptObject(msg)
     entry: _AnyEntry = decode(data, _AnyEntry, path=path)  # type: ignore[arg-type]
     return entry
 
