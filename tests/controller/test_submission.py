@@ -95,7 +95,7 @@ def test_an_unknown_step_lists_those_that_there_are(storage: Storage) -> None:
     run = submit(storage)
     chain = run.chain()
     chain.claim(1)
-    chain.commit(1, step=10, manifest="m", content="state")
+    chain.commit(1, step=10, manifest="m", digest="d", content="state")
     with pytest.raises(InvalidSpec, match=r"no checkpoint at 11; it has .*: 10"):
         attach(
             storage, "replay", msgspec.structs.replace(GOOD, resume_from="run@11"),
@@ -107,8 +107,8 @@ def test_a_replay_names_the_chain_entry_that_it_starts_from(storage: Storage) ->
     run = submit(storage)
     chain = run.chain()
     chain.claim(1)
-    seq = chain.commit(1, step=10, manifest="m", content="state")
-    chain.commit(1, step=20, manifest="m", content="state")
+    seq = chain.commit(1, step=10, manifest="m", digest="d", content="state")
+    chain.commit(1, step=20, manifest="m", digest="d", content="state")
     for text, step in (("run@10", 10), ("run@latest", 20)):
         replay = attach(
             storage, f"replay-{step}", msgspec.structs.replace(GOOD, resume_from=text),

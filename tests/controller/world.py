@@ -287,7 +287,9 @@ class Machine:
 
     def _commit(self) -> None:
         step = self.progress.step or 0
-        seq = self.chain.commit(self.request.attempt, step=step, manifest="m", content="state")
+        seq = self.chain.commit(
+            self.request.attempt, step=step, manifest="m", digest="d", content="state"
+        )
         self._tell(checkpoint_step=step, checkpoint_seq=seq)
 
     def _tell(self, **changes: Any) -> None:
