@@ -36,6 +36,8 @@ class Workers:
     def _work(self) -> None:
         while True:
             _, _, (future, action) = self._tasks.get()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(action())
             except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
