@@ -13,11 +13,14 @@ path below ``runs/{run_id}/``    written by               rule
 ``attempts/{n}/log/00000001`` …  the attempt's agent      append-only, text
 ``checkpoints/00000001.json`` …  the claim's holder       append-only sequence
 ``packs/{claim}/{save}…``        the claim's holder       written once; removed when unneeded
-``pins/{run_id}.json``           who replays it           keeps a checkpoint
+``pins/{seq}-{nonce}.json``      who replays it           keeps a checkpoint
 ================================ ======================== ==================================
 """
 
 from __future__ import annotations
+
+import re
+import secrets
 
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import InvalidSpec, ObjectMissing, UnknownRun
@@ -30,11 +33,13 @@ from spotfirst.wire import Record, decode, encode
 
 __all__ = ["Run", "create_run", "list_runs"]
 
+_PIN = re.compile(r"(\d{8})-[0-9a-f]{16}\.json")
+
 
 class Pin(Record):
-    """Another run starts from checkpoint ``seq``."""
+    """Another run starts from the checkpoint that the object's name says: ``by``."""
 
-    seq: int
+    by: str
 
 
 class Run:
@@ -91,18 +96,35 @@ class Run:
         """Where the bytes of its checkpoints and their manifests are."""
         return self.storage.child("packs")
 
-    def pin(self, seq: int, *, by: str) -> None:
-        """Keep checkpoint ``seq`` for the run ``by``, which starts from it, whatever is pruned.
+    def pin(self, seq: int, *, by: str) -> str:
+        """Keep checkpoint ``seq`` for the run ``by``, which starts from it; the pin's name.
 
-        Look at the chain *afterwards*: a checkpoint that is pruned by then may be gone.
+        Look at the chain *afterwards*: a checkpoint that is pruned by then may be gone. Every pin
+        is an object of its own, so taking one back takes nothing from another submitter.
         """
-        self.storage.write(f"pins/{check_run_id(by)}.json", encode(Pin(seq=seq)))
+        name = f"{seq:08d}-{secrets.token_hex(8)}.json"
+        self.storage.write(f"pins/{name}", encode(Pin(by=check_run_id(by))))
+        return name
+
+    def unpin(self, name: str) -> None:
+        """Take back a pin, by what :meth:`pin` returned."""
+        self.storage.delete(f"pins/{name}")
 
     def pinned(self) -> set[int]:
         """The sequence numbers of the checkpoints that other runs start from."""
-        names = [f"pins/{name}" for name in self.storage.list("pins")]
-        found = self.storage.read_many(names)
-        return {decode(data, Pin, path=f"{self.url}/{name}").seq for name, data in found.items()}
+        names = self.storage.list("pins")
+        return {int(match[1]) for name in names if (match := _PIN.fullmatch(name))}
+
+    def pins(self) -> dict[int, list[str]]:
+        """The same with the runs that start from each, sorted."""
+        names = [name for name in self.storage.list("pins") if _PIN.fullmatch(name)]
+        found = self.storage.read_many([f"pins/{name}" for name in names])
+        runs: dict[int, set[str]] = {}
+        for name in names:
+            path = f"pins/{name}"
+            by = decode(found[path], Pin, path=f"{self.url}/{path}").by
+            runs.setdefault(int(name[:8]), set()).add(by)
+        return {seq: sorted(by) for seq, by in runs.items()}
 
     def attempt_path(self, number: int, name: str) -> str:
         """The path of one of an attempt's files, below :attr:`storage`."""

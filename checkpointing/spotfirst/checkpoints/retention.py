@@ -13,6 +13,7 @@ A collection that was cut short leaves objects that the next one finds.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from typing import Literal
@@ -23,7 +24,7 @@ from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing
 from spotfirst.storage import Storage
 from spotfirst.wire import Record
 
-__all__ = ["Retention", "collect", "kept", "prune"]
+__all__ = ["Retention", "best_first", "collect", "garbage", "kept", "prune"]
 
 _OBJECT = re.compile(r"(\d{8})/(\d{6})\b.*")
 
@@ -69,14 +70,19 @@ def kept(commits: Collection[tuple[int, Commit]], retention: Retention) -> set[i
             buckets.setdefault(commit.step // retention.every_steps, seq)
         keep |= set(buckets.values())
     if retention.best:
-        sign = 1 if retention.mode == "min" else -1
-        measured = [
-            (sign * commit.metrics[retention.metric], seq)
-            for seq, commit in commits
-            if retention.metric in commit.metrics
-        ]
-        keep |= {seq for _, seq in sorted(measured)[: retention.best]}
+        keep |= set(best_first(commits, retention)[: retention.best])
     return keep
+
+
+def best_first(commits: Collection[tuple[int, Commit]], retention: Retention) -> list[int]:
+    """The sequence numbers of those that have the metric (and not NaN), the best one first."""
+    sign = 1 if retention.mode == "min" else -1
+    measured = [
+        (sign * commit.metrics[retention.metric], seq)
+        for seq, commit in commits
+        if not math.isnan(commit.metrics.get(retention.metric, math.nan))
+    ]
+    return [seq for _, seq in sorted(measured)]
 
 
 def prune(chain: CheckpointChain, attempt: int, retention: Retention) -> bool:
@@ -94,15 +100,24 @@ def prune(chain: CheckpointChain, attempt: int, retention: Retention) -> bool:
 def collect(
     packs: Storage, chain: CheckpointChain, pinned: Collection[int] = ()
 ) -> tuple[int, int]:
-    """Remove garbage; how many objects and bytes that were.
+    """Remove garbage; how many objects and bytes that were. Asks and raises as :func:`garbage`."""
+    found = garbage(packs, chain, pinned)
+    packs.delete_many([name for name, _ in found])
+    return len(found), sum(size for _, size in found)
+
+
+def garbage(
+    packs: Storage, chain: CheckpointChain, pinned: Collection[int] = ()
+) -> list[tuple[str, int]]:
+    """What may go, as (name, size in bytes).
 
     ``chain`` has been read *before* ``pinned`` was: who pins looks at the chain afterwards. Reads
-    the manifests that stay; one that is damaged stops the collection, with the error of
-    :func:`read_manifest`, because nobody knows what it named.
+    the manifests that stay. One that is damaged names nothing that could be restored; when it is
+    the newest one's, it stops the collection with the error of :func:`read_manifest`.
     """
     newest = chain.newest()
     if newest is None:
-        return 0, 0
+        return []
     staying = [commit for _, commit in chain.commits]
     staying += [commit for seq, commit in chain.pruned.items() if seq in pinned]
     named: set[str] = set()
@@ -115,14 +130,12 @@ def collect(
             continue  # it cannot be restored, so what it named is of no use
         named.add(commit.manifest)
         named.update(pack.name for pack in manifest.packs)
-    limit = _age(newest[1].manifest)
-    garbage = [
+    limit = _age(newest[1].manifest) or (0, 0)
+    return [
         (name, size)
         for name, size in packs.walk("")
-        if name not in named and (age := _age(name)) is not None and age < (limit or (0, 0))
+        if name not in named and (age := _age(name)) is not None and age < limit
     ]
-    packs.delete_many([name for name, _ in garbage])
-    return len(garbage), sum(size for _, size in garbage)
 
 
 def _age(name: str) -> tuple[int, int] | None:
