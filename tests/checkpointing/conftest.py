@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage, open_storage
@@ -20,8 +19,8 @@ def storage() -> Storage:
 
 
 @pytest.fixture
-def blobs(storage: Storage) -> BlobStore:
-    return BlobStore(storage)
+def packs(storage: Storage) -> Storage:
+    return storage.child("packs")
 
 
 @pytest.fixture

@@ -1,24 +1,32 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import spotfirst.checkpoints.files as implementation
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.files import FileCheckpoints
-from spotfirst.checkpoints.manifest import FileRef, FilesManifest, read_manifest
+from spotfirst.checkpoints.manifest import (
+    FileRef,
+    FilesManifest,
+    PackRef,
+    Part,
+    read_manifest,
+    write_manifest,
+)
+from spotfirst.checkpoints.packs import chunk_digest
 from spotfirst.errors import ClaimLost, CorruptObject, InvalidSpec, StorageUnavailable
 from spotfirst.run import Run, create_run
 from spotfirst.spec import ResumeFrom
-from spotfirst.wire import encode
 from tests.checkpointing.storages import faulty
 
 
@@ -46,13 +54,13 @@ def files(files_run: Run, folder: Path, clock: Clock) -> FileCheckpoints:
     return checkpoints
 
 
-def _open(run: Run, attempt: int, folder: Path, clock: Clock) -> FileCheckpoints:
-    return FileCheckpoints(run, attempt, folder, clock=clock, monotonic=clock.monotonic)
+def _open(run: Run, attempt: int, folder: Path, clock: Clock, **options: Any) -> FileCheckpoints:
+    return FileCheckpoints(run, attempt, folder, clock=clock, monotonic=clock.monotonic, **options)
 
 
-def _next(run: Run, attempt: int, folder: Path, clock: Clock) -> FileCheckpoints:
+def _next(run: Run, attempt: int, folder: Path, clock: Clock, **options: Any) -> FileCheckpoints:
     """The attempt after one that released."""
-    checkpoints = _open(run, attempt, folder, clock)
+    checkpoints = _open(run, attempt, folder, clock, **options)
     checkpoints.restore()
     return checkpoints
 
@@ -69,10 +77,15 @@ def _commits(run: Run) -> list[tuple[int, Commit]]:
     return run.chain().refresh().commits
 
 
-def _paths(run: Run) -> list[str]:
-    manifest = read_manifest(BlobStore(run.blobs()), _commits(run)[-1][1].manifest)
+def _manifest(run: Run) -> FilesManifest:
+    commit = _commits(run)[-1][1]
+    manifest = read_manifest(run.packs(), commit.manifest, commit.digest)
     assert isinstance(manifest, FilesManifest)
-    return [file.path for file in manifest.files]
+    return manifest
+
+
+def _paths(run: Run) -> list[str]:
+    return [file.path for file in _manifest(run).files]
 
 
 def test_a_folder_comes_back_on_the_next_instance(
@@ -165,15 +178,18 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(
 ) -> None:  # fmt: skip
     path = folder / "model"
     path.write_bytes(b"x" * 100)
-    put = BlobStore.put
+    readinto = io.FileIO.readinto
 
-    def put_slowly(store: BlobStore, data: bytes) -> str:
-        if b"xx" in data:
+    class Slow(io.FileIO):
+        def readinto(self, target: Any) -> int:
+            size = readinto(self, target)
             time.sleep(0.02)  # the file system's clock ticks every few milliseconds
             path.write_bytes(b"x" * 100)
-        return put(store, data)
+            return size
 
-    monkeypatch.setattr(BlobStore, "put", put_slowly)
+    monkeypatch.setattr(
+        implementation, "open", lambda handle, *_, **__: Slow(handle, "rb"), raising=False
+    )
     clock.ahead_s += 10
     assert files.capture() is None
     assert files.capture(final=True) is None
@@ -203,16 +219,13 @@ def test_a_file_that_did_not_change_is_not_moved_again(
     assert second < 2_000
 
 
-def test_large_files_span_several_blobs(
-    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(implementation, "CHUNK_BYTES", 1000)
+def test_large_files_have_several_parts(files_run: Run, folder: Path, tmp_path: Path) -> None:
+    files = _next(files_run, 1, folder, Clock(), chunk_bytes=1000)
     (folder / "big").write_bytes(os.urandom(2500))
     files.capture(final=True)
     files.release()
-    manifest = read_manifest(BlobStore(files_run.blobs()), _commits(files_run)[0][1].manifest)
-    assert [blob.size_bytes for blob in manifest.blobs] == [1000, 1000, 500]
+    (file,) = _manifest(files_run).files
+    assert [part.size_bytes for part in file.parts] == [1000, 1000, 500]
     _next(files_run, 2, tmp_path / "other", Clock())
     assert _tree(tmp_path / "other") == _tree(folder)
 
@@ -255,28 +268,63 @@ def test_a_damaged_checkpoint_is_passed_over_and_leaves_the_folder_whole(
     (folder / "b").write_text("more")
     files.capture(final=True)
     files.release()
-    store = files_run.blobs()
-    manifest = read_manifest(BlobStore(store), _commits(files_run)[-1][1].manifest)
-    digest = manifest.blobs[-1].digest
-    store.write(f"{digest[:2]}/{digest}", b"evil")
+    newest = _manifest(files_run).packs[-1].name
+    files_run.packs().write(newest, b"evil" * 100)
     following = _next(files_run, 2, tmp_path / "other", clock)
     assert _tree(tmp_path / "other") == {"a": b"first"}
     assert (following.step, len(following.warnings)) == (1, 1)
     assert list(tmp_path.glob(".*restoring")) == []
 
 
-def test_a_hostile_path_never_leaves_the_folder(
-    files_run: Run, tmp_path: Path, clock: Clock
+def _files(*paths: str, part: Part | None = None) -> FilesManifest:
+    parts = () if part is None else (part,)
+    size = 0 if part is None else part.size_bytes
+    return FilesManifest(
+        packs=(PackRef(name="00000001/000001-00000-000000", size_bytes=4),),
+        files=tuple(FileRef(path=path, size_bytes=size, parts=parts) for path in paths),
+    )
+
+
+_EVIL = chunk_digest(memoryview(b"evil"))
+
+HOSTILE = {
+    "above": _files("../evil"),
+    "far above": _files("a/../../evil"),
+    "absolute": _files("/tmp/evil"),
+    "the folder itself": _files("."),
+    "twice": _files("evil", "evil"),
+    "a file and a folder": _files("evil", "evil/more"),
+    "not in its plain form": _files("./evil"),
+    "outside of the pack": _files("evil", part=Part(pack=0, offset=2, size_bytes=4, digest=_EVIL)),
+    "before the pack": _files("evil", part=Part(pack=0, offset=-1, size_bytes=4, digest=_EVIL)),
+    "no such pack": _files("evil", part=Part(pack=1, offset=0, size_bytes=4, digest=_EVIL)),
+    "other bytes": _files(
+        "evil", part=Part(pack=0, offset=0, size_bytes=4, digest=chunk_digest(memoryview(b"good")))
+    ),
+    "a pack elsewhere": msgspec.structs.replace(
+        _files("evil", part=Part(pack=0, offset=0, size_bytes=4, digest=_EVIL)),
+        packs=(PackRef(name="../spec.json", size_bytes=4),),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_hostile_manifest_is_corrupt_and_changes_nothing(
+    how: str, files_run: Run, tmp_path: Path, clock: Clock
 ) -> None:
-    hostile = FilesManifest(blobs=(), files=(FileRef(path="../evil", size_bytes=0),))
-    digest = BlobStore(files_run.blobs()).put(encode(hostile))
+    files_run.packs().write("00000001/000001-00000-000000", b"evil")
+    digest, _ = write_manifest(files_run.packs(), "00000001/000001.json", HOSTILE[how])
     chain = files_run.chain()
     chain.claim(1)
-    chain.commit(1, step=1, manifest=digest, content="files")
+    chain.commit(1, step=1, manifest="00000001/000001.json", digest=digest, content="files")
     chain.release(1)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("as it was")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CorruptObject):
-        _next(files_run, 2, tmp_path / "other", clock)
-    assert not (tmp_path / "evil").exists()
+        _next(files_run, 2, other, clock)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_can_start_from_another_runs_files(
@@ -334,7 +382,7 @@ def test_a_run_of_training_states_refuses_to_be_restored_as_files(
 ) -> None:
     chain = files_run.chain()
     chain.claim(1)
-    chain.commit(1, step=1, manifest="0" * 64, content="state")
+    chain.commit(1, step=1, manifest="00000001/000001.json", digest="0" * 64, content="state")
     chain.release(1)
     with pytest.raises(InvalidSpec, match="checkpoint mode"):
         _next(files_run, 2, folder, clock)

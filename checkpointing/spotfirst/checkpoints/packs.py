@@ -44,7 +44,7 @@ PACK_BYTES = 64 << 20
 
 _READ_BYTES = 8 << 20
 _DIRECT_BYTES = 1 << 20
-"""Smaller chunks that lie side by side are read together."""
+"""Chunks of at most this size that lie side by side are read together."""
 _READERS = 8
 
 
@@ -117,6 +117,7 @@ class PackWriter:
         self._numbers: dict[str, int] = {}
         self._refs: list[PackRef] = []
         self._written: list[str] = []
+        self._unwritten: set[int] = set()
         self._pending: Block | None = None
         self._pending_number = 0
         self._pending_bytes = 0
@@ -168,6 +169,17 @@ class PackWriter:
             self._write(pack, memory.view[:size])
         return tuple(self._refs)
 
+    def location(self, part: Part) -> Location | None:
+        """Where a part of :meth:`add` is; ``None`` while its pack is not in the storage.
+
+        Also after a failure: what is there need not be written by the next try.
+        """
+        with self._lock:
+            if part.pack in self._unwritten:
+                return None
+            pack = self._refs[part.pack]
+        return Location(pack.name, pack.size_bytes, part.offset, part.size_bytes)
+
     def discard(self) -> None:
         """Remove what was written for a checkpoint that is not to be."""
         for name in self._written:
@@ -192,6 +204,7 @@ class PackWriter:
         name = f"{self._prefix}-{len(self._written):06d}"
         self._written.append(name)
         self._refs.append(PackRef(name=name, size_bytes=size_bytes))
+        self._unwritten.add(len(self._refs) - 1)
         return len(self._refs) - 1
 
     def _place(self, pack: int, offset: int, digest: str, size_bytes: int) -> Part:
@@ -225,6 +238,7 @@ class PackWriter:
         self._write_with(lambda: self._storage.write_from(name, data))
         with self._lock:
             self.new_bytes += len(data)
+            self._unwritten.discard(pack)
 
 
 @dataclass(frozen=True)
@@ -268,8 +282,8 @@ def _runs(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
         fits = (
             run
             and run[-1].pack == each.pack
-            and len(each.target) < _DIRECT_BYTES
-            and len(run[-1].target) < _DIRECT_BYTES
+            and len(each.target) <= _DIRECT_BYTES
+            and len(run[-1].target) <= _DIRECT_BYTES
             and 0 <= each.offset - (run[-1].offset + len(run[-1].target)) < _DIRECT_BYTES // 16
             and size + len(each.target) <= _READ_BYTES
         )
