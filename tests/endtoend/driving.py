@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
-from spotfirst.checkpoints.chain import Claim, Commit, Release
+from spotfirst.checkpoints.chain import Claim, Commit, Prune, Release
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.run import Run
 from spotfirst.state import Phase, RunState
@@ -36,7 +36,7 @@ from spotfirst_airflow.following import Follower
 from spotfirst_airflow.results import result
 from spotfirst_airflow.submission import Request, attach, request_stop, storage_environment
 
-Entry: Any = Claim | Commit | Release
+Entry: Any = Claim | Commit | Prune | Release
 SCRIPTS = Path(__file__).with_name("scripts")
 AGENT = "spotfirst.agent"
 SUPERVISOR = "spotfirst_airflow.fleets.local.supervisor"
@@ -238,7 +238,7 @@ class Drive:
         return changeovers(self.state, read_progress(self.run, self.state))
 
     def chain_entries(self) -> list[Any]:
-        """Claims, commits and releases, as they are written."""
+        """Claims, commits, releases and prunings, as they are written."""
         names = self.storage.list(f"runs/{self.run.run_id}/checkpoints")
         paths = [f"runs/{self.run.run_id}/checkpoints/{name}" for name in names]
         return [decode(self.storage.read(path), Entry, path=path) for path in paths]

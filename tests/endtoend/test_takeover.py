@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from spotfirst import events as e
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.chain import Claim
 from spotfirst.checkpoints.manifest import read_manifest
 from spotfirst.errors import NewerFormat
@@ -114,7 +113,7 @@ def continued(drive: Drive, run_id: str = "run") -> Drive:
 
 # -- what a stopped run can come back from --------------------------------------------------------
 
-DAMAGES = ("nothing", "blob damaged", "blob missing", "manifest missing")
+DAMAGES = ("nothing", "pack damaged", "pack missing", "manifest missing")
 
 
 @pytest.fixture(scope="module")
@@ -150,17 +149,20 @@ def revived(stopped: Drive, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def damage(drive: Drive, how: str) -> None:
     """Damage what only the newest checkpoint has."""
-    commits = [commit.manifest for _, commit in drive.run.chain().refresh().commits[-2:]]
-    store = BlobStore(drive.run.blobs())
-    old, new = ({ref.digest for ref in read_manifest(store, name).blobs} for name in commits)
-    digest = commits[1] if how == "manifest missing" else min(new - old)
-    blob = Path(drive.place.storage) / "runs" / "run" / "blobs" / digest[:2] / digest
+    packs = drive.run.packs()
+    commits = [commit for _, commit in drive.run.chain().refresh().commits[-2:]]
+    old, new = (
+        {pack.name for pack in read_manifest(packs, commit.manifest, commit.digest).packs}
+        for commit in commits
+    )
+    name = commits[1].manifest if how == "manifest missing" else min(new - old)
+    path = Path(drive.place.storage) / "runs" / "run" / "packs" / name
     if how.endswith("missing"):
-        blob.unlink()
-    elif how == "blob damaged":
-        data = bytearray(blob.read_bytes())
+        path.unlink()
+    elif how == "pack damaged":
+        data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
-        blob.write_bytes(data)
+        path.write_bytes(data)
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "replayed"])
