@@ -18,13 +18,15 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import torch  # noqa: TID253 - the Checkpointer is the part of Spotfirst that needs it
 from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID253
 
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
+from spotfirst.checkpoints.last import decide
 from spotfirst.checkpoints.loading import StateReader, differences, stored_trees
 from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
@@ -34,6 +36,7 @@ from spotfirst.checkpoints.restoring import Restored, load_newest
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.checkpoints.rng import as_stateful, cuda_in_use, restore_rng, rng_state
 from spotfirst.checkpoints.saving import Saved, Saver, Tier
+from spotfirst.checkpoints.schedule import Schedule
 from spotfirst.checkpoints.snapshot import Snapshot, settled_until_step
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
@@ -50,9 +53,6 @@ __all__ = ["Checkpointer", "Drained", "Superseded", "weights_sha256"]
 
 _log = logging.getLogger(__name__)
 
-_PERIOD_VARIABLE = "SPOTFIRST_CHECKPOINT_PERIOD_S"
-_DEFAULT_PERIOD_S = 300.0
-
 
 class Checkpointer:
     """Saves and restores ``objects``, the random number generators and the step.
@@ -61,8 +61,10 @@ class Checkpointer:
     gradient scaler, …) or are generators (:class:`torch.Generator`, :class:`random.Random`, NumPy).
     Build them as for a fresh start, with the seeds set before; restoring overwrites them.
 
-    ``period_s`` is the time from one checkpoint to the next (``SPOTFIRST_CHECKPOINT_PERIOD_S``, or
-    300). ``retention`` says which checkpoints stay. ``storage`` is for training on one's own,
+    ``period_s`` is the time from one checkpoint to the next, 0 for every step. Left out, or
+    ``"auto"``, it follows from what a checkpoint costs and how often the pool is interrupted, so
+    that a kill loses at most ``SPOTFIRST_CHECKPOINT_PERIOD_S`` (or 300) of training; see
+    :mod:`spotfirst.checkpoints.period`. ``retention`` says which checkpoints stay. ``storage`` is for training on one's own,
     outside of a run: a folder or URL that keeps the checkpoints. Without it, and outside of a run,
     training runs without checkpoints.
 
@@ -78,7 +80,7 @@ class Checkpointer:
     def __init__(
         self,
         *,
-        period_s: float | None = None,
+        period_s: float | Literal["auto"] | None = None,
         total_steps: int | None = None,
         storage: str | None = None,
         retention: Retention | None = None,
@@ -99,13 +101,13 @@ class Checkpointer:
                 "load_state_dict(); pass what training changes, such as model=model"
             )
             raise InvalidSpec(msg)
-        self._period_s = _period(period_s)
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
         self._context = context if context is not None else TrainerContext.find(storage)
         channel = self._context.channel if self._context else None
         self._channel = channel
         self._reporter = ProgressReporter(channel, clock=clock, monotonic=monotonic)
         self._reporter.tell(total_steps=total_steps)
+        self._schedule = Schedule(period_s, self._reporter, monotonic=monotonic)
         self._retention = retention
         self._lazy = lazy
         self._memory_bytes = memory_bytes
@@ -113,7 +115,6 @@ class Checkpointer:
         self._arena = Arena()
         self._saver: Saver | None = None
         self._step: int | None = None
-        self._saved_at = 0.0
         self._left: Drained | Superseded | None = None
 
     # -- the loop ---------------------------------------------------------------------------
@@ -209,7 +210,7 @@ class Checkpointer:
         if restored is None:
             # The S3 client's imports draw from Python's global one (rich names its styles so).
             restore_rng(generators)
-        self._saved_at = self._monotonic()
+        self._schedule.start()
         self._reporter.stamp("restored", phase="training", start_step=self._step, step=self._step)
         if channel is not None and channel.drain() is not None:
             self._saver.release()
@@ -235,13 +236,15 @@ class Checkpointer:
             return
         try:
             self._saver.check()
+            self._schedule.boundary(self._saver)
             if done == self._reporter.progress.total_steps:
                 return  # close() follows: it saves, and then there is nothing to hand over
-            if self._channel is not None and self._channel.drain() is not None:
-                self._drain(done)
+            drain = self._channel.drain() if self._channel is not None else None
+            if drain is not None:
+                self._drain(done, drain.by)
         except ClaimLost as error:
             raise self._superseded(error) from error
-        if self._monotonic() - self._saved_at >= self._period_s:
+        if self._schedule.is_due(self._saver):
             self.save(wait=False)
 
     def save(self, *, wait: bool = True) -> bool:
@@ -253,17 +256,14 @@ class Checkpointer:
         saver, step = self._saver, self._step
         if saver is None or step is None:
             return False
-        self._saved_at = self._monotonic()
         if saver.busy and not wait:
-            self._reporter.warn(
-                f"a checkpoint takes longer than its period of {self._period_s:g} s: one was "
-                "skipped. Training goes on, and a kill without notice can lose more than that"
-            )
             return False
         try:
             if not wait:
                 saver.check()
+                started = self._monotonic()
                 saver.start(self._snapshot(step))
+                self._schedule.begun(step, saver, since_s=started)
                 return True
             saver.finish()
             if saver.newest_step != step:
@@ -273,6 +273,9 @@ class Checkpointer:
                     raise error
         except ClaimLost as error:
             raise self._superseded(error) from error
+        finally:
+            if wait:
+                self._schedule.waited(saver)
         return True
 
     @property
@@ -288,18 +291,47 @@ class Checkpointer:
 
     # -- leaving ----------------------------------------------------------------------------
 
-    def _drain(self, step: int) -> None:
+    def _drain(self, step: int, by: datetime | None) -> None:
+        """Leave, after a last checkpoint if it can be stored ``by`` then."""
         assert self._saver is not None
         self._reporter.stamp(
             "last_step", phase="draining", step=step, metrics=self._reporter.metrics()
         )
-        _log.info("asked to stop: taking a last checkpoint, of step %d", step)
         try:
-            self.save(wait=True)
+            self._save_last(self._saver, step, by)
+        except ClaimLost:
+            raise
         except Exception as error:  # noqa: BLE001 - the previous checkpoint stays the newest
-            self._reporter.warn(f"the last checkpoint, of step {step}, could not be saved: {error}")
+            self._given_up(self._saver, step, str(error))
         self._saver.release()
         raise self._drained(step)
+
+    def _save_last(self, saver: Saver, step: int, by: datetime | None) -> None:
+        while True:
+            running = self._schedule.running(saver)
+            if running is None and saver.newest_step == step:
+                return
+            left_s = None if by is None else (by - self._clock()).total_seconds()
+            decision = decide(left_s, estimate=self._schedule.estimate, running=running)
+            _log.info("asked to stop after step %d: %s", step, decision.reason)
+            if decision.action == "take":
+                saver.start(self._snapshot(step))
+            error = saver.finish(decision.patience_s)
+            self._schedule.stored(saver.last)
+            if decision.action != "finish" or isinstance(error, TimeoutError):
+                break  # else it is decided again, from what that save took
+        if saver.newest_step != step:
+            why = decision.reason if decision.action == "stop" or error is None else str(error)
+            self._given_up(saver, step, why)
+
+    def _given_up(self, saver: Saver, step: int, why: str) -> None:
+        first = saver.newest_step
+        if first is None:
+            first = self._reporter.progress.start_step or 0
+        self._reporter.warn(
+            f"the last checkpoint, of step {step}, could not be saved, and {step - first} steps "
+            f"are given up: {why}"
+        )
 
     def _drained(self, step: int) -> Drained:
         self._left = Drained(step)
@@ -421,21 +453,6 @@ class Checkpointer:
             self._saver.newest_step = step
             self._reporter.tell(now=False, checkpoint_seq=restored.seq, checkpoint_step=step)
         return step
-
-
-def _period(period_s: float | None) -> float:
-    value = period_s
-    if value is None:
-        text = os.environ.get(_PERIOD_VARIABLE, "")
-        try:
-            value = float(text) if text else _DEFAULT_PERIOD_S
-        except ValueError as error:
-            msg = f"{_PERIOD_VARIABLE} is {text!r}; give seconds, such as 300"
-            raise InvalidSpec(msg) from error
-    if not value >= 0:
-        msg = f"the checkpoint period is {value}; give seconds, 0 for every step"
-        raise InvalidSpec(msg)
-    return value
 
 
 def _check_world_size() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from spotfirst.checkpoints.period import Period
 from spotfirst.events import EndCause
 from spotfirst.market import Notice
 from spotfirst.wire import Record
@@ -30,7 +31,11 @@ class Timings(Record):
 
 
 class Progress(Record):
-    """What the trainer tells the agent, after each step. Steps count finished ones from 0."""
+    """What the trainer tells the agent, after each step. Steps count finished ones from 0.
+
+    ``period`` is how often it checkpoints, and why. ``drain_s`` is how long before the end it is to
+    be asked for a last checkpoint.
+    """
 
     phase: AgentPhase = "starting"
     start_step: int | None = None
@@ -40,6 +45,8 @@ class Progress(Record):
     checkpoint_seq: int | None = None
     checkpoint_step: int | None = None
     checkpoint_s: float | None = None
+    period: Period | None = None
+    drain_s: float | None = None
     released: bool = False
     timings: Timings = Timings()
     warnings: tuple[str, ...] = ()

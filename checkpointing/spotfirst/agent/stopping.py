@@ -75,12 +75,14 @@ def report_s(window_s: float) -> float:
 def drain_margin_s(window_s: float, progress: Progress | None, step_s: float = 0.0) -> float:
     """How long before the end to ask for the last checkpoint, at most half of the window.
 
-    Twice the measured time of a checkpoint, the step that is under way, and what the report
-    takes. Draining earlier than needed wastes paid time; later loses the steps since the last
-    periodic checkpoint.
+    What the trainer says it needs, else twice the measured time of a checkpoint; the step that is
+    under way; and what the report takes. Draining earlier than needed wastes paid time; later
+    loses the steps since the last periodic checkpoint.
     """
     measured = progress.checkpoint_s if progress is not None else None
-    checkpoint_s = _UNKNOWN_CHECKPOINT_S if measured is None else 2 * measured + 1.0
+    checkpoint_s = progress.drain_s if progress is not None else None
+    if checkpoint_s is None:
+        checkpoint_s = _UNKNOWN_CHECKPOINT_S if measured is None else 2 * measured + 1.0
     needed_s = checkpoint_s + step_s + report_s(window_s)
     known = measured is not None
     return min(needed_s, max(0.0, window_s) * (1.0 if known else 0.5))

@@ -8,6 +8,9 @@ module                what it is about
 ``statetree``         a training state as a JSON tree and a list of arrays
 ``manifest``          what a checkpoint consists of
 ``saving``            from a snapshot to a commit
+``period``            how often to checkpoint; ``pace`` measures what it follows from
+``schedule``          when the next one is due
+``last``              what can still be stored when there is little time left
 ``restoring``         which checkpoint a run goes on from
 ``files``             checkpoints of scripts that only write files
 ===================== ===========================================================================

@@ -80,7 +80,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._saves = 0
         self._snapshot: Snapshot | None = None
-        self._written_bytes = 0
+        self._storing: _TierSave | None = None
         self._lost: ClaimLost | None = None
         self._error: Exception | None = None
         self._abandoned = False
@@ -90,6 +90,8 @@ class Saver:
         """Finished steps in the newest checkpoint that is complete."""
         self.last: Saved | None = None
         """The last save of this process."""
+        self.waited_s = 0.0
+        """What :meth:`wait_copied` has waited, in all."""
 
     @property
     def busy(self) -> bool:
@@ -106,7 +108,7 @@ class Saver:
         assert not self.busy, "a save is running, and it owns the chain and the memory"
         self._error = None
         self._snapshot = snapshot
-        self._written_bytes = 0
+        self._storing = None
         self._saves += 1
         # A daemon: when the script dies, a storage that does not answer must not keep it alive.
         self._thread = threading.Thread(
@@ -127,7 +129,9 @@ class Saver:
             return 0.0
         start = self._monotonic()
         snapshot.wait_copied()
-        return self._monotonic() - start
+        took_s = self._monotonic() - start
+        self.waited_s += took_s
+        return took_s
 
     def finish(self, timeout_s: float | None = None) -> Exception | None:
         """Wait for the running save, however long it takes; what went wrong with it, if anything.
@@ -149,7 +153,19 @@ class Saver:
         """Bytes of the running save that are not stored yet."""
         if not self.busy or self._snapshot is None:
             return 0
-        return max(0, self._snapshot.size_bytes - self._written_bytes)
+        tasks = list(self._storing.tasks) if self._storing is not None else []
+        stored = sum(len(block.memory) for task, block in tasks if task.done())
+        return max(0, self._snapshot.size_bytes - stored)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the newest snapshot takes."""
+        return self._snapshot.size_bytes if self._snapshot is not None else 0
+
+    @property
+    def step(self) -> int:
+        """The step of the newest snapshot."""
+        return self._snapshot.step if self._snapshot is not None else 0
 
     def release(self) -> None:
         """Release the chain. Raises :class:`ClaimLost`."""
@@ -181,6 +197,7 @@ class Saver:
 
     def _save_all(self, snapshot: Snapshot) -> None:
         saves = [_TierSave(tier, self._saves, self._write) for tier in self._tiers]
+        self._storing = next((save for save in saves if not save.tier.expendable), None)
         try:
             self._write_blocks(snapshot, saves)
         except BaseException:
@@ -245,7 +262,7 @@ class Saver:
         digest, size_bytes = self._patiently(
             tier, what, lambda: write_manifest(tier.packs, name, manifest)
         )
-        if self._abandoned:
+        if self._is_abandoned():
             return None
         seq = self._patiently(
             tier, what,
@@ -267,6 +284,9 @@ class Saver:
         except (StorageError, FormatError) as error:
             _log.warning("could not remove old checkpoints, will try again: %s", error)
 
+    def _is_abandoned(self) -> bool:
+        return self._abandoned
+
     def _write(self, tier: Tier, action: Callable[[], None]) -> None:
         self._patiently(tier, "write a checkpoint", action)
 
@@ -274,7 +294,7 @@ class Saver:
         if tier.expendable:
             return action()
         return patiently(
-            action, what=what, sleep=self._sleep, warn=self._warn, stop=lambda: self._abandoned
+            action, what=what, sleep=self._sleep, warn=self._warn, stop=self._is_abandoned
         )
 
 
