@@ -19,11 +19,17 @@ from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.hooks import SpotfirstHook
-from spotfirst_airflow.rendering import check_rendered, parse_moment, parse_usd
+from spotfirst_airflow.rendering import (
+    check_rendered,
+    parse_moment,
+    parse_retention,
+    parse_usd,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from spotfirst.checkpoints.retention import Retention
     from spotfirst.state import RunState
     from spotfirst_airflow.following import Follower
 
@@ -62,11 +68,15 @@ class SpotTrainingOperator(BaseOperator):
         budget_usd: what the run may cost over all attempts.
         dataset: ``"NAME@VERSION"`` or ``"NAME@latest"``.
         dataset_since: only what this version of the dataset lacked.
-        resume_from: ``"RUN@STEP"`` or ``"RUN@latest"``, a checkpoint to start from; or
-            ``"scratch"``, which is the same as ``None`` but can be rendered by a template.
+        resume_from: ``"RUN@STEP"``, ``"RUN@latest"`` or ``"RUN@best"``, a checkpoint to start
+            from, which is then kept for this run; or ``"scratch"``, which is the same as
+            ``None`` but can be rendered by a template.
         checkpoint_mode: ``"trainer"`` when the script uses ``spotfirst.Checkpointer``,
             ``"files"`` when it writes files into ``$SPOTFIRST_CHECKPOINT_DIR``.
         checkpoint_period: the most training time that a kill without notice can lose.
+        retention: which checkpoints stay, a dict or a :class:`Retention`: ``{"last": 5,
+            "every_steps": 1000, "best": 2, "metric": "loss"}`` keeps the newest 5, the first in
+            each 1000 steps, and the 2 with the lowest loss. By default, the newest 5.
         script_retries: how often a script that fails is started again within one try.
         max_life: when an instance ends itself, whatever else happens.
         env: variables for the script. They are stored in the run: no secrets.
@@ -79,20 +89,22 @@ class SpotTrainingOperator(BaseOperator):
     ARGUMENTS = (
         "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
         "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
-        "checkpoint_mode", "checkpoint_period", "script_retries", "max_life", "env", "tags",
+        "checkpoint_mode", "checkpoint_period", "retention", "script_retries", "max_life", "env",
+        "tags",
     )  # fmt: skip
     """What says what to train, and how."""
 
     template_fields: Sequence[str] = (
         "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
         "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
-        "env", "tags", "spotfirst_conn_id",
+        "retention", "env", "tags", "spotfirst_conn_id",
     )  # fmt: skip
     template_fields_renderers = {
         "command": "json",
         "env": "json",
         "fleet_options": "json",
         "policy_options": "json",
+        "retention": "json",
         "tags": "json",
     }
     ui_color = "#d8f0e3"
@@ -117,6 +129,7 @@ class SpotTrainingOperator(BaseOperator):
         resume_from: str | None = None,
         checkpoint_mode: Literal["trainer", "files"] = "trainer",
         checkpoint_period: timedelta = timedelta(minutes=5),
+        retention: Retention | Mapping[str, Any] | None = None,
         script_retries: int = 0,
         max_life: timedelta = timedelta(days=7),
         env: Mapping[str, str] | None = None,
@@ -141,6 +154,7 @@ class SpotTrainingOperator(BaseOperator):
         self.resume_from = resume_from
         self.checkpoint_mode = checkpoint_mode
         self.checkpoint_period = checkpoint_period
+        self.retention = retention
         self.script_retries = script_retries
         self.max_life = max_life
         self.env = env
@@ -245,6 +259,7 @@ class SpotTrainingOperator(BaseOperator):
             resume_from=None if self.resume_from == "scratch" else self.resume_from,
             checkpoint_mode=self.checkpoint_mode,
             checkpoint_period_s=self.checkpoint_period.total_seconds(),
+            retention=parse_retention(self.retention),
             script_retries=self.script_retries,
             max_life_s=self.max_life.total_seconds(),
             env={name: str(value) for name, value in (self.env or {}).items()},

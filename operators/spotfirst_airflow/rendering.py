@@ -8,9 +8,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+import msgspec
+
+from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
 
-__all__ = ["check_rendered", "parse_moment", "parse_usd"]
+__all__ = ["check_rendered", "parse_moment", "parse_retention", "parse_usd"]
 
 _TEMPLATE = re.compile(r"{{|{%")
 _NOTHING = {"", "none", "null", "undefined"}
@@ -68,6 +71,31 @@ def parse_usd(value: float | Decimal | str | None) -> Decimal | None:
         msg = f"budget_usd {value!r} is not a number of dollars, such as 25 or '12.50'"
         raise InvalidSpec(msg)
     return amount
+
+
+def parse_retention(value: Any) -> Retention | None:
+    """Which checkpoints to keep; from a mapping, numbers may be texts that a template gave."""
+    if value is None:
+        return None
+    names = Retention.__struct_fields__
+    if not isinstance(value, (Retention, Mapping)):
+        msg = f"retention is {value!r}; give a mapping with some of {', '.join(names)}"
+        raise InvalidSpec(msg)
+    if isinstance(value, Mapping):
+        unknown = sorted(str(key) for key in value if key not in names)
+        if unknown:
+            msg = (
+                f"retention has the unknown keys {', '.join(unknown)}; there are {', '.join(names)}"
+            )
+            raise InvalidSpec(msg)
+        try:
+            value = msgspec.convert(dict(value), Retention, strict=False)
+        except msgspec.ValidationError as error:
+            msg = f"retention is {value!r}: {error}"
+            raise InvalidSpec(msg) from error
+    found: Retention = value
+    found.check()
+    return found
 
 
 def _pairs(path: str, written: Any, rendered: Any) -> Iterator[tuple[str, Any, Any]]:

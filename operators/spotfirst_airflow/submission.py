@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ import msgspec
 from spotfirst import code as training_code
 from spotfirst import datasets
 from spotfirst import events as e
+from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec, UnknownRun
 from spotfirst.run import Run, create_run
 from spotfirst.spec import CodeRef, DatasetRef, ResumeFrom, RunSpec
@@ -29,6 +31,7 @@ from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
 from spotfirst_airflow.policies import load_policy
+from spotfirst_airflow.selection import kept_steps, select
 
 __all__ = [
     "Request",
@@ -37,6 +40,7 @@ __all__ = [
     "mark_delivered",
     "newest_generation",
     "open_controller",
+    "pinned_checkpoint",
     "request_stop",
     "resolve_checkpoint",
     "storage_environment",
@@ -51,8 +55,9 @@ class Request(Record):
     """What a person asks for. ``None`` leaves a choice to the default.
 
     ``deadline`` is a point in time, or a duration from when the run is created (or continued).
-    ``code`` is a folder or file on this machine; ``resume_from`` is ``"RUN@STEP"`` or
-    ``"RUN@latest"``; ``dataset`` is ``"NAME"``, ``"NAME@VERSION"`` or ``"NAME@latest"``.
+    ``code`` is a folder or file on this machine; ``resume_from`` is ``"RUN@STEP"``,
+    ``"RUN@latest"`` or ``"RUN@best"``; ``dataset`` is ``"NAME"``, ``"NAME@VERSION"`` or
+    ``"NAME@latest"``.
     """
 
     command: tuple[str, ...] = ()
@@ -70,6 +75,7 @@ class Request(Record):
     resume_from: str | None = None
     checkpoint_mode: Literal["trainer", "files"] = "trainer"
     checkpoint_period_s: float = 300.0
+    retention: Retention | None = None
     script_retries: int = 0
     heartbeat_s: float | None = None
     notice_poll_s: float | None = None
@@ -113,9 +119,10 @@ def attach(
         )
     if state.seq == 0 or state.phase is Phase.ACTIVE:
         return _take_over(run, owner=owner, clock=clock)
-    spec = _plan(storage, run.run_id, request, environment=environment, now=clock())
-    original = run.original_spec()
-    kept = msgspec.structs.replace(spec, resume_from=original.resume_from)
+    # It starts from where it did, which it has pinned, whatever became of that since.
+    anywhere = msgspec.structs.replace(request, resume_from=None)
+    spec = _plan(storage, run.run_id, anywhere, environment=environment, now=clock())
+    kept = msgspec.structs.replace(spec, resume_from=run.original_spec().resume_from)
     amendment = run.amend(kept)
 
     def reopen(state: RunState) -> e.Event | None:
@@ -212,7 +219,8 @@ def _submit(
         raise InvalidSpec(msg)
     spec = _plan(storage, run_id, request, environment=environment, now=clock())
     try:
-        run = create_run(storage, spec)
+        with pinned_checkpoint(storage, spec.resume_from, by=run_id):
+            run = create_run(storage, spec)
     except InvalidSpec:
         if not storage.exists(f"runs/{run_id}/spec.json"):
             raise
@@ -262,6 +270,7 @@ def _plan(
         budget_usd=request.budget_usd,
         checkpoint_period_s=request.checkpoint_period_s,
         checkpoint_mode=request.checkpoint_mode,
+        retention=request.retention or Retention(),
         script_retries=request.script_retries,
         heartbeat_s=request.heartbeat_s or kind.heartbeat_s,
         notice_poll_s=request.notice_poll_s or kind.notice_poll_s,
@@ -304,24 +313,42 @@ def _resolve_dataset(storage: Storage, request: Request) -> DatasetRef | None:
 
 
 def resolve_checkpoint(storage: Storage, text: str) -> ResumeFrom:
-    """``"RUN@STEP"`` or ``"RUN@latest"`` as the chain entry that it means.
+    """``"RUN@STEP"``, ``"RUN@latest"`` or ``"RUN@best"`` as the chain entry that it means now.
 
     Raises :class:`InvalidSpec`, and :class:`UnknownRun` for a run or step that is not there.
     """
-    run_id, at, step = text.rpartition("@")
-    if not at or not run_id or not (step == "latest" or step.isdigit()):
+    if "@" not in text:
         msg = f'resume_from={text!r} must read "RUN@STEP" or "RUN@latest"; `spotfirst runs` lists runs'
         raise InvalidSpec(msg)
-    run = Run(storage, run_id)
-    run.original_spec()
-    commits = run.chain().refresh().commits
-    fitting = [(seq, c) for seq, c in commits if step == "latest" or c.step == int(step)]
-    if not fitting:
-        steps = ", ".join(str(c.step) for _, c in commits[-20:]) or "none"
-        msg = f"run {run_id!r} has no checkpoint at {step}; it has (the newest 20): {steps}"
-        raise UnknownRun(msg)
-    seq, commit = fitting[-1]
-    return ResumeFrom(run_id=run_id, step=commit.step, seq=seq)
+    run, seq, commit = select(storage, text)
+    return ResumeFrom(run_id=run.run_id, step=commit.step, seq=seq)
+
+
+@contextmanager
+def pinned_checkpoint(storage: Storage, source: ResumeFrom | None, *, by: str) -> Iterator[None]:
+    """Keep the checkpoint that the run ``by`` starts from; its spec is written inside.
+
+    The parent goes on pruning meanwhile: whoever pins looks at its chain afterwards. Raises
+    :class:`UnknownRun` when the checkpoint is pruned by then. Where a run is refused, nothing
+    stays pinned.
+    """
+    if source is None:
+        yield
+        return
+    parent = Run(storage, source.run_id)
+    pin = parent.pin(source.seq, by=by)
+    try:
+        chain = parent.chain().refresh()
+        if source.seq not in dict(chain.commits):
+            msg = (
+                f"the checkpoint of run {source.run_id!r} at step {source.step} was pruned just "
+                f"now; kept are the steps {kept_steps(chain)}"
+            )
+            raise UnknownRun(msg)
+        yield
+    except InvalidSpec:  # after anything else, the spec may be there
+        parent.unpin(pin)
+        raise
 
 
 def _checked_env(env: Mapping[str, str]) -> dict[str, str]:

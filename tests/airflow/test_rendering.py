@@ -7,8 +7,14 @@ from decimal import Decimal
 
 import pytest
 
+from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
-from spotfirst_airflow.rendering import check_rendered, parse_moment, parse_usd
+from spotfirst_airflow.rendering import (
+    check_rendered,
+    parse_moment,
+    parse_retention,
+    parse_usd,
+)
 
 
 @pytest.mark.parametrize("lost", ["", "  ", "None", None])
@@ -66,3 +72,27 @@ def test_dollars_stay_exact() -> None:
         parse_usd("a lot")
     with pytest.raises(InvalidSpec, match="budget_usd"):
         parse_usd("nan")
+
+
+def test_retention_may_have_numbers_that_a_template_rendered() -> None:
+    rendered = {"last": "3", "every_steps": "1000", "best": 2, "metric": "accuracy", "mode": "max"}
+    meant = Retention(last=3, every_steps=1000, best=2, metric="accuracy", mode="max")
+    assert parse_retention(rendered) == meant
+    assert parse_retention(meant) is meant
+    assert parse_retention(None) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"lats": 3}, "unknown keys lats; there are last, every_steps"),
+        ({"last": "three"}, "last"),
+        ({"last": 0}, "1 or more"),
+        ({"mode": "best"}, "mode"),
+        ("{'last': 3}", "give a mapping"),
+        ({1: 2}, "unknown keys 1"),
+    ],
+)
+def test_retention_that_means_nothing_is_refused(value: object, said: str) -> None:
+    with pytest.raises(InvalidSpec, match=said):
+        parse_retention(value)

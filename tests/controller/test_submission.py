@@ -11,10 +11,16 @@ import msgspec
 import pytest
 
 from spotfirst import events as e
-from spotfirst.errors import InvalidSpec, UnsupportedStorage
-from spotfirst.run import Run, list_runs
+from spotfirst.checkpoints.chain import CheckpointChain
+from spotfirst.checkpoints.manifest import PackRef, StateManifest, write_manifest
+from spotfirst.checkpoints.retention import Retention, collect
+from spotfirst.errors import InvalidSpec, UnknownRun, UnsupportedStorage
+from spotfirst.journal import Journal
+from spotfirst.run import Run, create_run, list_runs
+from spotfirst.spec import ResumeFrom
 from spotfirst.state import Phase
 from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow import submission
 from spotfirst_airflow.submission import (
     Request,
     attach,
@@ -66,6 +72,7 @@ BAD_INPUT = {
     "unknown dataset": ({"dataset": "corpus@latest"}, "corpus"),
     "since without dataset": ({"dataset_since": "1"}, "dataset"),
     "negative retries": ({"script_retries": -1}, "script_retries"),
+    "no checkpoint kept": ({"retention": Retention(last=0)}, "retention"),
     "no period": ({"checkpoint_period_s": 0.0}, "checkpoint_period_s"),
     "a secret": ({"env": {"WANDB_API_KEY": "x"}}, "WANDB_API_KEY"),
     "our own variable": ({"env": {"SPOTFIRST_RUN": "x"}}, "SPOTFIRST_RUN"),
@@ -118,6 +125,119 @@ def test_a_replay_names_the_chain_entry_that_it_starts_from(storage: Storage) ->
         assert found is not None
         assert (found.run_id, found.step) == ("run", step)
         assert step != 10 or found.seq == seq
+
+
+def a_parent(storage: Storage, steps: int = 3) -> CheckpointChain:
+    chain = submit(storage).chain()
+    chain.claim(1)
+    for number in range(1, steps + 1):
+        chain.commit(
+            1, step=10 * number, manifest=f"00000001/{number:06d}.json", digest="0", content="state",
+            metrics={"loss": float(abs(number - 2))},
+        )  # fmt: skip
+    return chain
+
+
+def replay(storage: Storage, text: str, run_id: str = "replay") -> Run:
+    request = msgspec.structs.replace(GOOD, resume_from=text)
+    return attach(storage, run_id, request, owner="me", environment={}, clock=lambda: NOW)
+
+
+def test_a_replay_pins_its_checkpoint_before_it_begins(storage: Storage) -> None:
+    chain = a_parent(storage)
+    seen: list[set[int]] = []
+    parent = Run(storage, "run")
+
+    class Watching(Run):
+        def journal(self, *, by: str = "") -> Journal:
+            seen.append(parent.pinned())
+            return super().journal(by=by)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            submission, "create_run", lambda s, spec: Watching(s, create_run(s, spec).run_id)
+        )
+        child = replay(storage, "run@20")
+    [(seq, _)] = [entry for entry in chain.commits if entry[1].step == 20]
+    assert seen[0] == {seq}, "pinned when Created is written"
+    assert parent.pins() == {seq: ["replay"]}
+    assert child.spec().resume_from == ResumeFrom(run_id="run", step=20, seq=seq)
+
+
+def test_the_best_checkpoint_is_that_of_the_parents_retention(storage: Storage) -> None:
+    a_parent(storage)
+    found = replay(storage, "run@best").spec().resume_from
+    assert found is not None
+    assert found.step == 20
+
+
+def test_a_pruned_checkpoint_is_refused_with_those_that_are_kept(storage: Storage) -> None:
+    chain = a_parent(storage)
+    chain.prune(1, [chain.commits[0][0]])
+    with pytest.raises(UnknownRun, match=r"at step 10 was pruned.*kept are the steps 20, 30"):
+        replay(storage, "run@10")
+    assert list_runs(storage) == ["run"]
+
+
+def test_a_checkpoint_that_is_pruned_before_it_was_pinned_is_refused(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = a_parent(storage)
+    pin = Run.pin
+
+    def pruned_first(self: Run, seq: int, *, by: str) -> str:
+        chain.prune(1, [seq])
+        return pin(self, seq, by=by)
+
+    monkeypatch.setattr(Run, "pin", pruned_first)
+    with pytest.raises(UnknownRun, match=r"step 20 was pruned just now; kept are the steps 10, 30"):
+        replay(storage, "run@20")
+    assert list_runs(storage) == ["run"], "nothing was begun"
+    assert Run(storage, "run").pinned() == set()
+
+
+def test_a_checkpoint_that_is_pruned_after_it_was_pinned_stays(storage: Storage) -> None:
+    chain = a_parent(storage)
+    packs = Run(storage, "run").packs()
+    for number in (1, 2, 3):
+        name = f"00000001/{number:06d}.json"
+        pack = PackRef(name=f"00000001/{number:06d}-00000-000000", size_bytes=1)
+        packs.write(pack.name, b"x")
+        manifest = StateManifest(step=10 * number, packs=(pack,), arrays=(), objects={})
+        digest, _ = write_manifest(packs, name, manifest)
+        chain.commit(1, step=10 * number, manifest=name, digest=digest, content="state")
+    first, second, _ = [seq for seq, _ in chain.commits][-3:]
+    found = replay(storage, "run@10").spec().resume_from
+    assert found is not None
+    assert found.seq == first
+    chain.prune(1, [seq for seq, _ in chain.commits[:-1]])
+    assert second in chain.pruned
+    collect(packs, chain, Run(storage, "run").pinned())
+    assert {name for name, _ in packs.walk("") if "-" in name} == {
+        "00000001/000001-00000-000000", "00000001/000003-00000-000000",
+    }  # fmt: skip
+
+
+def test_a_failed_replay_goes_on_although_its_checkpoint_was_pruned_since(storage: Storage) -> None:
+    chain = a_parent(storage)
+    child = replay(storage, "run@10")
+    started_from = child.spec().resume_from
+    child.journal().decide(
+        lambda state: None if state.is_final else e.Failed(at=NOW, message="exit 1")
+    )
+    chain.prune(1, [chain.commits[0][0]])
+    again = replay(storage, "run@10")
+    assert again.journal().refresh().phase is Phase.ACTIVE
+    assert again.spec().resume_from == started_from
+
+
+def test_a_cleared_task_may_change_which_checkpoints_stay(storage: Storage) -> None:
+    run = submit(storage, msgspec.structs.replace(GOOD, retention=Retention(last=2)))
+    assert run.spec().retention == Retention(last=2)
+    run.journal().decide(lambda s: None if s.is_final else e.Failed(at=NOW, message="exit 1"))
+    changed = Retention(last=1, best=3)
+    submit(storage, msgspec.structs.replace(GOOD, retention=changed), owner="try-2")
+    assert run.spec().retention == changed
 
 
 def test_a_retry_comes_back_to_the_run_that_is_active(storage: Storage) -> None:

@@ -23,6 +23,7 @@ from spotfirst_airflow.policies import load_policy
 from spotfirst_airflow.submission import (
     Request,
     attach,
+    pinned_checkpoint,
     resolve_checkpoint,
     storage_environment,
 )
@@ -35,7 +36,7 @@ _KEPT = ("code", "dataset", "resume_from", "dataset_since")
 
 def replay(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="RUN@STEP", help="The checkpoint (or RUN@latest).")
+        str, typer.Argument(metavar="RUN@STEP", help="The checkpoint (or RUN@latest, RUN@best).")
     ],
     *,
     storage: StorageOption = "",
@@ -86,7 +87,8 @@ def replay(
     spec.check()
     environment = storage_environment()
     load_fleet(spec.fleet, spec.fleet_options, environment=environment).check(spec)
-    create_run(place, spec)
+    with pinned_checkpoint(place, source, by=new_id):
+        create_run(place, spec)
     owner = owner_name()
     run = attach(place, new_id, request, owner=owner, environment=environment)
     see_through(run, owner=owner, quiet=quiet, json=json)

@@ -60,7 +60,7 @@ def run(
     deadline: Annotated[str, typer.Option(help="`8h`, `90m`, or a moment in ISO 8601.")] = "",
     budget: Annotated[str, typer.Option(help="Dollars that the run may cost.")] = "",
     dataset: Annotated[str, typer.Option(help="NAME, NAME@VERSION or NAME@latest.")] = "",
-    resume_from: Annotated[str, typer.Option(help="RUN@STEP or RUN@latest.")] = "",
+    resume_from: Annotated[str, typer.Option(help="RUN@STEP, RUN@latest or RUN@best.")] = "",
     checkpoint_mode: Annotated[
         str, typer.Option(help="`trainer` (spotfirst.Checkpointer), or `files`.")
     ] = "",
@@ -81,8 +81,13 @@ def run(
 
     The keys of a spec file are `command` (a list), `code`, `env`, `fleet`, `fleet_options`,
     `instance_types`, `policy`, `policy_options`, `deadline`, `budget_usd`, `dataset`,
-    `dataset_since`, `resume_from`, `checkpoint_mode`, `checkpoint_period_s`, `script_retries`,
-    `heartbeat_s`, `notice_poll_s`, `silence_s`, `max_life_s` and `tags`. Options win over it.
+    `dataset_since`, `resume_from`, `checkpoint_mode`, `checkpoint_period_s`, `retention`,
+    `script_retries`, `heartbeat_s`, `notice_poll_s`, `silence_s`, `max_life_s` and `tags`.
+    Options win over it.
+
+    `retention` says which checkpoints stay: `{last: 5, every_steps: 1000, best: 2, metric: loss}`
+    keeps the newest 5, the first in each 1000 steps, and the 2 with the lowest loss
+    (`mode: max`: the highest).
 
     **Ctrl-C** once stops the run with a checkpoint; twice leaves it running. The same command
     with the same `--run-id` re-attaches to it, or goes on from its newest checkpoint.

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from spotfirst.errors import InvalidSpec
-from spotfirst_airflow.rendering import parse_moment, parse_usd
+from spotfirst_airflow.rendering import parse_moment, parse_retention, parse_usd
 from spotfirst_airflow.submission import Request
 
 __all__ = ["assign", "make_request", "parse_pairs", "read_spec_file"]
@@ -60,6 +60,8 @@ def _convert(name: str, value: Any) -> Any:
         return parse_moment(value)
     if name == "budget_usd":
         return parse_usd(value)
+    if name == "retention":
+        return parse_retention(value)
     [field] = [field for field in msgspec.structs.fields(Request) if field.name == name]
     try:
         return msgspec.convert(value, field.type, strict=False)
