@@ -8,7 +8,10 @@ from typing import Literal
 
 from spotfirst.wire import Record
 
-__all__ = ["Market", "Notice", "Pool"]
+__all__ = ["INTERRUPTION_MEAN_VARIABLE", "Market", "Notice", "Pool"]
+
+INTERRUPTION_MEAN_VARIABLE = "SPOTFIRST_INTERRUPTION_MEAN_S"
+"""The mean time between interruptions of an instance's pool; set by a fleet that knows it."""
 
 
 class Market(str, enum.Enum):

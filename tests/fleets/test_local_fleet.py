@@ -82,6 +82,19 @@ def test_an_instance_runs_its_agent_with_what_it_must_know(world: World) -> None
     assert end.started_at < end.ended_at <= utc_now()
 
 
+@pytest.mark.parametrize(("purchase", "told"), [(Market.SPOT, "5"), (Market.ON_DEMAND, None)])
+def test_a_spot_instance_knows_how_often_its_pool_is_interrupted(
+    world: World, purchase: Market, told: str | None
+) -> None:
+    code = "import json, os; json.dump(dict(os.environ), open('env', 'w'))"
+    market = {"kind": "synthetic", "mean_up_s": 300.0}
+    fleet = world.fleet(agent_command=agent(code), market=market, time_scale=60)
+    fleet.launch(request("t", market=purchase))
+    ended(fleet, "t")
+    environment = json.loads((world.folder("t") / "env").read_text())
+    assert environment.get("SPOTFIRST_INTERRUPTION_MEAN_S") == told
+
+
 def test_airflows_own_secrets_do_not_reach_the_instance(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

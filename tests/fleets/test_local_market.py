@@ -96,6 +96,16 @@ def test_a_calm_market_never_changes() -> None:
     assert calm.next_change("anywhere", 0) == math.inf
 
 
+def test_only_some_markets_say_how_often_they_interrupt() -> None:
+    assert market(kind="calm").interruption_mean_s("a") is None
+    assert synthetic(mean_up_s=300).interruption_mean_s("a") == 300
+    ups_and_downs = [(0, 1), (10, 0), (15, 2), (45, 0), (50, 1)]  # up for 10 s, 30 s, ever since
+    segments = [{"from_s": time_s, "capacity": count} for time_s, count in ups_and_downs]
+    script = market(kind="scripted", zones={"a": segments, "b": segments[:1]})
+    assert script.interruption_mean_s("a") == 20
+    assert script.interruption_mean_s("b") is None
+
+
 # -- recordings -----------------------------------------------------------------------------------
 
 
@@ -121,6 +131,17 @@ def test_a_recording_begins_again_after_its_last_row(tmp_path: Path) -> None:
     zone = recorded(written(tmp_path / "zone.csv", CSV))
     assert zone.at("a", 3 * 195 + 195).capacity == 1
     assert zone.next_change("a", 390) == pytest.approx(3 * 195)
+
+
+@pytest.mark.parametrize(
+    ("rows", "mean_s"), [([0, 1, 1, 0, 1], 15.0), ([1, 1, 0, 1], 30.0), ([1, 1], None), ([0], None)]
+)
+def test_a_recording_tells_how_long_capacity_lasts_in_it(
+    tmp_path: Path, rows: list[int], mean_s: float | None
+) -> None:
+    trace = {"metadata": {"gap_seconds": 10}, "data": rows}
+    told = recorded(written(tmp_path / "zone.json", trace)).interruption_mean_s("a")
+    assert told == mean_s  # it is played again and again: its end and its beginning are neighbours
 
 
 def test_a_recording_can_be_entered_later(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class Settings(Record):
     ``SPOTFIRST_LOG_PERIOD_S``          how often new output is shipped (1)
     ``SPOTFIRST_DRAIN_PATIENCE_S``      how long a handover may take (120)
     ``SPOTFIRST_SHUTDOWN_WINDOW_S``     how long a SIGTERM leaves for the last checkpoint (20)
+    ``SPOTFIRST_INTERRUPTION_MEAN_S``   mean time between interruptions of the instance's pool, if
+                                        the fleet knows it: handed on to the command, whose
+                                        checkpoint period follows from it
     =================================== ======================================================
     """
 

@@ -13,16 +13,15 @@ from spotfirst.checkpoints.pace import Pace
 from spotfirst.checkpoints.period import Period, choose_period
 from spotfirst.checkpoints.saving import Saved, Saver
 from spotfirst.errors import InvalidSpec
+from spotfirst.market import INTERRUPTION_MEAN_VARIABLE
 from spotfirst.reporting import ProgressReporter
 
-__all__ = ["INTERRUPTION_MEAN_VARIABLE", "PERIOD_VARIABLE", "Schedule"]
+__all__ = ["PERIOD_VARIABLE", "Schedule"]
 
 _log = logging.getLogger(__name__)
 
 PERIOD_VARIABLE = "SPOTFIRST_CHECKPOINT_PERIOD_S"
 """The most training time that a kill may lose; set by the agent, from the spec."""
-INTERRUPTION_MEAN_VARIABLE = "SPOTFIRST_INTERRUPTION_MEAN_S"
-"""Mean time between interruptions of the instance's pool; set by a fleet that knows it."""
 _DEFAULT_PERIOD_S = 300.0
 
 

@@ -126,6 +126,9 @@ class Fleet(Protocol):
     def launch(self, request: LaunchRequest) -> Instance:
         """Start an instance that runs ``python -m spotfirst.agent``, once per token.
 
+        Its environment is that of :class:`spotfirst.agent.settings.Settings`. A fleet that knows
+        how often a spot pool is interrupted tells it there, for the checkpoint period.
+
         Raises :class:`~spotfirst.errors.NoCapacity` or
         :class:`~spotfirst.errors.LaunchRejected`, after which no instance has this token.
         """

@@ -76,6 +76,10 @@ class MarketOptions(Record):
         """A zone's course. May read files, and then raise :class:`InvalidSpec`."""
         raise NotImplementedError
 
+    def interruption_mean_s(self, zone: str) -> float | None:  # noqa: ARG002 - for those who know
+        """Mean time between interruptions of a zone; ``None`` where nobody can say."""
+        return None
+
 
 class Market:
     """The market of these options. Courses are made when they are first asked for."""
@@ -91,6 +95,10 @@ class Market:
     def next_change(self, zone: str, time_s: float) -> float:
         """When the zone's capacity may change next, later than ``time_s``."""
         return self._course(zone).next_change(time_s)
+
+    def interruption_mean_s(self, zone: str) -> float | None:
+        """Mean time between the zone's interruptions; ``None`` where nobody can say."""
+        return self._options.interruption_mean_s(zone)
 
     def first_shortage(
         self, zone: str, *, since_s: float, until_s: float, older: int
@@ -150,6 +158,24 @@ class Steps:
         # A sum of floats may round down to where we are; time must go on.
         return max(began_s + coming_s, math.nextafter(time_s, math.inf))
 
+    def mean_up_s(self) -> float | None:
+        """How long there is capacity, on average, until there is none; ``None`` when it stays.
+
+        Of one repetition, or of the time until the last loss.
+        """
+        ends = [*self._times[1:], self._repeat_s]
+        up_s = lost_up_s = 0.0
+        losses = 0
+        for number, state in enumerate(self._states):
+            if state.capacity > 0:
+                up_s += ends[number] - self._times[number]
+            elif number > 0 and self._states[number - 1].capacity > 0:
+                losses, lost_up_s = losses + 1, up_s
+        if not math.isinf(self._repeat_s):
+            lost_up_s = up_s
+            losses += self._states[0].capacity == 0 and self._states[-1].capacity > 0
+        return lost_up_s / losses if losses else None
+
     def _within(self, time_s: float) -> tuple[float, float]:
         """When the current repetition began, and the time since then."""
         since_s = self._start_s + time_s
@@ -201,6 +227,10 @@ class ScriptedMarket(MarketOptions):
     def course(self, zone: str) -> Course:
         """The zone's script."""
         return Steps(self._steps(zone))
+
+    def interruption_mean_s(self, zone: str) -> float | None:
+        """The mean time with capacity in the script."""
+        return Steps(self._steps(zone)).mean_up_s()
 
     def _steps(self, zone: str) -> list[tuple[float, ZoneState]]:
         where = f"market.zones.{zone}"

@@ -18,7 +18,7 @@ import msgspec
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import Record
-from spotfirst_airflow.fleets.local.market import Course, MarketOptions, Steps, ZoneState, require
+from spotfirst_airflow.fleets.local.market import MarketOptions, Steps, ZoneState, require
 
 __all__ = ["RecordedMarket"]
 
@@ -50,7 +50,7 @@ class RecordedMarket(MarketOptions):
         """Those with a recording."""
         return tuple(self.paths)
 
-    def course(self, zone: str) -> Course:
+    def course(self, zone: str) -> Steps:
         """The zone's recording. Raises :class:`InvalidSpec` for a file that is not as it must be."""
         path = Path(self.paths[zone])
         series = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
@@ -76,6 +76,10 @@ class RecordedMarket(MarketOptions):
         ]
         rows = zip(series.times_s, states, strict=True)
         return Steps(rows, start_s=self.start_s, repeat_s=series.end_s)
+
+    def interruption_mean_s(self, zone: str) -> float | None:
+        """The mean time with capacity in the recording."""
+        return self.course(zone).mean_up_s()
 
 
 class _Series(Record):

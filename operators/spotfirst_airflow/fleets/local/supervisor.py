@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from spotfirst.market import INTERRUPTION_MEAN_VARIABLE, Notice
 from spotfirst.market import Market as Purchase
-from spotfirst.market import Notice
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets.base import EndedBy
 from spotfirst_airflow.fleets.local.imds import MetadataService
@@ -193,6 +193,10 @@ class _Supervisor:
             "SPOTFIRST_WORKDIR": str(self._folder.work),
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": self._service.endpoint,
         }
+        if request.market is Purchase.SPOT:
+            mean_s = self._market.interruption_mean_s(request.pool.zone)
+            if mean_s is not None:
+                environment[INTERRUPTION_MEAN_VARIABLE] = f"{mean_s / self._options.time_scale:g}"
         command = self._options.agent_command or (sys.executable, "-m", "spotfirst.agent")
         me = os.getpid()
         # Before the service's threads exist, as a fork may then still run Python code.

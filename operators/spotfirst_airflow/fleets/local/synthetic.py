@@ -43,6 +43,10 @@ class SyntheticMarket(MarketOptions):
         """A course of the zone's own, independent of other zones'."""
         return _Course(self, zone)
 
+    def interruption_mean_s(self, zone: str) -> float | None:  # noqa: ARG002 - the same everywhere
+        """What is left of an exponential time is as long, on average, as all of it."""
+        return self.mean_up_s
+
 
 class _Course:
     """One zone's past and future, drawn from the beginning as far as it was asked for.
