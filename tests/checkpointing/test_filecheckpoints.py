@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import secrets
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,10 +26,14 @@ from spotfirst.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.checkpoints.packs import chunk_digest
+from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import ClaimLost, CorruptObject, InvalidSpec, StorageUnavailable
 from spotfirst.run import Run, create_run
-from spotfirst.spec import ResumeFrom
+from spotfirst.spec import ResumeFrom, RunSpec
+from spotfirst.storage import Storage, open_storage
+from tests.checkpointing.conftest import LONG_AGO
 from tests.checkpointing.storages import faulty
 
 
@@ -205,6 +212,259 @@ def test_deleted_files_are_deleted_in_the_checkpoint(
     (folder / "a").unlink()
     files.capture(final=True)
     assert _paths(files_run) == ["b"]
+
+
+def test_what_is_gone_stays_until_what_may_replace_it_is_taken(
+    files: FileCheckpoints, files_run: Run, folder: Path, clock: Clock
+) -> None:
+    (folder / "1.pt").write_text("1")
+    (folder / "log").write_text("a")
+    files.capture(final=True)
+    (folder / "2.pt").write_text("2")
+    (folder / "1.pt").unlink()
+    (folder / "log").write_text("ab")
+    os.utime(folder / "log")
+    files.capture()
+    assert _paths(files_run) == ["1.pt", "log"]
+    clock.ahead_s += 2
+    files.capture()
+    assert _paths(files_run) == ["2.pt", "log"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux' /proc")
+def test_a_log_that_is_open_for_ever_does_not_keep_what_is_gone(
+    files: FileCheckpoints, files_run: Run, folder: Path, clock: Clock
+) -> None:
+    (folder / "1.pt").write_text("1")
+    with (folder / "log").open("w"):
+        clock.ahead_s += 2
+        files.capture()
+        clock.ahead_s += 61
+        (folder / "1.pt").unlink()
+        (folder / "2.pt").write_text("2")
+        os.utime(folder / "2.pt")
+        clock.ahead_s += 61
+        files.capture()
+    assert _paths(files_run) == ["2.pt"]
+
+
+def test_what_is_gone_makes_way_for_a_folder_of_its_name(
+    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    (folder / "a").write_text("1")
+    (folder / "b").mkdir()
+    (folder / "b" / "c").write_text("1")
+    (folder / "d").write_text("1")
+    files.capture(final=True)
+    (folder / "a").unlink()
+    (folder / "a").mkdir()
+    (folder / "a" / "x").write_text("2")
+    (folder / "b" / "c").unlink()
+    (folder / "b").rmdir()
+    (folder / "b").write_text("2")
+    (folder / "d").unlink()
+    files.capture()
+    files.release()
+    _next(files_run, 2, tmp_path / "other", clock)
+    assert _tree(tmp_path / "other") == {"d": b"1"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux' /proc")
+def test_a_file_that_is_replaced_all_the_time_is_taken_whole(
+    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    def replace(number: int) -> None:
+        partial = tmp_path / "partial"
+        partial.write_bytes(bytes([number]) * 200_000)
+        partial.replace(folder / "latest.pt")
+
+    replace(0)
+    files.capture(final=True)
+    stop = threading.Event()
+
+    def write() -> None:
+        for number in itertools.cycle(range(1, 256)):
+            replace(number)
+            if stop.wait(0.03):
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seqs = {files.capture() for _ in range(4)}
+    finally:
+        stop.set()
+        writer.join()
+    assert len(seqs - {None}) >= 3
+    files.release()
+    _next(files_run, 2, tmp_path / "other", clock)
+    (data,) = _tree(tmp_path / "other").values()
+    assert len(data) == 200_000
+    assert len(set(data)) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux' /proc")
+def test_a_new_file_in_place_of_another_is_not_taken_while_it_is_written(
+    files: FileCheckpoints, folder: Path
+) -> None:
+    (folder / "latest.pt").write_text("whole")
+    files.capture(final=True)
+    (folder / "latest.pt").rename(folder.parent / "keeps-the-inode")
+    with (folder / "latest.pt").open("w") as file:
+        file.write("ha")
+        file.flush()
+        assert files.capture() is None
+
+
+def test_appending_to_a_large_file_moves_what_was_appended(
+    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    data = os.urandom(5 << 20)
+    (folder / "log").write_bytes(data)
+    files.capture(final=True)
+    with (folder / "log").open("ab") as log:
+        log.write(b"x" * 1000)
+    files.capture(final=True)
+    with (folder / "log").open("r+b") as log:
+        log.seek(2_500_000)
+        log.write(b"in the middle")
+    files.capture(final=True)
+    first, second, third = (commit.new_bytes for _, commit in _commits(files_run))
+    assert first > 5 << 20
+    assert second < 5_000
+    assert 1 << 20 < third < (1 << 20) + 5_000
+    files.release()
+    _next(files_run, 2, tmp_path / "other", clock)
+    assert _tree(tmp_path / "other") == _tree(folder)
+
+
+def test_the_packs_of_checkpoints_that_are_not_kept_go(
+    storage: Storage, folder: Path, clock: Clock
+) -> None:
+    spec = RunSpec(
+        run_id="f", created_at=LONG_AGO, command=("train",), checkpoint_mode="files",
+        retention=Retention(last=2),
+    )  # fmt: skip
+    run = create_run(storage, spec)
+    files = _next(run, 1, folder, clock)
+    stays = os.urandom(3_000_000)
+    (folder / "stays").write_bytes(stays)
+    for number in range(6):
+        (folder / "model").write_bytes(os.urandom(1_000_000))
+        (folder / "step").write_text(f"{number}")
+        files.capture(final=True)
+    assert [commit.step for _, commit in _commits(run)] == [5, 6]
+    bytes_ = {name: size for name, size in run.packs().walk("") if not name.endswith(".json")}
+    named = set[str]()
+    for _, commit in _commits(run):
+        manifest = read_manifest(run.packs(), commit.manifest, commit.digest)
+        named |= {pack.name for pack in manifest.packs}
+    assert set(bytes_) == named
+    assert len([name for name, _ in run.packs().walk("") if name.endswith(".json")]) == 2
+    assert sum(bytes_.values()) < 6_100_000  # the first model is in the pack of what stays
+
+
+def test_a_pack_is_not_kept_for_the_little_of_it_that_is_in_use(
+    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    for number in range(20):
+        (folder / "model").write_bytes(os.urandom(900_000))
+        (folder / f"result-{number}").write_bytes(os.urandom(10_000))
+        files.capture(final=True)
+    live = sum(file.size_bytes for file in _manifest(files_run).files)
+    assert sum(pack.size_bytes for pack in _manifest(files_run).packs) <= 2 * live
+    files.release()
+    _next(files_run, 2, tmp_path / "other", clock)
+    assert _tree(tmp_path / "other") == _tree(folder)
+
+
+def _storm(files_run: Run, folder: Path, tmp_path: Path, clock: Clock, fault: Fault) -> bool:
+    """Captures with one failure; whether it happened. Whatever it was, nothing is lost."""
+    spec = msgspec.structs.replace(files_run.spec(), retention=Retention(last=1))
+    run = create_run(faulty(files_run.root, before=fault.before, after=fault.after), spec)
+    files = _next(run, 1, folder, clock, chunk_bytes=1000)
+    (folder / "stays").write_bytes(os.urandom(2500))
+    (folder / "changes").write_bytes(os.urandom(2500))
+    (folder / "goes").write_bytes(b"1")
+    files.capture(final=True)
+    first = _tree(folder)
+    (folder / "changes").write_bytes(os.urandom(2500))
+    (folder / "goes").unlink()
+    fault.begin()
+    failed = False
+    try:
+        files.capture(final=True)
+    except StorageUnavailable:
+        failed = True
+    fault.end()
+    peek = tmp_path / "peek"
+    # As a successor would find it that claimed now.
+    mirror(files_run.packs(), _commits(files_run)[-1][1], peek)
+    before = _commits(files_run)[-1][1].step
+    assert _tree(peek) == (_tree(folder) if before == 2 else first)
+    assert failed or before == 2
+    (folder / "late").write_bytes(os.urandom(1500))
+    files.capture(final=True)
+    files.release()
+    following = _next(files_run, 2, tmp_path / "other", clock)
+    assert following.step == before + 1
+    assert _tree(tmp_path / "other") == _tree(folder)
+    assert following.warnings == ()
+    return failed
+
+
+class Fault:
+    """The n-th storage call of the run fails, before or after it was applied."""
+
+    def __init__(self, number: int, *, applied: bool) -> None:
+        self._number, self._applied = number, applied
+        self._calls = 0
+        self._is_on = False
+
+    def begin(self) -> None:
+        self._is_on = True
+
+    def end(self) -> None:
+        self._is_on = False
+
+    def before(self, verb: str, path: str) -> None:
+        self._calls += self._is_on
+        if not self._applied:
+            self._fail(verb, path)
+
+    def after(self, verb: str, path: str) -> None:
+        if self._applied:
+            self._fail(verb, path)
+
+    @property
+    def calls(self) -> int:
+        return self._calls
+
+    def _fail(self, verb: str, path: str) -> None:
+        if self._is_on and self._calls == self._number:
+            msg = f"{verb} {path}"
+            raise StorageUnavailable(msg)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_whichever_call_of_a_capture_fails_the_next_one_goes_on(
+    applied: bool, tmp_path: Path, clock: Clock
+) -> None:
+    failures = 0
+    for number in itertools.count(1):
+        fault = Fault(number, applied=applied)
+        place = tmp_path / f"{number}"
+        (place / "files").mkdir(parents=True)
+        spec = RunSpec(
+            run_id="f", created_at=LONG_AGO, command=("train",), checkpoint_mode="files",
+            retention=Retention(last=1),
+        )  # fmt: skip
+        run = create_run(open_storage(f"memory://{secrets.token_hex(8)}"), spec)
+        failures += _storm(run, place / "files", place, clock, fault)
+        if fault.calls < number:
+            break
+    assert failures >= 3  # the pack, the manifest and the commit; cleaning up may fail silently
+    assert number > 5
 
 
 def test_a_file_that_did_not_change_is_not_moved_again(

@@ -1,52 +1,43 @@
 """Checkpoints of scripts that only write files: the agent keeps a directory safe for them.
 
-A file is taken when it is whole as far as can be seen from outside: nobody has it open for
-writing, and it has not changed for a while, nor while it was read. A file that is being written
-stays as it was captured before. After the script's end everything is taken.
+A file is taken when it is whole as far as can be seen from outside
+(:mod:`spotfirst.checkpoints.settling`), and does not change while it is read. A file that is being
+written stays as it was captured before; and as long as there is one, files that are gone stay too:
+a script may have removed them in favour of it. After the script's end everything is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
-import secrets
-import shutil
 import stat
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 
-from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
-from spotfirst.checkpoints.manifest import (
-    FileRef,
-    FilesManifest,
-    PackRef,
-    Part,
-    read_manifest,
-    write_manifest,
+from spotfirst.checkpoints.filepacks import (
+    Captured,
+    Chunk,
+    Content,
+    Save,
+    Unsure,
+    content_of,
+    locations,
+    manifest_of,
+    sparse,
 )
-from spotfirst.checkpoints.memory import Block
-from spotfirst.checkpoints.packs import (
-    PACK_BYTES,
-    Location,
-    PackWriter,
-    Wanted,
-    chunk_digest,
-    fetch,
-    pack_prefix,
-)
+from spotfirst.checkpoints.manifest import FilesManifest, write_manifest
+from spotfirst.checkpoints.mirroring import mirror
+from spotfirst.checkpoints.packs import PACK_BYTES, Location
 from spotfirst.checkpoints.restoring import load_newest
 from spotfirst.checkpoints.retention import Retention, collect, prune
-from spotfirst.errors import CorruptObject, FormatError, StorageError
+from spotfirst.checkpoints.settling import Settling, Signature, same_bytes, signature
+from spotfirst.errors import FormatError, StorageError
 from spotfirst.patience import Sleep
 from spotfirst.run import Run
-from spotfirst.storage import Storage
 from spotfirst.wire import Clock, utc_now
 
 __all__ = ["FILE_CHUNK_BYTES", "FileCheckpoints"]
@@ -60,70 +51,11 @@ _FINAL_TRIES = 3
 
 _MOST_WARNINGS = 20
 
-Signature = tuple[int, int, int, int, int]
-"""Device, inode, size and times of change: another file or other bytes have another."""
+_MOST_REPLACED = 100
+"""Files that are open at the same time."""
 
-
-Chunk = tuple[str, int]
-"""Digest and size of a piece of a file."""
-Content = tuple[tuple[str, bool, tuple[Chunk, ...]], ...]
-"""Path, executability and pieces of every file: what makes two checkpoints the same."""
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """A file as it was captured: what it looked like, and what it holds."""
-
-    signature: Signature
-    executable: bool
-    chunks: tuple[Chunk, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(size for _, size in self.chunks)
-
-
-@dataclass(frozen=True)
-class _Unsure:
-    """A checkpoint whose commit was not answered: it may be complete."""
-
-    name: str
-    manifest: FilesManifest
-    content: Content
-
-
-class _Save:
-    """What one capture writes. Its number is in the names of all that it writes."""
-
-    def __init__(
-        self, packs: Storage, claim: int, number: int, known: Mapping[str, Location]
-    ) -> None:
-        self.manifest = f"{claim:08d}/{number:06d}.json"
-        self.writer = PackWriter(packs, pack_prefix(claim, number), known)
-        self.number = number
-        self._parts: dict[str, Part] = {}
-        self._buffer: Block | None = None
-
-    @property
-    def buffer(self) -> memoryview:
-        if self._buffer is None:
-            self._buffer = Block(PACK_BYTES)
-        return self._buffer.view[:PACK_BYTES]
-
-    def add(self, data: memoryview, chunk_bytes: int) -> list[Chunk]:
-        cuts = [
-            (start, min(chunk_bytes, len(data) - start))
-            for start in range(0, len(data), chunk_bytes)
-        ]
-        digests = [chunk_digest(data[start : start + size]) for start, size in cuts]
-        parts = self.writer.add(data, cuts, digests)
-        self._parts.update(zip(digests, parts, strict=True))
-        return [(digest, size) for digest, (_, size) in zip(digests, cuts, strict=True)]
-
-    def written(self) -> dict[str, Location]:
-        """What is in the storage, by digest; also when something went wrong."""
-        found = ((digest, self.writer.location(part)) for digest, part in self._parts.items())
-        return {digest: location for digest, location in found if location is not None}
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Without following links, and without waiting for the other end of a pipe."""
 
 
 class FileCheckpoints:
@@ -149,21 +81,20 @@ class FileCheckpoints:
         self._run = run
         self._attempt = attempt
         self._folder = folder
-        self._settle_s = settle_s
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
+        self._settling = Settling(folder, settle_s, clock=clock, monotonic=monotonic, sleep=sleep)
         self._chain = run.chain()
         self._packs = run.packs()
         self._chunk_bytes = chunk_bytes
         self._retention = Retention()
         self._claim = 0
         self._saves = 0
-        self._captured: dict[str, _Captured] = {}
+        self._captured: dict[str, Captured] = {}
         # Of every chunk in _captured; and of what a capture that failed has written.
         self._where: dict[str, Location] = {}
         self._committed: Content | None = None
-        self._unsure: _Unsure | None = None
+        self._unsure: Unsure | None = None
         self._unreported_bytes = 0
-        self._seen: dict[str, tuple[Signature, float]] = {}
         self._warned: set[str] = set()
         self.step = 0
         """Captures so far, in the run and in the checkpoint it started from."""
@@ -189,7 +120,7 @@ class FileCheckpoints:
         spec = self._run.spec()
         self._retention = spec.retention
         restored = load_newest(
-            self._run, self._chain, self._mirror, content="files",
+            self._run, self._chain, lambda packs, commit: mirror(packs, commit, self._folder), content="files",
             resume_from=spec.resume_from, warn=self._warn,
         )  # fmt: skip
         if restored is None:
@@ -207,11 +138,11 @@ class FileCheckpoints:
         :class:`ClaimLost`.
         """
         seq = self._hear()
-        save = _Save(self._packs, self._claim, self._saves + 1, self._well_used())
-        captured: dict[str, _Captured] = {}
+        save = Save(self._packs, self._claim, self._saves + 1, self._well_used())
+        captured: dict[str, Captured] = {}
         try:
             self._look(captured, save, final=final)
-            content = _content(captured)
+            content = content_of(captured)
             if content == (self._committed or ()):
                 self._captured = captured
                 self._discard(save)
@@ -233,18 +164,53 @@ class FileCheckpoints:
 
     # -- capturing --------------------------------------------------------------------------
 
-    def _look(self, captured: dict[str, _Captured], save: _Save, *, final: bool) -> None:
+    def _look(self, captured: dict[str, Captured], save: Save, *, final: bool) -> None:
         """Enter every file of the folder, as it is or as it was captured before."""
-        writers = set() if final else _open_for_writing(self._folder)
+        settling = self._settling
+        settling.begin()
+        replaced: list[str] = []
+        present: set[str] = set()
         for path, status in self._files():
+            present.add(path)
+            looks = signature(status)
             kept = self._captured.get(path)
-            signature = _signature(status)
-            if kept is None or kept.signature != signature:
-                whole = final or self._settled(path, status, writers)
-                kept = (self._take(path, signature, save, final=final) if whole else None) or kept
+            if kept is None or kept.signature != looks:
+                before = settling.last_seen(path) or (kept.signature if kept else None)
+                taken = None
+                if final or settling.is_settled(path, status):
+                    taken = self._take(path, looks, save, final=final)
+                elif settling.is_replaced(status, before):
+                    replaced.append(path)
+                if taken is None and not final:
+                    settling.add_pending(path)
+                kept = taken or kept
             if kept is not None:
                 captured[path] = kept
-        self._seen = {path: seen for path, seen in self._seen.items() if path not in captured}
+        self._take_replaced(replaced[:_MOST_REPLACED], captured, save)
+        if settling.is_under_way:
+            # What is gone may have been removed in favour of a file that is not taken yet.
+            folders = {str(parent) for path in present for parent in PurePosixPath(path).parents}
+            for path in self._captured.keys() - present - folders:
+                if present.isdisjoint(str(parent) for parent in PurePosixPath(path).parents):
+                    captured[path] = self._captured[path]
+        settling.end()
+
+    def _take_replaced(self, paths: list[str], captured: dict[str, Captured], save: Save) -> None:
+        """Take files that another one was renamed to, even when that happens all the time."""
+        if not paths:
+            return
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    handle = os.open(self._folder / path, _OPEN)
+                    files[path] = stack.enter_context(open(handle, "rb", buffering=0))  # noqa: PTH123
+            whole = self._settling.look_twice({p: file.fileno() for p, file in files.items()})
+            for path in sorted(whole):
+                entry = self._read(files[path], save)
+                if entry is not None:
+                    captured[path] = entry
+                    self._settling.is_taken(path)
 
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
         for parent, folders, names in os.walk(self._folder):
@@ -268,63 +234,49 @@ class FileCheckpoints:
                 if Path(parent, name).is_symlink():
                     self._warn(f"{name!r} is left out of checkpoints: it is a link")
 
-    def _settled(self, path: str, status: os.stat_result, writers: set[tuple[int, int]]) -> bool:
-        """Whether nobody writes the file, and it has been as it is for ``settle_s``."""
-        signature = _signature(status)
-        now = self._monotonic()
-        seen, since = self._seen.get(path, (None, now))
-        if seen != signature:
-            since = now
-        self._seen[path] = (signature, since)
-        if (status.st_dev, status.st_ino) in writers:
-            return False
-        age_s = self._clock().timestamp() - max(status.st_mtime, status.st_ctime)
-        return age_s >= self._settle_s or now - since >= self._settle_s
-
-    def _take(
-        self, path: str, expected: Signature, save: _Save, *, final: bool
-    ) -> _Captured | None:
+    def _take(self, path: str, expected: Signature, save: Save, *, final: bool) -> Captured | None:
         """The file with its bytes given to ``save``; ``None`` when it is not as ``expected``.
 
         After the script's end it may be as it likes, if only it stays so while it is read.
         """
         for _ in range(_FINAL_TRIES if final else 1):
             try:
-                # Without following links, and without waiting for the other end of a pipe.
-                handle = os.open(self._folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                handle = os.open(self._folder / path, _OPEN)
             except FileNotFoundError:
                 return None
             except OSError as error:
                 self._warn(f"{path!r} cannot be read, so it is not checkpointed: {error}")
                 return None
             with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - opened above
-                status = os.fstat(handle)
-                signature = _signature(status)
-                if not stat.S_ISREG(status.st_mode) or (not final and signature != expected):
+                if not final and signature(os.fstat(handle)) != expected:
                     return None
-                chunks = self._read(file, signature, save)
-            if chunks is not None:
-                return _Captured(signature, bool(status.st_mode & stat.S_IXUSR), chunks)
+                entry = self._read(file, save)
+            if entry is not None:
+                return entry
         if final:
             self._warn(f"{path!r} is still being written after the script's end; it is left out")
         return None
 
-    def _read(self, file: io.FileIO, signature: Signature, save: _Save) -> tuple[Chunk, ...] | None:
+    def _read(self, file: io.FileIO, save: Save) -> Captured | None:
         """Give the file's bytes to ``save``; ``None`` when it changes meanwhile."""
+        status = os.fstat(file.fileno())
+        looks = signature(status)
+        if not stat.S_ISREG(status.st_mode):
+            return None
         chunks: list[Chunk] = []
         while True:
             size = 0
             while size < PACK_BYTES and (count := file.readinto(save.buffer[size:])):
                 size += count
-            if _signature(os.fstat(file.fileno())) != signature:
+            if not same_bytes(signature(os.fstat(file.fileno())), looks):
                 return None
             if size:
                 self._saves = save.number
                 chunks += save.add(save.buffer[:size], self._chunk_bytes)
             if size < PACK_BYTES:
                 break
-        is_whole = sum(size for _, size in chunks) == signature[2]
-        return tuple(chunks) if is_whole else None
+        entry = Captured(looks, bool(status.st_mode & stat.S_IXUSR), tuple(chunks))
+        return entry if entry.size_bytes == status.st_size else None
 
     # -- committing -------------------------------------------------------------------------
 
@@ -338,13 +290,13 @@ class FileCheckpoints:
         self._accept(self._unsure, newest[1].step)
         return newest[0]
 
-    def _commit(self, captured: dict[str, _Captured], content: Content, save: _Save) -> int:
+    def _commit(self, captured: dict[str, Captured], content: Content, save: Save) -> int:
         save.writer.finish()
         self._saves = save.number
         unsure = self._unsure
         if unsure is None or unsure.content != content:
-            manifest = _manifest(captured, self._where | save.written())
-            unsure = self._unsure = _Unsure(save.manifest, manifest, content)
+            manifest = manifest_of(captured, self._where | save.written())
+            unsure = self._unsure = Unsure(save.manifest, manifest, content)
         digest, size_bytes = write_manifest(self._packs, unsure.name, unsure.manifest)
         new_bytes = self._unreported_bytes + save.writer.new_bytes
         seq = self._chain.commit(
@@ -357,21 +309,21 @@ class FileCheckpoints:
         self._clean()
         return seq
 
-    def _accept(self, newest: _Unsure, step: int) -> None:
+    def _accept(self, newest: Unsure, step: int) -> None:
         """The newest checkpoint is this one: what it does not name may be collected."""
         self.step = step
         self._committed = newest.content
         self._unsure = None
         self._unreported_bytes = 0
-        self._where = _locations(newest.manifest)
+        self._where = locations(newest.manifest)
         self._captured = {
             path: entry for path, entry in self._captured.items() if self._is_stored(entry)
         }
 
-    def _is_stored(self, entry: _Captured) -> bool:
+    def _is_stored(self, entry: Captured) -> bool:
         return all(digest in self._where for digest, _ in entry.chunks)
 
-    def _discard(self, save: _Save) -> None:
+    def _discard(self, save: Save) -> None:
         try:
             save.writer.discard()
         except StorageError as error:
@@ -389,170 +341,35 @@ class FileCheckpoints:
 
     def _well_used(self) -> dict[str, Location]:
         """What need not be written, because it is in a pack that is worth keeping."""
-        sparse = _sparse(self._where, set(self._where))
-        return {d: where for d, where in self._where.items() if where.pack not in sparse}
+        few = sparse(self._where, set(self._where))
+        return {d: where for d, where in self._where.items() if where.pack not in few}
 
-    def _thin(self, captured: dict[str, _Captured], save: _Save) -> None:
+    def _thin(self, captured: dict[str, Captured], save: Save) -> None:
         """Take unchanged files again whose packs are kept for little more than them."""
         used = {digest for entry in captured.values() for digest, _ in entry.chunks}
-        sparse = _sparse(self._where, used)
+        few = sparse(self._where, used)
         where = self._where | save.written()
         for path, entry in captured.items():
-            if any(d in where and where[d].pack in sparse for d, _ in entry.chunks):
+            if any(d in where and where[d].pack in few for d, _ in entry.chunks):
                 self._take(path, entry.signature, save, final=False)
 
     # -- restoring --------------------------------------------------------------------------
 
-    def _mirror(self, packs: Storage, commit: Commit) -> FilesManifest:
-        """Fetch a checkpoint's files beside the folder; only when all are right, change it."""
-        manifest = read_manifest(packs, commit.manifest, commit.digest)
-        if not isinstance(manifest, FilesManifest):
-            msg = f"manifest {packs.url}/{commit.manifest} is not of files"
-            raise CorruptObject(msg)
-        staging = self._folder.with_name(f".{self._folder.name}.{secrets.token_hex(4)}.restoring")
-        staging.mkdir()
-        try:
-            for file in manifest.files:
-                target = staging / file.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.touch()
-            for path, pieces in _fetched(packs, manifest):
-                with (staging / path).open("ab") as opened:
-                    for piece in pieces:
-                        opened.write(piece)
-            for file in manifest.files:
-                (staging / file.path).chmod(0o755 if file.executable else 0o644)
-            for old in self._folder.iterdir():
-                if old.is_dir() and not old.is_symlink():
-                    shutil.rmtree(old)
-                else:
-                    old.unlink()
-            for new in staging.iterdir():
-                shutil.move(new, self._folder / new.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        return manifest
-
     def _remember(self, manifest: FilesManifest) -> None:
         """What need not be read again, because it was just written from the checkpoint."""
         self._captured = {
-            file.path: _Captured(
-                _signature((self._folder / file.path).lstat()),
+            file.path: Captured(
+                signature((self._folder / file.path).lstat()),
                 file.executable,
                 tuple((part.digest, part.size_bytes) for part in file.parts),
             )
             for file in manifest.files
         }
-        self._where = _locations(manifest)
-        self._committed = _content(self._captured)
+        self._where = locations(manifest)
+        self._committed = content_of(self._captured)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             _log.warning("%s", message)
             self.warnings = (*self.warnings, message)[-_MOST_WARNINGS:]
-
-
-def _content(captured: Mapping[str, _Captured]) -> Content:
-    return tuple((path, entry.executable, entry.chunks) for path, entry in sorted(captured.items()))
-
-
-def _manifest(captured: Mapping[str, _Captured], where: Mapping[str, Location]) -> FilesManifest:
-    numbers: dict[tuple[str, int], int] = {}
-    files = []
-    for path, entry in sorted(captured.items()):
-        parts = []
-        for digest, size in entry.chunks:
-            place = where[digest]
-            number = numbers.setdefault((place.pack, place.pack_bytes), len(numbers))
-            parts.append(Part(pack=number, offset=place.offset, size_bytes=size, digest=digest))
-        files.append(
-            FileRef(
-                path=path, size_bytes=entry.size_bytes, executable=entry.executable,
-                parts=tuple(parts),
-            )
-        )  # fmt: skip
-    packs = tuple(PackRef(name=name, size_bytes=size) for name, size in numbers)
-    return FilesManifest(packs=packs, files=tuple(files))
-
-
-def _locations(manifest: FilesManifest) -> dict[str, Location]:
-    return {
-        part.digest: Location(
-            manifest.packs[part.pack].name, manifest.packs[part.pack].size_bytes,
-            part.offset, part.size_bytes,
-        )
-        for file in manifest.files
-        for part in file.parts
-    }  # fmt: skip
-
-
-def _sparse(where: Mapping[str, Location], used: AbstractSet[str]) -> set[str]:
-    """Packs of which less than half is used, as :func:`spotfirst.checkpoints.packs.known_parts`."""
-    used_bytes = Counter[str]()
-    pack_bytes: dict[str, int] = {}
-    for digest, place in where.items():
-        pack_bytes[place.pack] = place.pack_bytes
-        used_bytes[place.pack] += place.size_bytes if digest in used else 0
-    return {pack for pack, size in pack_bytes.items() if 2 * used_bytes[pack] < size}
-
-
-def _fetched(packs: Storage, manifest: FilesManifest) -> Iterator[tuple[str, list[memoryview]]]:
-    """The files' bytes in order: paths with their next pieces, which hold until the next one."""
-    memory = Block(PACK_BYTES).view
-    batch: list[tuple[str, Part]] = []
-    size = 0
-    pieces = [(file.path, part) for file in manifest.files for part in file.parts]
-    for path, part in pieces:
-        if part.size_bytes > PACK_BYTES:
-            msg = f"file {path!r} has a part of {part.size_bytes} bytes, more than there are in one"
-            raise CorruptObject(msg)
-        if size + part.size_bytes > PACK_BYTES:
-            yield from _fetch_batch(packs, manifest, batch, memory)
-            batch, size = [], 0
-        batch.append((path, part))
-        size += part.size_bytes
-    yield from _fetch_batch(packs, manifest, batch, memory)
-
-
-def _fetch_batch(
-    packs: Storage, manifest: FilesManifest, batch: list[tuple[str, Part]], memory: memoryview
-) -> Iterator[tuple[str, list[memoryview]]]:
-    wanted: list[Wanted] = []
-    start = 0
-    for _, part in batch:
-        target = memory[start : start + part.size_bytes]
-        wanted.append(Wanted(manifest.packs[part.pack].name, part.offset, part.digest, target))
-        start += part.size_bytes
-    fetch(packs, wanted)
-    both = zip(batch, wanted, strict=True)
-    for path, pieces in groupby(both, key=lambda pair: pair[0][0]):
-        yield path, [each.target for _, each in pieces]
-
-
-def _signature(status: os.stat_result) -> Signature:
-    return (
-        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    )  # fmt: skip
-
-
-def _open_for_writing(folder: Path) -> set[tuple[int, int]]:
-    """(device, inode) of the files below ``folder`` that a process of ours may still write.
-
-    From Linux' ``/proc``; elsewhere it is empty, and only the settling time protects.
-    """
-    found: set[tuple[int, int]] = set()
-    root = f"{folder.resolve()}/"
-    for descriptors in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            for descriptor in descriptors.iterdir():
-                if not os.readlink(descriptor).startswith(root):  # noqa: PTH115 - may be no path
-                    continue
-                info = (descriptors.parent / "fdinfo" / descriptor.name).read_text()
-                flags = int(info.split("flags:", 1)[1].split(maxsplit=1)[0], 8)
-                if flags & os.O_ACCMODE != os.O_RDONLY:
-                    status = descriptor.stat()
-                    found.add((status.st_dev, status.st_ino))
-        except (OSError, IndexError, ValueError):
-            continue  # another user's process, or one that has just ended
-    return found
