@@ -13,6 +13,7 @@ Everything in a manifest is checked before a byte is reserved on its word.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ MAX_PACK_BYTES = 1 << 30
 _MAX_DIMENSIONS = 64
 _MAX_ARRAY_BYTES = 1 << 48
 _MAX_MANIFEST_BYTES = 512 << 20
+_MAX_IRREGULAR = 1000
+"""Shards that overlap in some dimension without being aligned in it, of one array."""
 _PACK = re.compile(r"\d{8}/\d{6}-\d{5}-\d{6}")
 _MANIFEST = re.compile(r"\d{8}/\d{6}\.json")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -217,10 +220,10 @@ def _check_array(what: str, array: ArrayRef, packs: Sequence[PackRef]) -> None:
     if array.shards and array.parts:
         msg = f"{what} has both parts and shards"
         raise ValueError(msg)
-    for shard in array.regions:
-        _check_parts(what, shard.parts, math.prod(shard.shape) * item_bytes, packs)
     if array.shards:
         _check_shards(what, array)
+    for shard in array.regions:
+        _check_parts(what, shard.parts, math.prod(shard.shape) * item_bytes, packs)
 
 
 def _check_shards(what: str, array: ArrayRef) -> None:
@@ -230,22 +233,41 @@ def _check_shards(what: str, array: ArrayRef) -> None:
             for o, n, whole in zip(shard.offset, shard.shape, array.shape, strict=True)
         )
         if not fits:
-            msg = f"{what} has a shard outside of it: {shard.offset} + {shard.shape}"
+            msg = f"{what} of shape {array.shape} has a shard outside of it"
             raise ValueError(msg)
-    full = sorted((s for s in array.shards if math.prod(s.shape)), key=lambda s: s.offset)
+    full = [shard for shard in array.shards if math.prod(shard.shape)]
     if sum(math.prod(s.shape) for s in full) != math.prod(array.shape):
         msg = f"{what}: its shards do not make up its shape {array.shape}"
         raise ValueError(msg)
-    for number, one in enumerate(full):
-        for other in full[number + 1 :]:
-            if not one.shape or other.offset[0] >= one.offset[0] + one.shape[0]:
-                break  # sorted: nothing behind reaches back
-            if all(
-                a < b + m and b < a + n
-                for a, n, b, m in zip(one.offset, one.shape, other.offset, other.shape, strict=True)
-            ):
-                msg = f"{what}: the shards at {one.offset} and {other.offset} overlap"
-                raise ValueError(msg)
+    pair = _overlapping(full, tuple(range(len(array.shape))))
+    if pair is not None:
+        msg = f"{what}: the shards at {pair[0].offset} and {pair[1].offset} overlap"
+        raise ValueError(msg)
+
+
+def _overlapping(shards: list[Shard], dimensions: tuple[int, ...]) -> tuple[Shard, Shard] | None:
+    """Two shards that overlap in all ``dimensions``; fast where they form a grid, as they do."""
+    if len(shards) < 2 or not dimensions:
+        return (shards[0], shards[1]) if len(shards) > 1 else None
+    for d in dimensions:
+        groups: dict[tuple[int, int], list[Shard]] = {}
+        for shard in shards:
+            groups.setdefault((shard.offset[d], shard.shape[d]), []).append(shard)
+        if all(o + n <= behind for (o, n), (behind, _) in itertools.pairwise(sorted(groups))):
+            rest = tuple(other for other in dimensions if other != d)
+            found = (_overlapping(group, rest) for group in groups.values())
+            return next(filter(None, found), None)
+    if len(shards) > _MAX_IRREGULAR:
+        msg = f"its {len(shards)} shards do not form a grid"
+        raise ValueError(msg)
+    for one, other in itertools.combinations(shards, 2):
+        if all(
+            one.offset[d] < other.offset[d] + other.shape[d]
+            and other.offset[d] < one.offset[d] + one.shape[d]
+            for d in dimensions
+        ):
+            return one, other
+    return None
 
 
 def _check_files(manifest: FilesManifest) -> None:
