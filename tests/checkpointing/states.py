@@ -2,30 +2,100 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from spotfirst.checkpoints.blobs import BlobStore
-from spotfirst.checkpoints.manifest import PartReader, StateManifest, read_manifest
-from spotfirst.checkpoints.saving import Snapshot, write_state
+from spotfirst.checkpoints.chain import Commit
+from spotfirst.checkpoints.loading import StateReader
+from spotfirst.checkpoints.manifest import (
+    ArrayRef,
+    RankState,
+    StateManifest,
+    read_manifest,
+    write_manifest,
+)
+from spotfirst.checkpoints.memory import Arena
+from spotfirst.checkpoints.packs import PackWriter, chunk_digest, known_parts, pack_prefix
+from spotfirst.checkpoints.snapshot import Snapshot
 from spotfirst.checkpoints.statetree import flatten
-from spotfirst.checkpoints.tensors import Buffers, TensorCollector, load_tree
+from spotfirst.checkpoints.tensors import TensorCollector
+from spotfirst.storage import Storage
+from tests.checkpointing.conftest import LONG_AGO
+
+_numbers = itertools.count()
 
 
-def save(blobs: BlobStore, state: Any, *, buffers: Buffers | None = None) -> str:
-    collector = TensorCollector(buffers or Buffers())
+def snapshot(
+    state: Any,
+    *,
+    settled: frozenset[int] = frozenset(),
+    arena: Arena | None = None,
+    memory_bytes: int | None = None,
+) -> Snapshot:
+    """A copy of ``state`` as the object ``model``, finished or not."""
+    collector = TensorCollector()
     node = flatten(state, collector)
-    digest, _ = write_state(blobs, Snapshot(3, {"model": node}, None, collector.leaves, {}, 0.0))
-    return digest
+    return Snapshot(
+        step=3, objects={"model": node}, ranked={}, rng=None, leaves=collector.leaves, metrics={},
+        taken_at=0.0, arena=arena or Arena(), settled=settled, memory_bytes=memory_bytes,
+    )  # fmt: skip
 
 
-def load(blobs: BlobStore, digest: str) -> Any:
-    manifest = read_manifest(blobs, digest)
+def save(packs: Storage, state: Any, *, before: Commit | None = None, **options: Any) -> Commit:
+    """Save without threads; what ``before`` has is not written again."""
+    return store(packs, snapshot(state, **options), before=before)
+
+
+def store(packs: Storage, taken: Snapshot, *, before: Commit | None = None) -> Commit:
+    """What :class:`Saver` does, without threads."""
+    known = {}
+    if before is not None:
+        old = manifest_of(packs, before)
+        known = known_parts(old.packs, (part for array in old.arrays for part in array.parts))
+    number = next(_numbers)
+    writer = PackWriter(packs, pack_prefix(1, number), known)
+    parts: list[list[Any]] = [[] for _ in taken.leaves]
+    for block in taken.blocks():
+        if block is None:
+            continue
+        digests = [chunk_digest(block.memory[start : start + size]) for start, size in block.cuts]
+        added = writer.add(block.memory, block.cuts, digests)
+        for leaf, part in zip(block.leaves, added, strict=True):
+            parts[leaf].append(part)
+    refs = writer.finish()
+    manifest = StateManifest(
+        step=taken.step, packs=refs, objects=taken.objects,
+        arrays=tuple(
+            ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(parts[number]))
+            for number, leaf in enumerate(taken.leaves)
+        ),
+        ranks=(RankState(objects=taken.ranked, rng=taken.rng),),
+    )  # fmt: skip
+    name = f"00000001/{number:06d}.json"
+    digest, size = write_manifest(packs, name, manifest)
+    return Commit(
+        attempt=1, at=LONG_AGO, nonce="n", step=taken.step, manifest=name, digest=digest,
+        content="state", size_bytes=manifest.size_bytes + size, new_bytes=writer.new_bytes,
+    )  # fmt: skip
+
+
+def manifest_of(packs: Storage, commit: Commit) -> StateManifest:
+    manifest = read_manifest(packs, commit.manifest, commit.digest)
     assert isinstance(manifest, StateManifest)
-    return load_tree(manifest.objects["model"], manifest, PartReader(blobs, manifest.blobs))
+    return manifest
+
+
+def load(packs: Storage, commit: Commit) -> Any:
+    manifest = manifest_of(packs, commit)
+    reader = StateReader(packs, manifest)
+    node = manifest.objects["model"]
+    reader.plan(node)
+    reader.fetch()
+    return reader.value(node)
 
 
 def same(left: Any, right: Any) -> bool:

@@ -12,13 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spotfirst.checkpoints import manifest as manifest_module
-from spotfirst.checkpoints.blobs import BlobStore
-from spotfirst.checkpoints.manifest import ITEM_BYTES, StateManifest, read_manifest
-from spotfirst.checkpoints.tensors import Buffers
+from spotfirst.checkpoints.memory import Arena
+from spotfirst.checkpoints.statetree import ITEM_BYTES
 from spotfirst.errors import UnsupportedState
-from spotfirst.storage import open_storage
-from tests.checkpointing.states import load, same, save
+from spotfirst.storage import Storage, open_storage
+from tests.checkpointing.states import load, manifest_of, same, save
 
 keys = st.text(max_size=5) | st.integers()
 leaves = (
@@ -44,14 +42,14 @@ trees = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(trees)
 def test_any_tree_comes_back_as_it_was(state: Any) -> None:
-    blobs = BlobStore(open_storage("memory://trees"))
-    assert same(load(blobs, save(blobs, state)), state)
+    packs = open_storage("memory://trees")
+    assert same(load(packs, save(packs, state)), state)
 
 
 @pytest.mark.parametrize("dtype", sorted(ITEM_BYTES))
 @pytest.mark.parametrize("shape", [(), (0, 3), (4, 6)])
 def test_every_dtype_comes_back_bit_for_bit(
-    blobs: BlobStore, dtype: str, shape: tuple[int, ...]
+    packs: Storage, dtype: str, shape: tuple[int, ...]
 ) -> None:
     kind = getattr(torch, dtype)
     assert ITEM_BYTES[dtype] == kind.itemsize
@@ -61,62 +59,63 @@ def test_every_dtype_comes_back_bit_for_bit(
         if dtype == "bool":
             raw %= 2
         tensor = raw.view(kind).view(shape) if raw.numel() else torch.empty(shape, dtype=kind)
-        assert same(load(blobs, save(blobs, tensor)), tensor)
+        assert same(load(packs, save(packs, tensor)), tensor)
 
 
-def test_views_are_stored_by_what_they_show(blobs: BlobStore) -> None:
+def test_views_are_stored_by_what_they_show(packs: Storage) -> None:
     base = torch.arange(24, dtype=torch.float32).view(4, 6)
     wave = torch.tensor([1 + 2j, 3 - 4j])
     state = {
         "transposed": base.t(), "strided": base[::2, 1::3], "expanded": base[:1].expand(3, 6),
         "conjugate": wave.conj(), "plain": wave, "negative": wave.conj().imag,
     }  # fmt: skip
-    loaded = load(blobs, save(blobs, state))
+    loaded = load(packs, save(packs, state))
     for name, tensor in state.items():
         assert torch.equal(loaded[name], tensor.resolve_conj().resolve_neg()), name
 
 
-def test_tied_tensors_are_stored_once_and_come_back_tied(blobs: BlobStore) -> None:
+def test_tied_tensors_are_stored_once_and_come_back_tied(packs: Storage) -> None:
     weight = torch.ones(3)
-    digest = save(blobs, {"embedding": weight, "head": weight, "other": torch.ones(3)})
-    manifest = read_manifest(blobs, digest)
-    assert isinstance(manifest, StateManifest)
-    assert len(manifest.arrays) == 2
-    loaded = load(blobs, digest)
+    commit = save(packs, {"embedding": weight, "head": weight, "other": torch.ones(3)})
+    assert len(manifest_of(packs, commit).arrays) == 2
+    loaded = load(packs, commit)
     assert loaded["embedding"] is loaded["head"]
     assert loaded["embedding"] is not loaded["other"]
 
 
-def test_small_tensors_share_a_blob_and_large_ones_span_several(
-    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manifest_module, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(manifest_module, "SMALL_BYTES", 500)
+def test_small_tensors_share_a_pack(packs: Storage) -> None:
     state = {f"bias{i}": torch.full((10,), float(i)) for i in range(20)}
-    state["weight"] = torch.arange(1001, dtype=torch.float32)
-    digest = save(blobs, state)
-    manifest = read_manifest(blobs, digest)
-    assert isinstance(manifest, StateManifest)
-    assert sorted(blob.size_bytes for blob in manifest.blobs) == [4, 800, 1000, 1000, 1000, 1000]
-    assert same(load(blobs, digest), state)
+    commit = save(packs, state)
+    assert len(manifest_of(packs, commit).packs) == 1
+    assert same(load(packs, commit), state)
 
 
-def test_only_tensors_that_changed_are_written_again(
-    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+def test_an_array_of_several_chunks_comes_back(
+    packs: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_module, "SMALL_BYTES", 0)
+    monkeypatch.setattr("spotfirst.checkpoints.packs.CHUNK_BYTES", 4096)
+    state = {"weight": torch.arange(3001, dtype=torch.float32), "bias": torch.ones(3)}
+    commit = save(packs, state)
+    sizes = [
+        [part.size_bytes for part in array.parts] for array in manifest_of(packs, commit).arrays
+    ]
+    assert sizes == [[4096, 4096, 3812], [12]]
+    assert same(load(packs, commit), state)
+
+
+def test_only_tensors_that_changed_are_written_again(packs: Storage) -> None:
     frozen, trained = torch.zeros(100_000), torch.zeros(10)
-    save(blobs, {"frozen": frozen, "trained": trained})
-    before = blobs.new_bytes
+    first = save(packs, {"frozen": frozen, "trained": trained})
     trained += 1
-    save(blobs, {"frozen": frozen, "trained": trained})
-    assert blobs.new_bytes - before < 2_000
+    second = save(packs, {"frozen": frozen, "trained": trained}, before=first)
+    assert second.new_bytes == 40
+    assert same(load(packs, second), {"frozen": frozen, "trained": trained})
 
 
-def test_module_versions_survive(blobs: BlobStore) -> None:
+def test_module_versions_survive(packs: Storage) -> None:
     module = torch.nn.BatchNorm1d(3)
     state = module.state_dict()
-    loaded = load(blobs, save(blobs, state))
+    loaded = load(packs, save(packs, state))
     assert loaded._metadata == state._metadata  # type: ignore[attr-defined]
 
 
@@ -137,17 +136,17 @@ def test_module_versions_survive(blobs: BlobStore) -> None:
         ),
     ],
 )
-def test_torchs_schedulers_and_optimizers_can_be_stored(blobs: BlobStore, make: Any) -> None:
+def test_torchs_schedulers_and_optimizers_can_be_stored(packs: Storage, make: Any) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([weight], lr=0.1)
     weight.grad = torch.ones(2)
     optimizer.step()
     state = {"optimizer": optimizer.state_dict(), "scheduler": make(optimizer).state_dict()}
-    assert same(load(blobs, save(blobs, state)), state)
+    assert same(load(packs, save(packs, state)), state)
 
 
-def test_counters_keep_their_kind(blobs: BlobStore) -> None:
-    assert same(load(blobs, save(blobs, Counter([2, 2, 4]))), Counter([2, 2, 4]))
+def test_counters_keep_their_kind(packs: Storage) -> None:
+    assert same(load(packs, save(packs, Counter([2, 2, 4]))), Counter([2, 2, 4]))
 
 
 Point = namedtuple("Point", "x y")  # noqa: PYI024 - the untyped kind is what users have
@@ -173,43 +172,43 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 - the untyped kind is what us
     ],
 )
 def test_what_cannot_be_stored_is_refused_by_name_and_place(
-    blobs: BlobStore, value: Any, named: str
+    packs: Storage, value: Any, named: str
 ) -> None:
     with pytest.raises(UnsupportedState) as refusal:
-        save(blobs, {"a": [0, {"b": value}]})
+        save(packs, {"a": [0, {"b": value}]})
     assert named in str(refusal.value)
     assert "state['a'][1]['b']" in str(refusal.value)
 
 
-def test_quantised_tensors_are_refused_by_name(blobs: BlobStore) -> None:
+def test_quantised_tensors_are_refused_by_name(packs: Storage) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tensor = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
     with pytest.raises(UnsupportedState, match="qint8"):
-        save(blobs, tensor)
+        save(packs, tensor)
 
 
-def test_a_state_that_contains_itself_is_refused(blobs: BlobStore) -> None:
+def test_a_state_that_contains_itself_is_refused(packs: Storage) -> None:
     state: dict[str, Any] = {}
     state["self"] = state
     with pytest.raises(UnsupportedState, match="contain itself"):
-        save(blobs, state)
+        save(packs, state)
 
 
-def test_nothing_is_pickled(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_pickled(packs: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("pickle was used")
 
     for name in ("dump", "dumps", "load", "loads"):
         monkeypatch.setattr(f"pickle.{name}", refuse)
     state = {"a": torch.ones(3), "b": np.ones(2), "c": [None]}
-    assert same(load(blobs, save(blobs, state)), state)
+    assert same(load(packs, save(packs, state)), state)
 
 
-def test_buffers_are_used_again(blobs: BlobStore) -> None:
-    buffers = Buffers()
-    save(blobs, torch.ones(8), buffers=buffers)
-    first = buffers.get(0, 32, pinned=False).data_ptr()
-    digest = save(blobs, torch.zeros(8), buffers=buffers)
-    assert buffers.get(0, 32, pinned=False).data_ptr() == first
-    assert same(load(blobs, digest), torch.zeros(8))
+def test_memory_is_used_again(packs: Storage) -> None:
+    arena = Arena()
+    save(packs, torch.ones(8), arena=arena)
+    first = arena.fit(1).address
+    commit = save(packs, torch.zeros(8), arena=arena)
+    assert arena.fit(1).address == first
+    assert same(load(packs, commit), torch.zeros(8))

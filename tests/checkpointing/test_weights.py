@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.weights import state_digest, weights_sha256
 from spotfirst.errors import StateMismatch
+from spotfirst.storage import Storage
 from tests.checkpointing.states import save
 
 
@@ -20,9 +20,9 @@ def _module() -> torch.nn.Module:
     return module
 
 
-def test_the_stored_and_the_live_weights_have_the_same_digest(blobs: BlobStore) -> None:
+def test_the_stored_and_the_live_weights_have_the_same_digest(packs: Storage) -> None:
     module = _module()
-    assert state_digest(blobs, save(blobs, module.state_dict())) == weights_sha256(module)
+    assert state_digest(packs, save(packs, module.state_dict())) == weights_sha256(module)
 
 
 def test_the_digest_tells_values_names_shapes_and_types_apart() -> None:
@@ -42,16 +42,19 @@ def test_the_digest_tells_values_names_shapes_and_types_apart() -> None:
     assert weights_sha256(Holder(a=zeros, b=zeros)) == weights_sha256(Holder(b=zeros, a=zeros))
 
 
-def test_an_object_that_is_not_in_the_checkpoint_is_named(blobs: BlobStore) -> None:
+def test_an_object_that_is_not_in_the_checkpoint_is_named(packs: Storage) -> None:
     with pytest.raises(StateMismatch, match="ema"):
-        state_digest(blobs, save(blobs, {}), "ema")
+        state_digest(packs, save(packs, {}), "ema")
 
 
 def test_what_the_agent_and_the_command_line_import_needs_no_torch() -> None:
+    modules = (
+        "chain", "claiming", "files", "manifest", "memory", "packs", "restoring", "retention",
+        "statetree", "weights", "workers",
+    )  # fmt: skip
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import spotfirst.checkpoints.blobs, spotfirst.checkpoints.claiming, spotfirst.context, spotfirst.checkpoints.files\n"
-        "import spotfirst.leaving, spotfirst.checkpoints.manifest, spotfirst.checkpoints.restoring, spotfirst.checkpoints.saving\n"
-        "import spotfirst.checkpoints.statetree, spotfirst.checkpoints.weights, spotfirst.reporting, spotfirst.patience\n"
+        f"import {', '.join(f'spotfirst.checkpoints.{name}' for name in modules)}\n"
+        "import spotfirst.context, spotfirst.leaving, spotfirst.patience, spotfirst.reporting\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
