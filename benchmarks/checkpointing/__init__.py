@@ -1,0 +1,1 @@
+"""What checkpoints cost a training, how fast they are durable and restored, beside peers and limits."""

@@ -1,0 +1,148 @@
+"""How much training a checkpoint costs: windows of steps with one, beside windows without.
+
+Steps are counted in windows: one without a checkpoint, one with, one without, and so on. A window
+with a checkpoint begins with it and ends when it is durable, and at least as many steps later as
+``least``. What it lost is its time less that of as many median steps of its two neighbours.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import psutil
+
+from benchmarks.checkpointing.training import Training
+from benchmarks.checkpointing.writers import Writer
+
+__all__ = ["Losses", "Window", "lose", "session_s"]
+
+_LIMIT_STEPS = 200
+
+
+@dataclass
+class Window:
+    """Steps, and the checkpoint among them. ``stall_s`` is what blocked the loop."""
+
+    steps: list[float]
+    began_s: float = 0.0
+    stall_s: float = 0.0
+    durable_s: float = 0.0
+    lost_s: float = 0.0
+    threads_s: float = 0.0
+    """Processor time of this process's other threads than torch's and the main one."""
+
+    @property
+    def total_s(self) -> float:
+        return self.began_s + sum(self.steps)
+
+
+@dataclass
+class Losses:
+    """One window per checkpoint. ``noise_s``: what windows without one seem to lose."""
+
+    with_: list[Window]
+    without: list[Window]
+    noise_s: float = 0.0
+    others: float = 0.0
+    """Cores that other processes used meanwhile."""
+    faults: dict[str, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, float]:
+        """Medians over the checkpoints after the first, and the first."""
+        first, later = self.with_[0], self.with_[1:] or self.with_
+        return {
+            "lost_s": round(session_s([w.lost_s for w in self.with_]), 4),
+            "first_lost_s": round(first.lost_s, 4),
+            "later_lost_s": round(median(w.lost_s for w in later), 4),
+            "first_stall_s": round(first.stall_s, 4),
+            "stall_s": round(median(w.stall_s for w in later), 4),
+            "began_s": round(median(w.began_s for w in later), 4),
+            "durable_s": round(median(w.durable_s for w in later), 4),
+            "first_durable_s": round(first.durable_s, 4),
+            "step_s": round(median(s for w in self.without for s in w.steps), 4),
+            "noise_s": round(self.noise_s, 4),
+            "threads_s": round(median(w.threads_s for w in later), 4),
+            "others": round(self.others, 2),
+        }
+
+
+def session_s(lost_s: Sequence[float]) -> float:
+    """Per checkpoint, the first included: (the first + the median of the others, for each) / all.
+
+    A plain mean, but that one disturbed window does not decide.
+    """
+    first, later = lost_s[0], lost_s[1:] or lost_s
+    return (first + (len(lost_s) - 1) * median(later)) / len(lost_s)
+
+
+def lose(training: Training, writer: Writer, *, saves: int, least: int, warm_up: int = 3) -> Losses:
+    """Train, and save so many times."""
+    for _ in range(warm_up):
+        training.step()
+    busy, own, start = _busy_s(), _own_s(), time.perf_counter()
+    without = [_without(training, least)]
+    with_: list[Window] = []
+    for _ in range(saves):
+        with_.append(_with(training, writer, least))
+        without.append(_without(training, max(least, min(len(with_[-1].steps), 2 * least))))
+        writer.tidy()
+    elapsed = time.perf_counter() - start
+    for number, window in enumerate(with_):
+        beside = without[number].steps + without[number + 1].steps
+        window.lost_s = window.total_s - len(window.steps) * median(beside)
+    nothing = [
+        abs(sum(window.steps) - len(window.steps) * median(before.steps + after.steps))
+        for before, window, after in zip(without, without[1:], without[2:], strict=False)
+    ]
+    others = (_busy_s() - busy - (_own_s() - own)) / elapsed
+    return Losses(with_, without, median(nothing) if nothing else 0.0, max(0.0, others))
+
+
+def _without(training: Training, steps: int) -> Window:
+    return Window([training.step() for _ in range(steps)])
+
+
+def _with(training: Training, writer: Writer, least: int) -> Window:
+    before = _threads_s()
+    start = time.perf_counter()
+    writer.begin()
+    window = Window([], began_s=time.perf_counter() - start)
+    after = 0
+    # One step more than it takes: what is cleaned up after the commit counts too.
+    while len(window.steps) < least or after < 2:
+        window.steps.append(training.step())
+        after += writer.took_s() is not None
+        if len(window.steps) > _LIMIT_STEPS:
+            msg = f"the checkpoint was not durable after {_LIMIT_STEPS} steps; see the log above"
+            raise TimeoutError(msg)
+    window.stall_s = window.began_s + writer.waited_s()
+    window.durable_s = writer.took_s() or 0.0
+    window.threads_s = _threads_s() - before
+    return window
+
+
+def _threads_s() -> float:
+    """Processor time of the threads that Python started, without the main one."""
+    ours = {t.native_id for t in threading.enumerate() if t is not threading.main_thread()}
+    return sum(t.user_time + t.system_time for t in psutil.Process().threads() if t.id in ours)
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
+def _own_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def cores() -> int:
+    """How many there are."""
+    return os.cpu_count() or 1

@@ -1,0 +1,180 @@
+"""Ways to save a training state, with one interface: Spotfirst's, and its peers in torch.
+
+All are made durable (fsync), and each keeps one checkpoint: what is older is deleted, by the peers
+outside of what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from benchmarks.checkpointing.training import Training
+from spotfirst.checkpointer import Checkpointer
+from spotfirst.checkpoints.retention import Retention
+
+__all__ = ["WRITERS", "DcpAsync", "Spotfirst", "TorchSave", "Writer"]
+
+
+class Writer(Protocol):
+    """Saves the state of one training again and again."""
+
+    def begin(self) -> None:
+        """Begin to save the step last finished; returns when training may go on."""
+
+    def took_s(self) -> float | None:
+        """From :meth:`begin` until it was durable; ``None`` while it is not."""
+
+    def waited_s(self) -> float:
+        """How long ``optimizer.step()`` waited for the checkpoint since :meth:`begin`."""
+
+    def tidy(self) -> None:
+        """Delete what is older."""
+
+
+class Spotfirst:
+    """The Checkpointer, ``lazy`` or eager, in a folder or at a URL."""
+
+    def __init__(self, training: Training, place: str, *, lazy: bool = True) -> None:
+        self._training = training
+        self._waits: list[float] = []
+        # Hooks run in the order in which they were made: these two are around the Checkpointer's.
+        register_optimizer_step_pre_hook(lambda *_: self._waits.append(-time.perf_counter()))
+        self.checkpointer = Checkpointer(
+            model=training.model, optimizer=training.optimizer, storage=place, lazy=lazy,
+            period_s=1e9, retention=Retention(last=1),
+        )  # fmt: skip
+        self.checkpointer.restore()
+        register_optimizer_step_pre_hook(lambda *_: self._waits.append(time.perf_counter()))
+        self._seq = 0
+
+    def begin(self) -> None:
+        self._seq = self._newest()
+        self._waits.clear()
+        self.checkpointer.step(self._training.done)
+        if not self.checkpointer.save(wait=False):
+            msg = "the previous checkpoint is still being written; it should have been waited for"
+            raise RuntimeError(msg)
+
+    def took_s(self) -> float | None:
+        saved = self.checkpointer.last_saved
+        return saved.took_s if saved is not None and saved.seq > self._seq else None
+
+    def waited_s(self) -> float:
+        return sum(self._waits)
+
+    def tidy(self) -> None:
+        """The Checkpointer does so by itself."""
+
+    def save(self) -> float:
+        """Save with the training stopped; the seconds from the snapshot to the commit."""
+        self.checkpointer.step(self._training.done)
+        self.checkpointer.save(wait=True)
+        saved = self.checkpointer.last_saved
+        assert saved is not None
+        return saved.took_s
+
+    def _newest(self) -> int:
+        return saved.seq if (saved := self.checkpointer.last_saved) is not None else 0
+
+
+class TorchSave:
+    """``torch.save`` to a file, then fsync. ``unsynced_s`` is what it took without the latter."""
+
+    def __init__(self, training: Training, place: str) -> None:
+        self._training = training
+        self._folder = Path(place)
+        self._folder.mkdir(parents=True)
+        self._took_s: float | None = None
+        self.unsynced_s: list[float] = []
+
+    def begin(self) -> None:
+        start = time.perf_counter()
+        path = self._folder / f"{self._training.done}.pt"
+        with path.open("wb") as file:
+            torch.save(state_of(self._training), file)
+            file.flush()
+            self.unsynced_s.append(time.perf_counter() - start)
+            os.fsync(file.fileno())
+        self._took_s = time.perf_counter() - start
+
+    def took_s(self) -> float | None:
+        return self._took_s
+
+    def waited_s(self) -> float:
+        return 0.0
+
+    def tidy(self) -> None:
+        _keep_newest(self._folder)
+
+
+class DcpAsync:
+    """``dcp.async_save`` in a thread, with a stager that keeps its memory, which is its best."""
+
+    def __init__(self, training: Training, place: str) -> None:
+        self._training = training
+        self._folder = Path(place)
+        self._folder.mkdir(parents=True)
+        on_gpu = training.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(on_gpu, False, False, False))
+        self._took_s: float | None = None
+
+    def begin(self) -> None:
+        start = time.perf_counter()
+        self._took_s = None
+
+        def done(future: Future[Any]) -> None:
+            future.result()
+            self._took_s = time.perf_counter() - start
+
+        future = dcp.async_save(
+            state_of(self._training),
+            storage_writer=dcp.FileSystemWriter(self._folder / str(self._training.done)),
+            async_stager=self._stager,
+            no_dist=True,
+        )
+        assert isinstance(future, Future)
+        future.add_done_callback(done)
+
+    def took_s(self) -> float | None:
+        return self._took_s
+
+    def waited_s(self) -> float:
+        return 0.0
+
+    def tidy(self) -> None:
+        _keep_newest(self._folder)
+
+
+def state_of(training: Training) -> dict[str, Any]:
+    """What the peers save: the same as a Checkpointer of both."""
+    return {
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+
+
+def _keep_newest(folder: Path) -> None:
+    entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for path in entries[:-1]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+WRITERS: dict[str, Callable[[Training, str], Writer]] = {
+    "spotfirst": Spotfirst,
+    "spotfirst_eager": lambda training, place: Spotfirst(training, place, lazy=False),
+    "dcp_async": DcpAsync,
+    "torch_save": TorchSave,
+}
+"""By name."""
