@@ -212,17 +212,19 @@ class Saver:
         ]
         for thread in beside:
             thread.start()
-        for save in saves:
-            if save.tier.expendable:
-                continue
-            saved = self._commit(snapshot, save)
-            if saved is not None:
-                self.newest_step = snapshot.step
-                self.last = saved
-                self._on_saved(saved)
-                self._clean(save.tier)
-        for thread in beside:
-            thread.join()
+        try:
+            for save in saves:
+                if save.tier.expendable:
+                    continue
+                saved = self._commit(snapshot, save)
+                if saved is not None:
+                    self.newest_step = snapshot.step
+                    self.last = saved
+                    self._on_saved(saved)
+                    self._clean(save.tier)
+        finally:  # the next save uses their chains
+            for thread in beside:
+                thread.join()
 
     def _commit_expendable(self, snapshot: Snapshot, save: _TierSave) -> None:
         try:
