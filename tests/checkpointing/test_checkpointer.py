@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from spotfirst.checkpointer import Checkpointer, Drained, Superseded, weights_sha256
-from spotfirst.checkpoints.blobs import BlobStore
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.manifest import read_manifest
+from spotfirst.checkpoints.packs import PackWriter
 from spotfirst.checkpoints.weights import state_digest
 from spotfirst.errors import (
     CorruptObject,
@@ -49,14 +49,16 @@ def _commits(run: Run) -> list[tuple[int, Commit]]:
 
 
 def _damage(run: Run, commit: Commit, *, delete: bool) -> None:
-    """Spoil one blob that no other checkpoint has."""
-    blobs = run.blobs()
-    digest = read_manifest(BlobStore(blobs), commit.manifest).blobs[0].digest
-    path = f"{digest[:2]}/{digest}"
+    """Spoil the pack that only this checkpoint has."""
+    packs = run.packs()
+    manifest = read_manifest(packs, commit.manifest, commit.digest)
+    pack = next(p.name for p in manifest.packs if p.name[:15] == commit.manifest[:15])
     if delete:
-        blobs.delete(path)
+        packs.delete(pack)
     else:
-        blobs.write(path, b"?" + blobs.read(path)[1:])
+        data = bytearray(packs.read(pack))
+        data[len(data) // 2] ^= 1
+        packs.write(pack, bytes(data))
 
 
 # -- a whole run ----------------------------------------------------------------------------
@@ -70,7 +72,7 @@ def test_a_run_ends_with_a_checkpoint_of_its_last_step(
     ((seq, commit),) = _commits(run)
     assert (commit.step, commit.content, commit.attempt) == (STEPS, "state", 1)
     assert commit.metrics["loss"] > 0
-    assert state_digest(BlobStore(run.blobs()), commit.manifest) == expected
+    assert state_digest(run.packs(), commit) == expected
     told = progress(context)
     assert (told.phase, told.step, told.total_steps) == ("training", STEPS, STEPS)
     assert (told.checkpoint_seq, told.checkpoint_step, told.released) == (seq, STEPS, False)
@@ -165,7 +167,7 @@ def test_the_period_comes_from_the_agent(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPOTFIRST_CHECKPOINT_PERIOD_S", "17.5")
-    assert Trainer(attempt(run, 1, tmp_path)).checkpointer._period_s == 17.5
+    assert Trainer(attempt(run, 1, tmp_path)).checkpointer._schedule.period.period_s <= 17.5
     monkeypatch.setenv("SPOTFIRST_CHECKPOINT_PERIOD_S", "often")
     with pytest.raises(InvalidSpec, match="often"):
         Trainer(attempt(run, 1, tmp_path))
@@ -192,8 +194,8 @@ def test_training_goes_on_beside_a_save_and_the_copy_is_of_its_step(
     checkpointer.close()
     (_, one), (_, four) = _commits(run)
     assert (one.step, four.step) == (1, 4)
-    assert state_digest(BlobStore(run.blobs()), one.manifest) == first
-    assert state_digest(BlobStore(run.blobs()), four.manifest) == weights_sha256(trainer.model)
+    assert state_digest(run.packs(), one) == first
+    assert state_digest(run.packs(), four) == weights_sha256(trainer.model)
 
 
 def test_an_unreachable_storage_does_not_stop_training(
@@ -238,7 +240,7 @@ def test_a_save_that_fails_is_told_and_the_next_one_tries_again(
     checkpointer.restore()
     checkpointer.step(1)
     with monkeypatch.context() as patched:
-        patched.setattr(BlobStore, "put", _raise(ValueError("no such thing")))
+        patched.setattr(PackWriter, "add", _raise(ValueError("no such thing")))
         assert checkpointer.save(wait=False)
         assert checkpointer._saver is not None
         assert isinstance(checkpointer._saver.finish(), ValueError)
@@ -269,7 +271,7 @@ def test_a_drain_whose_checkpoint_fails_keeps_the_previous_one_and_still_release
     checkpointer.step(1)
     checkpointer.save()
     ask_to_drain(context)
-    monkeypatch.setattr(BlobStore, "put", _raise(ValueError("no such thing")))
+    monkeypatch.setattr(PackWriter, "add", _raise(ValueError("no such thing")))
     with pytest.raises(Drained):
         checkpointer.step(2)
     assert [commit.step for _, commit in _commits(run)] == [1]
@@ -449,8 +451,7 @@ def test_a_run_survives_on_s3(s3_url: str, tmp_path: Path, expected: str) -> Non
     run = create_run(open_storage(s3_url), spec)
     train_until(attempt(run, 1, tmp_path), 5, period_s=0)
     assert Trainer(attempt(run, 2, tmp_path)).train() == expected
-    digest = _commits(run)[-1][1].manifest
-    assert state_digest(BlobStore(run.blobs()), digest) == expected
+    assert state_digest(run.packs(), _commits(run)[-1][1]) == expected
 
 
 # -- on a laptop ----------------------------------------------------------------------------

@@ -60,11 +60,14 @@ def test_a_free_chain_is_claimed_without_waiting(run: Run) -> None:
     assert (_holder(run), waiting.now_s) == (1, 0)
 
 
-def test_an_attempt_that_holds_the_chain_need_not_wait_for_itself(run: Run) -> None:
-    run.chain().claim(1)
+def test_another_process_of_the_attempt_that_holds_the_chain_need_not_wait(run: Run) -> None:
+    before = run.chain()
+    before.claim(1)
     waiting = Waiting(run)
     assert waiting.claim(1)
     assert waiting.now_s == 0
+    with pytest.raises(ClaimLost):
+        before.commit(1, step=1, manifest="m", digest="d", content="state")
 
 
 def test_the_holder_is_asked_once_and_its_release_is_enough(run: Run) -> None:
@@ -124,7 +127,7 @@ def test_a_silent_holder_is_fenced_when_patience_ends(run: Run) -> None:
     assert waiting.claim(2)
     assert waiting.now_s == pytest.approx(120, abs=0.5)
     with pytest.raises(ClaimLost):
-        chain.commit(1, step=1, manifest="0" * 64, content="state")
+        chain.commit(1, step=1, manifest="m", digest="d", content="state")
 
 
 def test_a_heartbeat_that_cannot_be_read_leaves_it_to_patience(run: Run) -> None:
