@@ -13,9 +13,10 @@ import psutil
 import torch  # noqa: TID253 - it makes tensors; only the Checkpointer's side imports it
 
 from spotfirst.checkpoints.manifest import ArrayRef, StateManifest
-from spotfirst.checkpoints.packs import Wanted, fetch
+from spotfirst.checkpoints.packs import fetch
+from spotfirst.checkpoints.regions import RegionPlan
 from spotfirst.checkpoints.statetree import Leaf, unflatten, walk_leaves
-from spotfirst.checkpoints.tensors import empty_for, is_plain, writable_bytes
+from spotfirst.checkpoints.tensors import empty_for, is_plain
 from spotfirst.errors import CorruptObject
 from spotfirst.storage import Storage
 
@@ -29,8 +30,7 @@ class StateReader:
         self._packs = packs
         self._manifest = manifest
         self._tensors: dict[int, torch.Tensor] = {}
-        self._wanted: list[Wanted] = []
-        self._scattered: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._regions = RegionPlan(manifest.packs)
         self._new_bytes = 0
         self._available_bytes = psutil.virtual_memory().available
 
@@ -49,14 +49,12 @@ class StateReader:
                 self._reserve(array.size_bytes)
                 target = empty_for(array)
             self._tensors[index] = target.detach()
-            self._want(array, target.detach())
+            self._regions.add(array, (0,) * len(array.shape), target.detach())
 
     def fetch(self) -> int:
         """Read everything that was asked for; the bytes. Raises as :func:`fetch` does."""
-        read = fetch(self._packs, self._wanted)
-        for region, values in self._scattered:
-            region.copy_(values)
-        self._wanted, self._scattered = [], []
+        read = fetch(self._packs, self._regions.wanted)
+        self._regions.finish()
         return read
 
     def value(self, node: Any) -> Any:
@@ -79,25 +77,6 @@ class StateReader:
                 "damaged, or of a larger machine"
             )
             raise CorruptObject(msg)
-
-    def _want(self, array: ArrayRef, value: torch.Tensor) -> None:
-        for shard in array.regions:
-            region = value
-            for dimension, (start, size) in enumerate(zip(shard.offset, shard.shape, strict=True)):
-                region = region.narrow(dimension, start, size)
-            if not region.numel():
-                continue
-            if not region.is_contiguous():
-                together = torch.empty_like(region, memory_format=torch.contiguous_format)
-                self._scattered.append((region, together))
-                region = together
-            memory = writable_bytes(region)
-            start = 0
-            for part in shard.parts:
-                pack = self._manifest.packs[part.pack].name
-                target = memory[start : start + part.size_bytes]
-                self._wanted.append(Wanted(pack, part.offset, part.digest, target))
-                start += part.size_bytes
 
 
 def differences(

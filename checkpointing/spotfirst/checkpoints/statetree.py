@@ -36,6 +36,7 @@ __all__ = [
     "Leaf",
     "check_leaves",
     "flatten",
+    "renumber",
     "unflatten",
     "walk_leaves",
 ]
@@ -216,6 +217,20 @@ def walk_leaves(node: Any, path: str = "") -> Iterator[tuple[str, str, int]]:
     elif isinstance(node, list):
         for position, item in enumerate(node):
             yield from walk_leaves(item, _join(path, position))
+
+
+def renumber(node: Any, number: Callable[[int], int]) -> Any:
+    """The same tree with ``number(n)`` in the place of each array's number n."""
+    if isinstance(node, list):
+        return [renumber(item, number) for item in node]
+    if isinstance(node, dict):
+        return {
+            tag: number(content)
+            if tag in _LEAF_TAGS and type(content) is int
+            else renumber(content, number)
+            for tag, content in node.items()
+        }
+    return node
 
 
 def _mapping(tag: str, pairs: list[Any], leaf: Callable[[str, int], Any], depth: int) -> Any:

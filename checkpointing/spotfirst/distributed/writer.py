@@ -1,0 +1,381 @@
+"""A StorageWriter for ``torch.distributed.checkpoint``: all ranks write, one commit for all.
+
+What the plan tells each rank: under which claim and save it names its packs. What each rank gives
+back: its part (:class:`spotfirst.checkpoints.ranks.RankPart`), as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future as Task
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, NoReturn
+
+import torch  # noqa: TID253 - this module is torch's interface; nothing else imports it
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner  # noqa: TID253
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex  # noqa: TID253
+from torch.distributed.checkpoint.planner import (  # noqa: TID253
+    SavePlan,
+    SavePlanner,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult  # noqa: TID253
+from torch.futures import Future  # noqa: TID253
+
+from spotfirst.checkpoints.manifest import (
+    ArrayRef,
+    Part,
+    RankState,
+    StateManifest,
+    read_manifest,
+    write_manifest,
+)
+from spotfirst.checkpoints.memory import Arena
+from spotfirst.checkpoints.packs import (
+    Location,
+    PackWriter,
+    chunk_digest,
+    known_parts,
+    pack_prefix,
+)
+from spotfirst.checkpoints.ranks import Merger, Piece, RankPart
+from spotfirst.checkpoints.retention import Retention, collect, prune
+from spotfirst.checkpoints.snapshot import Block, Snapshot
+from spotfirst.checkpoints.statetree import Leaf, flatten, renumber
+from spotfirst.checkpoints.tensors import TensorCollector
+from spotfirst.distributed.session import Place, Session, session
+from spotfirst.distributed.trees import Path, nest
+from spotfirst.errors import (
+    FormatError,
+    InvalidSpec,
+    StateMismatch,
+    StorageError,
+    UnsupportedState,
+)
+from spotfirst.patience import patiently
+from spotfirst.storage import Storage
+from spotfirst.wire import Record, decode, encode
+
+__all__ = ["SpotfirstWriter", "step_of"]
+
+_log = logging.getLogger(__name__)
+
+_MEMORY_BYTES = 512 << 20
+"""What the copy of a rank's state takes at most, on its way to the storage."""
+_WORKERS = 4
+
+
+class _Order(Record):
+    """What a rank has to know to write: where, and which checkpoint it may share chunks with."""
+
+    claim: int
+    save: int
+    rank: int
+    step: int
+    newest: str = ""
+    digest: str = ""
+
+
+class SpotfirstWriter(StorageWriter):
+    """Give it to ``dcp.save`` or ``dcp.async_save``, with the finished steps as ``checkpoint_id``.
+
+    Made on all ranks. ``storage`` is a folder, a URL or a :class:`~spotfirst.run.Run`; inside of an
+    attempt it is left out. The first save claims the run, which waits until the attempt before has
+    let go (a :class:`~spotfirst.distributed.SpotfirstReader` in the same process has done so).
+    ``retention`` says which checkpoints stay, ``metrics`` what belongs to the next one.
+
+    Works with torch's default planners, whose pickling is not used: values that are no tensors are
+    kept as JSON trees. A planner that is of another kind can only save tensors. A save that fails,
+    on whatever rank, leaves the previous checkpoint the newest; of a claim that is lost,
+    ``dcp.save`` raises a ``CheckpointException`` in which it says :class:`ClaimLost`.
+    """
+
+    def __init__(
+        self,
+        storage: Place = None,
+        *,
+        retention: Retention | None = None,
+        memory_bytes: int = _MEMORY_BYTES,
+    ) -> None:
+        self._session = session(storage)
+        self._retention = retention
+        self._memory_bytes = memory_bytes
+        self._arena = Arena()
+        self._step: int | None = None
+        self._order: _Order | None = None
+        self.metrics: dict[str, float] = {}
+        """What was measured at the step that is saved next; for retention, and for people."""
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            "a SpotfirstWriter holds the claim of this process and cannot be sent to another; use "
+            "async_checkpointer_type=AsyncCheckpointerType.THREAD"
+        )
+        raise InvalidSpec(msg)
+
+    # -- torch's protocol, in its order -----------------------------------------------------
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | int | None = None) -> None:
+        """``checkpoint_id`` is the number of finished steps."""
+        self._step = step_of(checkpoint_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
+        """Rank 0 claims the run, if this process has not."""
+        if not kwargs.get("use_collectives", True):
+            msg = "SpotfirstWriter makes one checkpoint of all ranks: leave use_collectives as True"
+            raise InvalidSpec(msg)
+        if self._step is None:
+            msg = "say which step this is: dcp.save(state, checkpoint_id=step, storage_writer=…)"
+            raise InvalidSpec(msg)
+        if is_coordinator:
+            self._session.take()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Nothing to add."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Number the save, for all ranks."""
+        ours = self._session
+        assert self._step is not None
+        ours.saves += 1
+        newest = ours.chain.newest()
+        commit = newest[1] if newest is not None and newest[1].content == "state" else None
+        orders = [
+            _Order(
+                claim=ours.claim,
+                save=ours.saves,
+                rank=rank,
+                step=self._step,
+                newest=commit.manifest if commit else "",
+                digest=commit.digest if commit else "",
+            )
+            for rank in range(len(plans))
+        ]
+        return [
+            dataclasses.replace(plan, storage_data=encode(order))
+            for plan, order in zip(plans, orders, strict=True)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's packs."""
+        order = decode(plan.storage_data, _Order, path="the plan of a checkpoint")
+        ours = self._session
+        if (order.claim, order.save) <= ours.written:
+            msg = "the planner has used an old plan again: leave its enable_plan_caching as False"
+            raise InvalidSpec(msg)
+        ours.written = (order.claim, order.save)
+        self._order = order
+        collector = TensorCollector()
+        pieces, trees = _collect(plan, planner, collector)
+        known = self._known(order)
+        writer = PackWriter(
+            ours.run.packs(), pack_prefix(order.claim, order.save, order.rank), known,
+            write=lambda action: patiently(action, what="write a checkpoint"),
+        )  # fmt: skip
+        try:
+            arrays = self._write(writer, order.step, collector.leaves)
+        except BaseException:
+            _discard(writer)
+            raise
+        part = RankPart(
+            rank=order.rank, step=order.step, packs=writer.finish(), arrays=arrays,
+            pieces=tuple(pieces), state=RankState(objects=trees), new_bytes=writer.new_bytes,
+        )  # fmt: skip
+        # Valid once this save is committed, which the next plan tells.
+        ours.known_of = _manifest_name(order)
+        ours.known = known_parts(part.packs, (p for array in arrays for p in array.parts))
+        future: Future[list[WriteResult]] = Future()
+        future.set_result([WriteResult(MetadataIndex(""), part.new_bytes, encode(part))])
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Merge the ranks' parts into one manifest, and commit it."""
+        parts = [
+            decode(result.storage_data, RankPart, path="a rank's part of a checkpoint")
+            for of_rank in results
+            for result in of_rank
+        ]
+        ours, order = self._session, self._order
+        assert order is not None
+        assert ours.attempt is not None
+        attempt = ours.attempt
+        manifest = _merged(order.step, metadata, parts)
+        packs = ours.run.packs()
+        name = _manifest_name(order)
+        what = f"save the checkpoint of step {order.step}"
+        digest, size_bytes = patiently(lambda: write_manifest(packs, name, manifest), what=what)
+        patiently(
+            lambda: ours.chain.commit(
+                attempt, step=order.step, manifest=name, digest=digest, content="state",
+                size_bytes=manifest.size_bytes + size_bytes,
+                new_bytes=sum(part.new_bytes for part in parts) + size_bytes,
+                metrics=self.metrics,
+            ),
+            what=what,
+        )  # fmt: skip
+        self._clean(ours, attempt, packs)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether it is a number of steps."""
+        try:
+            return step_of(checkpoint_id) is not None
+        except InvalidSpec:
+            return False
+
+    # -- how -----------------------------------------------------------------------------------
+
+    def _known(self, order: _Order) -> Mapping[str, Location]:
+        ours = self._session
+        if not order.newest:
+            return {}
+        if ours.known_of != order.newest:
+            ours.known = {}
+            try:
+                manifest = read_manifest(ours.run.packs(), order.newest, order.digest)
+            except (StorageError, FormatError) as error:
+                _log.warning("cannot read the newest checkpoint, writing all anew: %s", error)
+                return {}
+            if isinstance(manifest, StateManifest):
+                regions = (region for array in manifest.arrays for region in array.regions)
+                ours.known = known_parts(manifest.packs, (p for r in regions for p in r.parts))
+                ours.known_of = order.newest
+        return ours.known
+
+    def _write(self, writer: PackWriter, step: int, leaves: list[Leaf]) -> tuple[ArrayRef, ...]:
+        snapshot = Snapshot(
+            step=step, objects={}, ranked={}, rng=None, leaves=leaves, metrics={}, taken_at=0.0,
+            arena=self._arena, memory_bytes=self._memory_bytes,
+        )  # fmt: skip
+        tasks: list[tuple[Task[list[Part]], Block]] = []
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="spotfirst-write") as pool:
+            for block in snapshot.blocks():
+                if block is None:
+                    wait([task for task, _ in tasks])
+                else:
+                    tasks.append((pool.submit(_add, writer, block), block))
+        parts: list[list[Part]] = [[] for _ in leaves]
+        for task, block in tasks:
+            for leaf, part in zip(block.leaves, task.result(), strict=True):
+                parts[leaf].append(part)
+        return tuple(
+            ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(of_leaf))
+            for leaf, of_leaf in zip(leaves, parts, strict=True)
+        )
+
+    def _clean(self, ours: Session, attempt: int, packs: Storage) -> None:
+        retention = self._retention or ours.retention or Retention()
+        try:
+            if prune(ours.chain, attempt, retention):
+                collect(packs, ours.chain, ours.run.pinned())
+        except (StorageError, FormatError) as error:
+            _log.warning("could not remove old checkpoints, will try again: %s", error)
+
+
+def step_of(checkpoint_id: str | os.PathLike[str] | int | None) -> int | None:
+    """The steps that a ``checkpoint_id`` says. Raises :class:`InvalidSpec`."""
+    if checkpoint_id is None:
+        return None
+    text = str(checkpoint_id)
+    if not text.isascii() or not text.isdigit():
+        msg = (
+            f"checkpoint_id={text!r} is no number of steps; give the finished ones, such as "
+            "checkpoint_id=100. Where checkpoints are is told by SpotfirstWriter(storage=…)"
+        )
+        raise InvalidSpec(msg)
+    return int(text)
+
+
+def _collect(
+    plan: SavePlan, planner: SavePlanner, collector: TensorCollector
+) -> tuple[list[Piece], dict[str, Any]]:
+    """The tensors of a rank's plan as pieces, and the trees of its other values."""
+    pieces: list[Piece] = []
+    trees: dict[str, Any] = {}
+    tensors: list[torch.Tensor] = []  # alive until the last is taken: they are told by address
+    for item in plan.items:
+        name = item.index.fqn
+        if item.type == WriteItemType.BYTE_IO:
+            trees[name] = flatten(_value(item, planner), collector, name)
+            continue
+        assert item.tensor_data is not None
+        tensor = planner.resolve_data(item)
+        if not isinstance(tensor, torch.Tensor):
+            msg = f"{name}: {type(planner).__name__} gives {type(tensor).__name__}, not a tensor"
+            raise UnsupportedState(msg)
+        tensors.append(tensor)
+        node = collector.take(tensor.detach(), name)
+        assert node is not None
+        pieces.append(
+            Piece(
+                key=name, shape=tuple(item.tensor_data.size),
+                offset=tuple(item.tensor_data.chunk.offsets), array=node["tensor"],
+            )
+        )  # fmt: skip
+    return pieces, trees
+
+
+def _value(item: WriteItem, planner: SavePlanner) -> Any:
+    """What torch would pickle."""
+    if isinstance(planner, DefaultSavePlanner):
+        return planner.lookup_object(item.index)
+    msg = (
+        f"{item.index.fqn} is no tensor, and {type(planner).__name__} would pickle it, which "
+        "Spotfirst does not store; use a planner that extends DefaultSavePlanner"
+    )
+    raise UnsupportedState(msg)
+
+
+def _merged(step: int, metadata: Metadata, parts: list[RankPart]) -> StateManifest:
+    merger = Merger()
+    pieces: dict[str, list[tuple[RankPart, Piece]]] = {}
+    values: dict[str, tuple[RankPart, Any]] = {}
+    for part in parts:
+        for piece in part.pieces:
+            pieces.setdefault(piece.key, []).append((part, piece))
+        values.update({name: (part, tree) for name, tree in part.state.objects.items()})
+    nodes: dict[str, Any] = {}
+    for name in metadata.state_dict_metadata:
+        if name in values:
+            part, tree = values[name]
+            taken: dict[int, int] = {}
+
+            def number(old: int, part: RankPart = part, taken: dict[int, int] = taken) -> int:
+                if old not in taken:
+                    taken[old] = merger.own(part, old)
+                return taken[old]
+
+            nodes[name] = renumber(tree, number)
+        else:
+            nodes[name] = {"tensor": merger.whole(name, pieces.get(name, []))}
+    paths: Mapping[str, Path] = metadata.planner_data or {}
+    try:
+        objects = nest(nodes, paths)
+    except (AttributeError, KeyError, TypeError) as error:
+        msg = f"the planner gives no place in the state dict for its names: {error!r}"
+        raise StateMismatch(msg) from error
+    return StateManifest(
+        step=step, packs=merger.packs, arrays=tuple(merger.arrays), objects=objects,
+        ranks=tuple(RankState() for _ in parts),
+    )  # fmt: skip
+
+
+def _add(writer: PackWriter, block: Block) -> list[Part]:
+    digests = [chunk_digest(block.memory[start : start + size]) for start, size in block.cuts]
+    return writer.add(block.memory, block.cuts, digests)
+
+
+def _discard(writer: PackWriter) -> None:
+    try:
+        writer.discard()
+    except StorageError as error:
+        _log.warning("could not remove an unfinished checkpoint, will try again: %s", error)
+
+
+def _manifest_name(order: _Order) -> str:
+    return f"{order.claim:08d}/{order.save:06d}.json"
