@@ -74,6 +74,7 @@ class Checkpointer:
     ``memory_bytes`` is what the copy may take; by default, all of the state, if that is there.
     ``local`` is a folder on a fast local disk (or ``SPOTFIRST_LOCAL_CHECKPOINTS``): each checkpoint
     goes there first, so that a process that is started again on this machine reads it from there.
+    ``compress`` is for storages slower than some tens of MB/s; ``"auto"`` measures whether it pays.
     ``context``, ``clock``, ``monotonic`` and ``sleep`` are for tests.
     """
 
@@ -87,6 +88,7 @@ class Checkpointer:
         lazy: bool = True,
         memory_bytes: int | None = None,
         local: str | None = None,
+        compress: bool | Literal["auto"] = False,
         context: TrainerContext | None = None,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
@@ -112,6 +114,7 @@ class Checkpointer:
         self._lazy = lazy
         self._memory_bytes = memory_bytes
         self._local = local
+        self._compress = compress
         self._arena = Arena()
         self._saver: Saver | None = None
         self._step: int | None = None
@@ -203,7 +206,7 @@ class Checkpointer:
             tier.known = _known(restored)
         self._saver = Saver(
             [local, tier] if local else [tier], on_saved=self._on_saved, warn=self._reporter.warn,
-            monotonic=self._monotonic, sleep=self._sleep,
+            compress=self._compress, monotonic=self._monotonic, sleep=self._sleep,
         )  # fmt: skip
         _before_optimizer_steps(self._saver)
         self._step = self._apply(restored)
@@ -328,9 +331,9 @@ class Checkpointer:
         first = saver.newest_step
         if first is None:
             first = self._reporter.progress.start_step or 0
+        lost = f"steps {first + 1} to {step} are" if step > first + 1 else f"step {step} is"
         self._reporter.warn(
-            f"the last checkpoint, of step {step}, could not be saved, and {step - first} steps "
-            f"are given up: {why}"
+            f"the last checkpoint, of step {step}, could not be saved, and {lost} given up: {why}"
         )
 
     def _drained(self, step: int) -> Drained:

@@ -55,10 +55,10 @@ def optimal_period_s(cost_s: float, interruption_mean_s: float) -> float:
     """From the beginning of one checkpoint to that of the next.
 
     The first two terms of J. T. Daly, "A higher order estimate of the optimum checkpoint interval
-    for restart dumps", Future Generation Computer Systems 22(3), 2006, equation 37, where the
-    interval ends when the checkpoint begins, so that C is to be added:
-    sqrt(2CM) (1 + sqrt(C/2M)/3 + …) - C + C = sqrt(2CM) + C/3 + …. The third term would add 3 % at
-    C = M/4, which costs nothing measurable: the optimum is flat.
+    for restart dumps", Future Generation Computer Systems 22(3), 2006. His interval ends when the
+    checkpoint begins, so C is to be added: sqrt(2CM) (1 + sqrt(C/2M)/3 + …) - C + C =
+    sqrt(2CM) + C/3 + …. His third term would add 1.4 % at C = M/4; the optimum is flatter than
+    that, and without it the period grows with M always.
     """
     return math.sqrt(2 * cost_s * interruption_mean_s) + cost_s / 3
 

@@ -12,13 +12,22 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from spotfirst.checkpoints.chain import CheckpointChain
+from spotfirst.checkpoints.codec import pays
 from spotfirst.checkpoints.manifest import ArrayRef, Part, RankState, StateManifest, write_manifest
-from spotfirst.checkpoints.packs import Location, PackWriter, chunk_digest, known_parts, pack_prefix
+from spotfirst.checkpoints.packs import (
+    PACK_BYTES,
+    Location,
+    PackWriter,
+    chunk_digest,
+    known_parts,
+    pack_prefix,
+)
 from spotfirst.checkpoints.retention import Retention, collect, prune
 from spotfirst.checkpoints.snapshot import Block, Snapshot, Torn
+from spotfirst.checkpoints.statetree import ITEM_BYTES
 from spotfirst.checkpoints.workers import Workers
 from spotfirst.errors import ClaimLost, FormatError, StorageError
 from spotfirst.patience import Sleep, patiently
@@ -30,6 +39,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _WORKERS = 4
+_MEASURE_EVERY = 10
+"""Saves from one look at whether compression pays to the next."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +79,20 @@ class Saver:
         *,
         on_saved: Callable[[Saved], None],
         warn: Callable[[str], None],
+        compress: bool | Literal["auto"] = False,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
         self._tiers = tiers
         self._on_saved = on_saved
         self._warn = warn
+        self._compress = compress
         self._monotonic = monotonic
         self._sleep = sleep
         self._workers = Workers(_WORKERS, "spotfirst-write")
         self._thread: threading.Thread | None = None
         self._saves = 0
+        self._compressed = False
         self._snapshot: Snapshot | None = None
         self._storing: _TierSave | None = None
         self._lost: ClaimLost | None = None
@@ -153,8 +167,7 @@ class Saver:
         """Bytes of the running save that are not stored yet."""
         if not self.busy or self._snapshot is None:
             return 0
-        tasks = list(self._storing.tasks) if self._storing is not None else []
-        stored = sum(len(block.memory) for task, block in tasks if task.done())
+        stored = self._storing.stored_bytes() if self._storing is not None else 0
         return max(0, self._snapshot.size_bytes - stored)
 
     @property
@@ -235,14 +248,33 @@ class Saver:
             self._warn(f"checkpoints are no longer kept on the local disk: {error}")
 
     def _write_blocks(self, snapshot: Snapshot, saves: list[_TierSave]) -> None:
+        compressing: bool | None = None
         for block in snapshot.blocks():
             if block is None:
                 for save in saves:
                     save.wait()
                 continue
+            items = [ITEM_BYTES[snapshot.leaves[leaf].dtype] for leaf in block.leaves]
+            if compressing is None:
+                compressing = self._is_to_compress(block, items)
             digests = _Once(block)
             for priority, save in enumerate(saves):
-                save.submit(self._workers, block, digests, priority)
+                smaller = compressing and not save.tier.expendable
+                save.submit(self._workers, block, digests, priority, items if smaller else None)
+
+    def _is_to_compress(self, block: Block, items: list[int]) -> bool:
+        """What the user says; ``auto``: what the last save's throughput and this block say."""
+        if self._compress != "auto":
+            return self._compress
+        if self.last is None or self._saves % _MEASURE_EVERY != 2 % _MEASURE_EVERY:
+            return self._compressed
+        (start, size), item_bytes = max(zip(block.cuts, items, strict=True), key=lambda c: c[0][1])
+        stored_bytes_s = self.last.new_bytes / max(self.last.took_s, 1e-6)
+        sample = block.memory[start : start + size]
+        self._compressed = pays(sample, item_bytes, stored_bytes_s, threads=_WORKERS // 2)
+        if self._compressed:
+            _log.info("the storage takes %.3g MB/s: compressing", stored_bytes_s / 1e6)
+        return self._compressed
 
     def _commit(self, snapshot: Snapshot, save: _TierSave) -> Saved | None:
         parts = save.finish(len(snapshot.leaves))
@@ -250,6 +282,7 @@ class Saver:
             save.discard()
             return None
         packs = save.writer.finish()
+        save.is_written = True
         arrays = tuple(
             ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(parts[number]))
             for number, leaf in enumerate(snapshot.leaves)
@@ -312,11 +345,28 @@ class _TierSave:
             write=lambda action: write(tier, action),
         )  # fmt: skip
         self.tasks: list[tuple[Future[list[Part]], Block]] = []
+        self.is_written = False
 
-    def submit(self, workers: Workers, block: Block, digests: _Once, priority: int) -> None:
-        """Hash (once for all tiers) and write a block when a worker is free."""
+    def stored_bytes(self) -> int:
+        """How much of the snapshot is stored. What is small waits for the last pack."""
+        return sum(
+            len(block.memory)
+            for task, block in list(self.tasks)
+            if task.done() and (self.is_written or len(block.memory) >= PACK_BYTES // 2)
+        )
+
+    def submit(
+        self,
+        workers: Workers,
+        block: Block,
+        digests: _Once,
+        priority: int,
+        items: list[int] | None,
+    ) -> None:
+        """Hash (once for all tiers), compress if asked to, and write a block, by a free worker."""
         task = workers.submit(
-            lambda: self.writer.add(block.memory, block.cuts, digests.get()), priority=priority
+            lambda: self.writer.add(block.memory, block.cuts, digests.get(), items),
+            priority=priority,
         )
         self.tasks.append((task, block))
 
