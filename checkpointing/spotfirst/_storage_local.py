@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from spotfirst import _bulk_local
 from spotfirst.errors import StorageError
 from spotfirst.storage import Storage, denied, missing, unavailable
 
@@ -40,6 +41,17 @@ class LocalStorage(Storage):
     def _write(self, full: str, data: bytes) -> None:
         with _staged(Path(full), lambda file: file.write(data)) as temporary:
             _into_place(temporary.replace, full)
+
+    def _write_from(self, full: str, data: memoryview) -> None:
+        def fill(file: BinaryIO) -> None:
+            _bulk_local.write_from(file.fileno(), data)
+
+        with _staged(Path(full), fill) as temporary:
+            _into_place(temporary.replace, full)
+
+    def _read_into(self, full: str, start: int, target: memoryview) -> int:
+        with Path(full).open("rb", buffering=0) as file:
+            return _bulk_local.read_into(file.fileno(), start, target)
 
     def _create(self, full: str, data: bytes) -> None:
         if os.path.lexists(full):  # saves the disk a write when the race is lost already

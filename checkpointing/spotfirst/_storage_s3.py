@@ -7,9 +7,11 @@ import errno
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spotfirst._bulk_s3 import Bulk, Unable, can_serve, failed
 from spotfirst.errors import InvalidSpec, ObjectMissing, StorageError
 from spotfirst.storage import Storage, denied, missing, unavailable
 
@@ -52,7 +54,11 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 
+_DELETED_AT_ONCE = 1000
+"""What one DeleteObjects takes."""
+
 _clients: dict[tuple[Any, ...], Any] = {}
+_bulks: dict[tuple[int, str], Bulk] = {}
 _clients_lock = threading.Lock()
 
 
@@ -180,6 +186,49 @@ class S3Storage(Storage):
     def _write(self, full: str, data: bytes) -> None:
         self._fs.pipe_file(full, data)
 
+    def _write_from(self, full: str, data: memoryview) -> None:
+        try:
+            bulk, key = self._bulk(full)
+            bulk.put(key, data)
+        except Unable:
+            self._write(full, bytes(data))
+
+    def _read_into(self, full: str, start: int, target: memoryview) -> int:
+        try:
+            bulk, key = self._bulk(full)
+            return bulk.get_into(key, start, target)
+        except Unable:
+            return super()._read_into(full, start, target)
+
+    def _bulk(self, full: str) -> tuple[Bulk, str]:
+        client = self._fs
+        bucket, key, _ = client.split_path(full)
+        if not can_serve(bucket, self._options):
+            raise Unable
+        place = (id(client), bucket)  # clients are never forgotten
+        bulk = _bulks.get(place)
+        if bulk is None:
+            made = Bulk(client, bucket)
+            with _clients_lock:
+                bulk = _bulks.setdefault(place, made)
+        return bulk, key
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        """Remove objects, several at once; no error for those that are not there."""
+        names = list(dict.fromkeys(self._full(path) for path in paths))
+        for start in range(0, len(names), _DELETED_AT_ONCE):
+            some = names[start : start + _DELETED_AT_ONCE]
+            self._call("delete from", "", partial(self._delete_several, some))
+
+    def _delete_several(self, names: list[str], _: str) -> None:
+        client = self._fs
+        places = [client.split_path(name) for name in names]
+        wanted = {"Objects": [{"Key": key} for _, key, _ in places], "Quiet": True}
+        answer = client.call_s3("delete_objects", Bucket=places[0][0], Delete=wanted)
+        for error in answer.get("Errors") or ():
+            if error.get("Code") != "NoSuchKey":
+                raise failed(error)
+
     def _create(self, full: str, data: bytes) -> None:
         try:
             self._fs.pipe_file(full, data, mode="create")
@@ -239,6 +288,7 @@ class S3Storage(Storage):
             "aiobotocore",
             "aiohttp",
             "botocore",
+            "http",
         }:
             return unavailable(what, error)
         return None

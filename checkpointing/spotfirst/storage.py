@@ -141,15 +141,20 @@ class Storage(ABC):
     def write_from(self, path: str, data: memoryview) -> None:
         """Create or replace the object from a large buffer, without a copy of it where that can be.
 
-        Fastest when the memory begins at a multiple of 4096.
+        Fastest when the memory begins at a multiple of 4096. On S3 a writer that is killed leaves
+        the parts of an unfinished upload behind: a lifecycle rule of the bucket that aborts
+        incomplete multipart uploads removes them.
         """
+        data = data.cast("B")
         self._call("write", path, lambda full: self._write_from(full, data), tries=3)
 
     def read_into(self, path: str, start: int, target: memoryview) -> None:
         """Fill ``target`` with the object's bytes from ``start`` on, holding no GIL meanwhile.
 
-        Raises :class:`CorruptObject` when the object ends before.
+        Fastest when ``start`` and the memory's address are multiples of 4096. Raises
+        :class:`CorruptObject` when the object ends before.
         """
+        target = target.cast("B")
         found = self._call("read", path, lambda full: self._read_into(full, start, target), tries=3)
         if found != len(target):
             msg = (
