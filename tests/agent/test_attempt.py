@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.spec import CodeRef, RunSpec
 
 from .conftest import Lab, wait_for
@@ -281,6 +282,37 @@ def test_in_files_mode_the_last_files_of_a_finished_script_are_kept(lab: Lab) ->
     report = lab.start(run).exit()
     assert (report.cause, report.progress.checkpoint_step) == ("completed", 1)
     assert run.chain().refresh().released
+
+
+WRITER = """
+import os, pathlib, time
+model = pathlib.Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"], "model")
+model.write_text("whole")
+while not os.path.exists(os.environ["GO"]):
+    time.sleep(0.02)
+with model.open("w") as file:
+    print("half", file=file, flush=True)
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_in_files_mode_a_file_that_was_being_written_at_the_end_is_kept_as_it_was(lab: Lab) -> None:
+    go = lab.folder / "go"
+    run = lab.create(
+        "python", "-c", WRITER, checkpoint_mode="files", checkpoint_period_s=0.2,
+        env={"GO": str(go)},
+    )  # fmt: skip
+    instance = lab.start(run)
+    wait_for(lambda: run.chain().refresh().commits, "the first write")
+    go.touch()
+    wait_for(lambda: instance.log_line("half"), "the second write")
+    instance.hand_over()
+    report = instance.exit()
+    assert report.cause == "handed_over"
+    assert "was being written" in report.progress.warnings[-1]
+    mirror(run.packs(), run.chain().refresh().commits[-1][1], lab.folder / "kept")
+    assert (lab.folder / "kept" / "model").read_text() == "whole"
 
 
 def test_files_without_files_mode_are_warned_about(lab: Lab) -> None:

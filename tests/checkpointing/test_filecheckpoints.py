@@ -179,6 +179,33 @@ def test_a_file_that_a_process_has_open_for_writing_is_half_written_however_old(
             assert files.capture() is not None
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux' /proc")
+def test_what_a_script_was_writing_when_it_was_stopped_is_kept_as_it_was(
+    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "model").write_text("whole")
+    files.capture(final=True)
+    with (
+        (folder / "model").open("w") as model,
+        (folder / "new").open("w") as new,
+        (folder / "log").open("a") as log,
+    ):
+        for file in (model, new, log):
+            file.write("a line\n")
+            file.flush()
+        files.note_writers()
+    (folder / "saved on SIGTERM").write_text("whole")
+    files.capture(final=True)
+    mirror(files_run.packs(), _commits(files_run)[-1][1], tmp_path / "other")
+    assert _tree(tmp_path / "other") == {
+        "model": b"whole", "log": b"a line\n", "saved on SIGTERM": b"whole"
+    }  # fmt: skip
+    assert len(files.warnings) == 2
+    files.forget_writers()
+    files.capture(final=True)
+    assert _paths(files_run) == ["log", "model", "new", "saved on SIGTERM"]
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_taken(
     files: FileCheckpoints, files_run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch,
     clock: Clock,

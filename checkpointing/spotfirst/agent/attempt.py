@@ -246,6 +246,8 @@ class Agent:
             time.sleep(_TICK_S)
         if code == -signal.SIGTERM and stop is None:
             time.sleep(4 * _TICK_S)  # our own signal, of the same shutdown, may be a moment behind
+        if files is not None and code is None:
+            files.expect_end()
         code = command.end()
         self._look(command, preparation)
         ending = Ending(code=code, killed=killed, terminated=files is not None and stop is not None)
@@ -261,6 +263,7 @@ class Agent:
         except OSError as error:  # a full disk: what was checkpointed before is safe
             _log.warning("could not ask the trainer to drain: %s", error)
         if preparation.files is not None:
+            preparation.files.expect_end()
             command.signal(signal.SIGTERM)
 
     def _patience(self, stop: Stop, began: datetime, preparation: Preparation) -> datetime:
@@ -280,7 +283,7 @@ class Agent:
         superseded = False
         if files is not None:
             if ending.code == 0 or ending.terminated:
-                files.finish()
+                files.finish(by_itself=ending.code == 0)
                 self._tell.take(files.progress)
             superseded = files.superseded
         elif self._tell.progress.timings.drained is None:  # else it let go before anyone took

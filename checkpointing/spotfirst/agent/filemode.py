@@ -53,11 +53,20 @@ class FileMode:
         self._period_s = period_s
         self._captures.start()
 
-    def finish(self) -> None:
-        """After the command has gone: take everything, and let a successor claim."""
+    def expect_end(self) -> None:
+        """To be called before the command is sent a signal that it may die of."""
+        self._files.note_writers()
+
+    def finish(self, *, by_itself: bool) -> None:
+        """After the command has gone: take everything, and let a successor claim.
+
+        Unless it ended ``by_itself``, what it was writing is kept as it was before.
+        """
         self._captures.stop(_CAPTURE_UNDER_WAY_S)
         if self.superseded:
             return
+        if by_itself:
+            self._files.forget_writers()
         try:
             until_answered("keep the last files", lambda: self._take(final=True))
             until_answered("release the checkpoints", self._files.release)

@@ -3,7 +3,8 @@
 A file is taken when it is whole as far as can be seen from outside
 (:mod:`spotfirst.checkpoints.settling`), and does not change while it is read. A file that is being
 written stays as it was captured before; and as long as there is one, files that are gone stay too:
-a script may have removed them in favour of it. After the script's end everything is taken.
+a script may have removed them in favour of it. After the script's end everything is taken but for
+what it was writing when it was stopped.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ class FileCheckpoints:
     def capture(self, *, final: bool = False) -> int | None:
         """Commit what is whole in the folder; the entry's number, or ``None`` when nothing is new.
 
-        ``final``: the script has ended, so nothing is half-written and everything is taken.
+        ``final``: the script has ended, so everything is taken, but for what
+        :meth:`note_writers` saw being written.
         Raises :class:`StorageUnavailable`, when a later call goes on where this one stopped, and
         :class:`ClaimLost`.
         """
@@ -158,6 +160,14 @@ class FileCheckpoints:
             }
             raise
 
+    def note_writers(self) -> None:
+        """To be called before the script is sent a signal: what it writes may stay half-written."""
+        self._settling.note_writers()
+
+    def forget_writers(self) -> None:
+        """To be called when the script has ended by itself all the same."""
+        self._settling.forget_writers()
+
     def release(self) -> None:
         """Let a successor claim at once. Raises :class:`ClaimLost`, :class:`StorageUnavailable`."""
         self._chain.release(self._attempt)
@@ -177,7 +187,12 @@ class FileCheckpoints:
             if kept is None or kept.signature != looks:
                 before = settling.last_seen(path) or (kept.signature if kept else None)
                 taken = None
-                if final or settling.is_settled(path, status):
+                if final and settling.is_cut_off(status):
+                    self._warn(
+                        f"{path!r} was being written when the script was stopped, so it is kept "
+                        "as it was before; write beside it and rename, or save on SIGTERM"
+                    )
+                elif final or settling.is_settled(path, status):
                     taken = self._take(path, looks, save, final=final)
                 elif settling.is_replaced(status, before):
                     replaced.append(path)

@@ -56,6 +56,7 @@ class Settling:
         self._settle_s = settle_s
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
         self._writers: set[tuple[int, int]] = set()
+        self._cut_off: set[tuple[int, int]] = set()
         self._seen: dict[str, tuple[Signature, float]] = {}
         self._pending: dict[str, float] = {}
         self._before = self._pending
@@ -68,6 +69,21 @@ class Settling:
     def end(self) -> None:
         """Forget the files that are whole or gone."""
         self._seen = {path: seen for path, seen in self._seen.items() if path in self._pending}
+
+    def note_writers(self) -> None:
+        """Remember what is being written, before its writer is told to end or killed.
+
+        Not what is appended to: a log is of use up to where it came.
+        """
+        self._cut_off = _open_for_writing(self._folder, appending=False)
+
+    def forget_writers(self) -> None:
+        """The script ended by itself, so it has written all that it wanted to."""
+        self._cut_off = set()
+
+    def is_cut_off(self, status: os.stat_result) -> bool:
+        """Whether the file may be half-written for good."""
+        return (status.st_dev, status.st_ino) in self._cut_off
 
     @property
     def is_under_way(self) -> bool:
@@ -125,7 +141,7 @@ class Settling:
         }
 
 
-def _open_for_writing(folder: Path) -> set[tuple[int, int]]:
+def _open_for_writing(folder: Path, *, appending: bool = True) -> set[tuple[int, int]]:
     """(device, inode) of the files below ``folder`` that a process of ours may still write.
 
     From Linux' ``/proc``; elsewhere it is empty, and only the settling time protects.
@@ -144,7 +160,7 @@ def _open_for_writing(folder: Path) -> set[tuple[int, int]]:
                     continue
                 info = (descriptors.parent / "fdinfo" / number.name).read_text()
                 flags = int(info.split("flags:", 1)[1].split(maxsplit=1)[0], 8)
-                if flags & os.O_ACCMODE != os.O_RDONLY:
+                if flags & os.O_ACCMODE != os.O_RDONLY and (appending or not flags & os.O_APPEND):
                     status = number.stat()
                     found.add((status.st_dev, status.st_ino))
     return found
