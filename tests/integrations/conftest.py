@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from spotfirst.channel import Channel, Drain
+from spotfirst.heartbeat import ExitReport, Progress
+from spotfirst.run import Run, create_run
+from spotfirst.spec import RunSpec
+from spotfirst.storage import open_storage
+from spotfirst.wire import utc_now
+
+Server = subprocess.Popen[str]
+
+HERE = Path(__file__).parent
+KILLS = 4
+
+
+class Trainings:
+    """Runs trainings of one script, each in a process of its own, forked from one with imports."""
+
+    def __init__(self, server: Server, folder: Path, variant: str) -> None:
+        self._server = server
+        self._folder = folder
+        self._variant = variant
+        self._attempts = 0
+        self._reference = ""
+        spec = RunSpec(
+            run_id="r",
+            created_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+            command=("train",),
+        )
+        self.run: Run = create_run(open_storage(str(folder / "storage")), spec)
+
+    @property
+    def channel(self) -> Channel:
+        """That of the attempt which was started last."""
+        return Channel(self._folder / f"channel-{self._attempts}")
+
+    @property
+    def commits(self) -> int:
+        """How many checkpoints there were, pruned ones included."""
+        chain = self.run.chain().refresh()
+        return chain.commits[-1][0] if chain.commits else 0
+
+    def start(self) -> int:
+        """Begin the next attempt; its process. Its predecessor's agent has seen it end."""
+        if self._attempts:
+            self.run.report_exit(ExitReport(attempt=self._attempts, at=utc_now(), cause="killed"))
+        self._attempts += 1
+        channel = self._folder / f"channel-{self._attempts}"
+        channel.mkdir()
+        return self._order(
+            SPOTFIRST_STORAGE=self.run.root.url,
+            SPOTFIRST_RUN="r",
+            SPOTFIRST_ATTEMPT=str(self._attempts),
+            SPOTFIRST_CHANNEL=str(channel),
+            SPOTFIRST_CHECKPOINT_PERIOD_S="0.02",
+        )
+
+    def end(self) -> int:
+        """The exit status of the one that was started last."""
+        word, status = self._line().split()
+        assert word == "ended"
+        return os.waitstatus_to_exitcode(int(status))
+
+    def finish(self) -> str:
+        """Let an attempt train to the end; the weights' digest."""
+        self.start()
+        assert self.end() == 0
+        return self._weights()
+
+    def uninterrupted(self) -> str:
+        """The weights of a training that knows nothing of Spotfirst."""
+        if not self._reference:
+            self._order()
+            assert self.end() == 0
+            self._reference = self._weights()
+        return self._reference
+
+    def wait_for_a_commit(self, beyond: int) -> None:
+        until = time.monotonic() + 60
+        while self.commits <= beyond:
+            assert time.monotonic() < until, "it does not save"
+            time.sleep(0.005)
+
+    def _order(self, **environment: str) -> int:
+        out = self._folder / "weights"
+        out.unlink(missing_ok=True)
+        order = {"environment": environment, "variant": self._variant, "out": str(out)}
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+        return int(self._line())
+
+    def _line(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline()
+
+    def _weights(self) -> str:
+        return (self._folder / "weights").read_text()
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The process with the imports of the module's ``SCRIPT``."""
+    command = [sys.executable, str(HERE / "server.py"), request.module.SCRIPT]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SPOTFIRST_")}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture
+def trainings(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> Trainings:
+    """Of one run, in the variant that is the test's parameter."""
+    return Trainings(server, tmp_path, request.param)
+
+
+def killed_often(trainings: Trainings) -> None:
+    """Kill it at any instant, perhaps in the middle of restoring; let the last one finish."""
+    instants = random.Random(0)
+    for attempt in range(KILLS):
+        commits = trainings.commits
+        process = trainings.start()
+        if attempt % 3:
+            trainings.wait_for_a_commit(commits)
+        time.sleep(instants.uniform(0, 0.15))
+        os.kill(process, signal.SIGKILL)
+        assert trainings.end() == -signal.SIGKILL
+    assert trainings.commits > 1
+    assert trainings.finish() == trainings.uninterrupted()
+
+
+def drained_once(trainings: Trainings) -> Progress:
+    """Ask it to leave, as the agent does at a notice: nothing is lost, and nothing fails."""
+    trainings.start()
+    trainings.wait_for_a_commit(2)
+    channel = trainings.channel
+    channel.ask_to_drain(Drain(reason="interruption"))
+    assert trainings.end() == 0
+    progress = channel.progress()
+    assert progress is not None
+    assert progress.released
+    (*_, (_, commit)) = trainings.run.chain().refresh().commits
+    assert commit.step == progress.step
+    assert progress.total_steps is None or progress.step < progress.total_steps
+    assert trainings.finish() == trainings.uninterrupted()
+    progress = trainings.channel.progress()
+    assert progress is not None
+    assert progress.start_step == commit.step
+    return progress

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from torch.utils.data import DataLoader
+
+from spotfirst.checkpointer import weights_sha256
+from spotfirst.integrations.lightning import SpotfirstCallback
+from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, Streamed, seed
+
+
+class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        loss = self.net.loss(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.log("val_loss", self.net.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.9)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def train(variant: str, *, resumable: bool) -> str:
+    warnings.simplefilter("ignore")
+    seed()
+    module = Module()
+    streamed = variant == "streamed"
+    data: Any = Streamed() if streamed else Noisy()
+    loader: DataLoader[Any] = DataLoader(
+        data, BATCH, shuffle=not streamed, num_workers=2 if variant == "two workers" else 0
+    )
+    validation = DataLoader(Noisy(), 32)
+    stop = EarlyStopping("val_loss", patience=50)
+    trainer = Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        accumulate_grad_batches=2 if variant == "accumulating" else 1,
+        val_check_interval=1.0 if streamed else 8,
+        callbacks=[SpotfirstCallback(), stop] if resumable else [stop],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    trainer.fit(module, loader, validation)
+    # What a callback has counted belongs to the result.
+    return f"{weights_sha256(module)} {trainer.global_step} {stop.wait_count} {stop.best_score}"

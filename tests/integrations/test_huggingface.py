@@ -1,0 +1,28 @@
+"""The Trainer of Hugging Face."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integrations.conftest import Trainings, drained_once, killed_often
+
+pytest.importorskip(
+    "transformers", reason="transformers is not installed: pip install transformers"
+)
+SCRIPT = "huggingface_training"
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("trainings", ["shuffled", "two workers"], indirect=True)
+def test_kill_9_at_any_instant_leaves_the_weights_of_the_framework_alone(
+    trainings: Trainings,
+) -> None:
+    killed_often(trainings)
+
+
+@pytest.mark.parametrize("trainings", ["accumulating"], indirect=True)
+def test_a_notice_ends_it_at_a_step_boundary_and_the_next_goes_on_from_there(
+    trainings: Trainings,
+) -> None:
+    progress = drained_once(trainings)
+    assert {"loss", "eval_loss"} <= progress.metrics.keys()

@@ -1,0 +1,26 @@
+"""Lightning."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integrations.conftest import Trainings, drained_once, killed_often
+
+pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
+SCRIPT = "lightning_training"
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("trainings", ["shuffled", "two workers"], indirect=True)
+def test_kill_9_at_any_instant_leaves_the_weights_of_the_framework_alone(
+    trainings: Trainings,
+) -> None:
+    killed_often(trainings)
+
+
+@pytest.mark.parametrize("trainings", ["accumulating", "streamed"], indirect=True)
+def test_a_notice_ends_it_at_a_step_boundary_and_the_next_goes_on_from_there(
+    trainings: Trainings,
+) -> None:
+    progress = drained_once(trainings)
+    assert {"train_loss", "val_loss"} <= progress.metrics.keys()

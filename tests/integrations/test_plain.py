@@ -1,0 +1,28 @@
+"""A plain loop over a DataLoader."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integrations.conftest import Trainings, drained_once, killed_often
+
+pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+SCRIPT = "plain_training"
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "trainings", ["shuffled", "two workers", "streamed", "own generator"], indirect=True
+)
+def test_kill_9_at_any_instant_leaves_the_weights_of_the_framework_alone(
+    trainings: Trainings,
+) -> None:
+    killed_often(trainings)
+
+
+@pytest.mark.parametrize("trainings", ["two workers"], indirect=True)
+def test_a_notice_ends_it_at_a_step_boundary_and_the_next_goes_on_from_there(
+    trainings: Trainings,
+) -> None:
+    progress = drained_once(trainings)
+    assert progress.released is not None
