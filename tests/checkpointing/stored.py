@@ -1,0 +1,111 @@
+"""Checkpoints written by hand: whole, or in shards, without a trainer around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from spotfirst.checkpoints.chain import CheckpointChain, Commit
+from spotfirst.checkpoints.manifest import (
+    ArrayRef,
+    Manifest,
+    RankState,
+    Shard,
+    StateManifest,
+    read_manifest,
+    write_manifest,
+)
+from spotfirst.checkpoints.packs import (
+    Location,
+    PackWriter,
+    chunk_cuts,
+    chunk_digest,
+    known_parts,
+    pack_prefix,
+)
+from spotfirst.checkpoints.statetree import flatten
+from spotfirst.checkpoints.tensors import TensorCollector, bytes_of
+from spotfirst.run import Run
+
+
+class Writer:
+    """The holder of a run's claim, saving what it is given."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.chain: CheckpointChain = run.chain()
+        self.chain.claim((self.chain.refresh().holder or 0) + 1)
+        self.saves = 0
+        self.known: dict[str, Location] = {}
+
+    def save(
+        self,
+        step: int,
+        *,
+        shards: int = 1,
+        ranked: list[Mapping[str, Any]] | None = None,
+        metrics: dict[str, float] | None = None,
+        **objects: Any,
+    ) -> int:
+        """Commit objects; with ``shards``, each tensor cut along its last dimension."""
+        self.saves += 1
+        assert self.chain.holder is not None
+        claim = self.chain.claims[-1]
+        writer = PackWriter(self.run.packs(), pack_prefix(claim, self.saves), self.known)
+        collector = TensorCollector()
+        trees = {name: flatten(value, collector) for name, value in objects.items()}
+        ranks = tuple(
+            RankState(objects={name: flatten(value, collector) for name, value in own.items()})
+            for own in ranked or []
+        )
+        arrays = [
+            sharded(leaf.value, leaf.dtype, writer, shards)
+            if isinstance(leaf.value, torch.Tensor)
+            else ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=parts(writer, leaf.value))
+            for leaf in collector.leaves
+        ]
+        manifest = StateManifest(
+            step=step, packs=writer.finish(), arrays=tuple(arrays), objects=trees, ranks=ranks
+        )
+        self.known = known_parts(
+            manifest.packs, [p for a in arrays for region in a.regions for p in region.parts]
+        )
+        name = f"{claim:08d}/{self.saves:06d}.json"
+        digest, _ = write_manifest(self.run.packs(), name, manifest)
+        return self.chain.commit(
+            self.chain.holder, step=step, manifest=name, digest=digest, content="state",
+            size_bytes=manifest.size_bytes, new_bytes=writer.new_bytes, metrics=metrics,
+        )  # fmt: skip
+
+
+def parts(writer: PackWriter, data: Any) -> Any:
+    view = memoryview(bytes(data))
+    cuts = chunk_cuts(len(view))
+    digests = [chunk_digest(view[start : start + size]) for start, size in cuts]
+    return tuple(writer.add(view, cuts, digests))
+
+
+def sharded(value: torch.Tensor, dtype: str, writer: PackWriter, shards: int) -> ArrayRef:
+    if shards == 1 or not value.ndim or value.shape[-1] < shards:
+        return ArrayRef(dtype=dtype, shape=tuple(value.shape), parts=parts(writer, bytes_of(value)))
+    regions = []
+    start = 0
+    for piece in value.tensor_split(shards, dim=-1):
+        offset = (0,) * (value.ndim - 1) + (start,)
+        regions.append(
+            Shard(offset=offset, shape=tuple(piece.shape), parts=parts(writer, bytes_of(piece)))
+        )
+        start += piece.shape[-1]
+    return ArrayRef(dtype=dtype, shape=tuple(value.shape), shards=tuple(regions))
+
+
+def commit_of(run: Run, seq: int) -> Commit:
+    chain = run.chain().refresh()
+    return {**dict(chain.commits), **chain.pruned}[seq]
+
+
+def manifest_of(run: Run, seq: int) -> Manifest:
+    commit = commit_of(run, seq)
+    return read_manifest(run.packs(), commit.manifest, commit.digest)
