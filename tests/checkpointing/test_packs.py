@@ -237,7 +237,7 @@ def _stored(packs: Storage, *chunks: bytes) -> tuple[str, list[Part]]:
 
 def _wanted(name: str, parts: list[Part]) -> list[Wanted]:
     return [
-        Wanted(name, part.offset, part.digest, memoryview(bytearray(part.size_bytes)))
+        Wanted(name, part, memoryview(bytearray(part.size_bytes)))
         for part in parts
     ]
 

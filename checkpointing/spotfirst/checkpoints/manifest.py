@@ -22,6 +22,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from spotfirst.checkpoints.codec import SHUFFLES
 from spotfirst.checkpoints.statetree import ITEM_BYTES, check_leaves
 from spotfirst.errors import CorruptObject
 from spotfirst.storage import Storage, safe_path
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 MAX_PACK_BYTES = 1 << 30
+MAX_PACKED_BYTES = 64 << 20
+"""What one compressed part may become: nothing decompresses into more."""
 _MAX_DIMENSIONS = 64
 _MAX_ARRAY_BYTES = 1 << 48
 _MAX_MANIFEST_BYTES = 512 << 20
@@ -63,13 +66,22 @@ class PackRef(Record, array_like=True):
 class Part(Record, array_like=True):
     """``size_bytes`` bytes from ``offset`` on of the manifest's pack number ``pack``.
 
-    ``digest`` is their XXH3-128: it finds accidents, and what need not be written again.
+    ``digest`` is their XXH3-128: it finds accidents, and what need not be written again. Bytes that
+    are compressed (:mod:`spotfirst.checkpoints.codec`) take ``packed_bytes`` in the pack, and were
+    regrouped by elements of ``item_bytes``.
     """
 
     pack: int
     offset: int
     size_bytes: int
     digest: str
+    packed_bytes: int = 0
+    item_bytes: int = 1
+
+    @property
+    def stored_bytes(self) -> int:
+        """How much of the pack it takes."""
+        return self.packed_bytes or self.size_bytes
 
 
 class Shard(Record):
@@ -297,11 +309,16 @@ def _check_parts(
     what: str, parts: tuple[Part, ...], size_bytes: int, packs: Sequence[PackRef]
 ) -> None:
     for part in parts:
+        if part.packed_bytes and part.size_bytes > MAX_PACKED_BYTES:
+            msg = f"{what} has a compressed part of {part.size_bytes} bytes, which nobody writes"
+            raise ValueError(msg)
         if not (
             0 <= part.pack < len(packs)
             and part.offset >= 0
             and part.size_bytes > 0
-            and part.offset + part.size_bytes <= packs[part.pack].size_bytes
+            and 0 <= part.packed_bytes < part.size_bytes
+            and part.item_bytes in SHUFFLES
+            and part.offset + part.stored_bytes <= packs[part.pack].size_bytes
             and _DIGEST.fullmatch(part.digest)
         ):
             msg = f"{what} names bytes outside of the packs, or without a digest: {part}"

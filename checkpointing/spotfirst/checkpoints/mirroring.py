@@ -79,7 +79,7 @@ def _fetch_batch(
     start = 0
     for _, part in batch:
         target = memory[start : start + part.size_bytes]
-        wanted.append(Wanted(manifest.packs[part.pack].name, part.offset, part.digest, target))
+        wanted.append(Wanted(manifest.packs[part.pack].name, part, target))
         start += part.size_bytes
     fetch(packs, wanted)
     both = zip(batch, wanted, strict=True)

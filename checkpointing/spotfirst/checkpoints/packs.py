@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import xxhash
 
+from spotfirst.checkpoints.codec import decode, encode
 from spotfirst.checkpoints.manifest import PackRef, Part
 from spotfirst.checkpoints.memory import Block
 from spotfirst.errors import CorruptObject
@@ -56,6 +57,8 @@ class Location:
     pack_bytes: int
     offset: int
     size_bytes: int
+    packed_bytes: int = 0
+    item_bytes: int = 1
 
 
 def chunk_digest(data: memoryview) -> str:
@@ -83,10 +86,15 @@ def known_parts(packs: Sequence[PackRef], parts: Iterable[Part]) -> dict[str, Lo
     parts = list(parts)
     used = Counter[int]()
     for part in {(part.pack, part.offset): part for part in parts}.values():
-        used[part.pack] += part.size_bytes
+        used[part.pack] += part.stored_bytes
     return {
         part.digest: Location(
-            packs[part.pack].name, packs[part.pack].size_bytes, part.offset, part.size_bytes
+            packs[part.pack].name,
+            packs[part.pack].size_bytes,
+            part.offset,
+            part.size_bytes,
+            part.packed_bytes,
+            part.item_bytes,
         )
         for part in parts
         if 2 * used[part.pack] >= packs[part.pack].size_bytes
@@ -113,7 +121,7 @@ class PackWriter:
         self._known = known
         self._write_with = write
         self._lock = threading.Lock()
-        self._fresh: dict[str, tuple[int, int]] = {}
+        self._fresh: dict[str, Part] = {}
         self._numbers: dict[str, int] = {}
         self._refs: list[PackRef] = []
         self._written: list[str] = []
@@ -125,40 +133,68 @@ class PackWriter:
         """Bytes that went to the storage."""
 
     def add(
-        self, block: memoryview, cuts: Sequence[tuple[int, int]], digests: Sequence[str]
+        self,
+        block: memoryview,
+        cuts: Sequence[tuple[int, int]],
+        digests: Sequence[str],
+        item_bytes: Sequence[int] | None = None,
     ) -> list[Part]:
         """Make the chunks at ``cuts`` (offset, size) of ``block`` part of the checkpoint.
 
-        The pack of small or scattered chunks is written later, by :meth:`finish` at the latest.
+        With ``item_bytes``, the element size of each chunk, they are compressed. The pack of small,
+        scattered or compressed chunks is written later, by :meth:`finish` at the latest.
         """
-        parts: dict[int, Part] = {}
+        with self._lock:
+            found = [
+                self._present(digest, size) for (_, size), digest in zip(cuts, digests, strict=True)
+            ]
+            missing = [at for at, part in enumerate(found) if part is None]
+            end = max((start + size for start, size in cuts), default=0)
+            whole = (
+                len(missing) == len(cuts) and end >= PACK_BYTES // 2 and item_bytes is None
+            )  # fmt: skip
+            number = -1
+            if whole:  # goes to the storage as it lies in memory
+                number = self._open(end)
+                found = [
+                    self._place(Part(pack=number, offset=start, size_bytes=size, digest=digest))
+                    for (start, size), digest in zip(cuts, digests, strict=True)
+                ]
+        if whole:
+            self._write(number, block[:end])
+            missing = []
+        packed: dict[int, bytes | None] = {}
+        if item_bytes is not None:  # takes long: not with the lock held
+            for number in missing:
+                start, size = cuts[number]
+                packed[number] = encode(block[start : start + size], item_bytes[number])
         full: list[tuple[int, Block, int]] = []
         with self._lock:
-            for number, ((_, size), digest) in enumerate(zip(cuts, digests, strict=True)):
-                part = self._present(digest, size)
-                if part is not None:
-                    parts[number] = part
-            missing = [number for number in range(len(cuts)) if number not in parts]
-            end = max((cuts[n][0] + cuts[n][1] for n in missing), default=0)
-            whole = len(missing) == len(cuts) and len(block) >= PACK_BYTES // 2
-            pack = self._open(end) if whole else -1
-            if whole:
-                for number in missing:
-                    parts[number] = self._place(
-                        pack, cuts[number][0], digests[number], cuts[number][1]
+            for number in missing:
+                start, size = cuts[number]
+                part = self._present(digests[number], size)  # it may come twice
+                data = packed.get(number)
+                if part is None and data is not None and item_bytes is not None:
+                    pack, offset = self._pend(memoryview(data), full)
+                    part = self._place(
+                        Part(
+                            pack=pack,
+                            offset=offset,
+                            size_bytes=size,
+                            digest=digests[number],
+                            packed_bytes=len(data),
+                            item_bytes=item_bytes[number],
+                        )
                     )
-            else:
-                for number in missing:
-                    part = self._present(digests[number], cuts[number][1])  # twice in this block
-                    if part is None:
-                        start, size = cuts[number]
-                        part = self._pend(block[start : start + size], digests[number], full)
-                    parts[number] = part
-        if whole:
-            self._write(pack, block[:end])
+                elif part is None:
+                    pack, offset = self._pend(block[start : start + size], full)
+                    part = self._place(
+                        Part(pack=pack, offset=offset, size_bytes=size, digest=digests[number])
+                    )
+                found[number] = part
         for pack, memory, size in full:
             self._write(pack, memory.view[:size])
-        return [parts[number] for number in range(len(cuts))]
+        return [part for part in found if part is not None]
 
     def finish(self) -> tuple[PackRef, ...]:
         """Write what is left; the packs that the parts' numbers are about."""
@@ -178,7 +214,10 @@ class PackWriter:
             if part.pack in self._unwritten:
                 return None
             pack = self._refs[part.pack]
-        return Location(pack.name, pack.size_bytes, part.offset, part.size_bytes)
+        return Location(
+            pack.name, pack.size_bytes, part.offset, part.size_bytes, part.packed_bytes,
+            part.item_bytes,
+        )  # fmt: skip
 
     def discard(self) -> None:
         """Remove what was written for a checkpoint that is not to be."""
@@ -189,8 +228,8 @@ class PackWriter:
 
     def _present(self, digest: str, size_bytes: int) -> Part | None:
         fresh = self._fresh.get(digest)
-        if fresh is not None:
-            return Part(pack=fresh[0], offset=fresh[1], size_bytes=size_bytes, digest=digest)
+        if fresh is not None and fresh.size_bytes == size_bytes:
+            return fresh
         known = self._known.get(digest)
         if known is None or known.size_bytes != size_bytes:
             return None
@@ -198,7 +237,10 @@ class PackWriter:
         if number is None:
             number = self._numbers[known.pack] = len(self._refs)
             self._refs.append(PackRef(name=known.pack, size_bytes=known.pack_bytes))
-        return Part(pack=number, offset=known.offset, size_bytes=size_bytes, digest=digest)
+        return Part(
+            pack=number, offset=known.offset, size_bytes=size_bytes, digest=digest,
+            packed_bytes=known.packed_bytes, item_bytes=known.item_bytes,
+        )  # fmt: skip
 
     def _open(self, size_bytes: int) -> int:
         name = f"{self._prefix}-{len(self._written):06d}"
@@ -207,11 +249,11 @@ class PackWriter:
         self._unwritten.add(len(self._refs) - 1)
         return len(self._refs) - 1
 
-    def _place(self, pack: int, offset: int, digest: str, size_bytes: int) -> Part:
-        self._fresh.setdefault(digest, (pack, offset))
-        return Part(pack=pack, offset=offset, size_bytes=size_bytes, digest=digest)
+    def _place(self, part: Part) -> Part:
+        self._fresh.setdefault(part.digest, part)
+        return part
 
-    def _pend(self, data: memoryview, digest: str, full: list[tuple[int, Block, int]]) -> Part:
+    def _pend(self, data: memoryview, full: list[tuple[int, Block, int]]) -> tuple[int, int]:
         if self._pending is not None and self._pending_bytes + len(data) > PACK_BYTES:
             self._close_pending(full)
         if self._pending is None:
@@ -221,7 +263,7 @@ class PackWriter:
         offset = self._pending_bytes
         self._pending.view[offset : offset + len(data)] = data
         self._pending_bytes += len(data)
-        return self._place(self._pending_number, offset, digest, len(data))
+        return self._pending_number, offset
 
     def _close_pending(self, full: list[tuple[int, Block, int]]) -> None:
         if self._pending is None:
@@ -246,8 +288,7 @@ class Wanted:
     """One chunk to read, and the memory that it goes to (of its size, writable)."""
 
     pack: str
-    offset: int
-    digest: str
+    part: Part
     target: memoryview
 
 
@@ -270,48 +311,55 @@ def fetch(packs: Storage, wanted: Iterable[Wanted], *, readers: int = _READERS) 
 def read_chunk(packs: Storage, pack: str, part: Part) -> bytearray:
     """The bytes of one part, verified. Raises as :func:`fetch` does."""
     data = bytearray(part.size_bytes)
-    _read_run(packs, [Wanted(pack, part.offset, part.digest, memoryview(data))])
+    _read_run(packs, [Wanted(pack, part, memoryview(data))])
     return data
 
 
 def _runs(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
     """Chunks to read with one call: a large one alone, small neighbours together."""
     run: list[Wanted] = []
-    size = 0
-    for each in sorted(wanted, key=lambda w: (w.pack, w.offset)):
+    end = size = 0
+    for each in sorted(wanted, key=lambda w: (w.pack, w.part.offset)):
+        part = each.part
         fits = (
             run
             and run[-1].pack == each.pack
-            and len(each.target) <= _DIRECT_BYTES
-            and len(run[-1].target) <= _DIRECT_BYTES
-            and 0 <= each.offset - (run[-1].offset + len(run[-1].target)) < _DIRECT_BYTES // 16
-            and size + len(each.target) <= _READ_BYTES
+            and part.stored_bytes < _DIRECT_BYTES
+            and run[-1].part.stored_bytes < _DIRECT_BYTES
+            and 0 <= part.offset - end < _DIRECT_BYTES // 16
+            and size + part.stored_bytes <= _READ_BYTES
         )
         if run and not fits:
             yield run
             run, size = [], 0
         run.append(each)
-        size += len(each.target)
+        size += part.stored_bytes
+        end = part.offset + part.stored_bytes
     if run:
         yield run
 
 
 def _read_run(packs: Storage, run: list[Wanted]) -> int:
     first, last = run[0], run[-1]
-    size = last.offset + len(last.target) - first.offset
-    if len(run) == 1:
-        packs.read_into(first.pack, first.offset, first.target)
+    start = first.part.offset
+    size = last.part.offset + last.part.stored_bytes - start
+    if len(run) == 1 and not first.part.packed_bytes:
+        packs.read_into(first.pack, start, first.target)
     else:
         together = memoryview(bytearray(size))
-        packs.read_into(first.pack, first.offset, together)
+        packs.read_into(first.pack, start, together)
         for each in run:
-            start = each.offset - first.offset
-            each.target[:] = together[start : start + len(each.target)]
+            offset = each.part.offset - start
+            stored = together[offset : offset + each.part.stored_bytes]
+            if each.part.packed_bytes:
+                decode(stored, each.target, each.part.item_bytes)
+            else:
+                each.target[:] = stored
     for each in run:
-        if chunk_digest(each.target) != each.digest:
+        if chunk_digest(each.target) != each.part.digest:
             msg = (
-                f"pack {packs.url}/{each.pack} is damaged: the {len(each.target)} bytes from "
-                f"{each.offset} on are not those that were written"
+                f"pack {packs.url}/{each.pack} is damaged: the {each.part.stored_bytes} bytes from "
+                f"{each.part.offset} on are not those that were written"
             )
             raise CorruptObject(msg)
     return size
