@@ -63,13 +63,15 @@ def export_safetensors(
     name: str = "model",
     rank: int = 0,
     metadata: Mapping[str, str] = {},
+    on_total: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> int:
     """Write the arrays of one object; the file's size in bytes. Takes some 64 MiB of memory.
 
     Nested names are joined with ``/``. The format knows no tied arrays, so each name has its own
     bytes; and it knows arrays only, so an object that holds numbers or texts is refused with
-    :class:`UnsupportedState`. Raises :class:`StateMismatch`, and :class:`StorageError` when the
+    :class:`UnsupportedState`. ``on_total`` is told the bytes to read, ``on_bytes`` those just
+    read. Raises :class:`StateMismatch`, and :class:`StorageError` when the
     file cannot be written.
     """
     tree = tree_of(manifest, name, rank)
@@ -80,6 +82,7 @@ def export_safetensors(
     for key, index in named.items():
         offsets.setdefault(index, []).append(places[key].offset)
     size_bytes = len(head) + sum(place.size_bytes for place in places.values())
+    on_total(sum(manifest.arrays[index].size_bytes for index in offsets))
     with _new_file(path) as partial, partial.open("wb") as file:
         file.truncate(size_bytes)
         _write_at(file.fileno(), 0, memoryview(head))

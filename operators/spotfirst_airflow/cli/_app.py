@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from spotfirst_airflow.cli import (
+    _checkpoints,
     _costs,
     _datasets,
     _instances,
@@ -67,4 +68,5 @@ app.command("cost")(_costs.cost)
 app.command("replay")(_replay.replay)
 app.command("stop")(_instances.stop)
 app.command("reap")(_instances.reap)
+app.add_typer(_checkpoints.app, name="checkpoint")
 app.add_typer(_datasets.app, name="datasets")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from typer.core import TyperGroup
 
 from spotfirst.errors import InvalidSpec, SpotfirstError, UnknownRun
@@ -28,6 +31,7 @@ __all__ = [
     "find_storage",
     "moment",
     "print_json",
+    "progress",
     "size",
     "stderr",
     "stdout",
@@ -112,6 +116,23 @@ def print_json(value: Any) -> None:
     """To standard output: indented for people, one document for scripts."""
     data = msgspec.json.encode(value, enc_hook=str)
     typer.echo(msgspec.json.format(data, indent=2).decode())
+
+
+@contextlib.contextmanager
+def progress(
+    what: str, *, total: int | None = None
+) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """A bar on standard error, where that is a terminal; tell it the bytes in all, and those done."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = stderr()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield (
+            lambda total: bar.update(task, total=total),
+            lambda done: bar.advance(task, done),
+        )
 
 
 def duration(value: timedelta | float) -> str:
