@@ -47,12 +47,22 @@ def test_the_cost_is_what_the_steps_beside_a_save_take_longer() -> None:
 
 def test_it_is_the_stall_at_least() -> None:
     loop = Loop()
-    loop.save(1.3, stall_s=0.3)  # nothing to compare with yet
+    loop.quiet(1.0, 1.0, 1.0)
+    loop.save(0.9, stall_s=0.3)
     assert loop.pace.cost_s == pytest.approx(0.3)
+
+
+def test_nothing_is_known_without_steps_to_compare_with() -> None:
+    loop = Loop()
+    loop.quiet(1.0)
+    loop.save(1.3, stall_s=0.3, took_s=2.0)
+    assert loop.pace.cost_s is None
+    assert loop.pace.durable_s == 2.0
 
 
 def test_waiting_before_the_optimizer_is_stall() -> None:
     loop = Loop()
+    loop.quiet(1.0, 1.0, 1.0)
     loop.pace.begin(1, stall_s=0.1, waited_s=0.0)
     loop.waited_s = 0.4
     loop.last = Saved(seq=1, step=1, took_s=1.0, new_bytes=1)

@@ -109,7 +109,7 @@ def decide(
 
 def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:  # what is rounded up to 1000
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"

@@ -21,7 +21,7 @@ class Pace:
     The cost of a checkpoint is what the steps beside it take longer than the median of the steps
     beside none, which includes the stall; at least the measured stall, and at most the stall and
     all the time that it was being saved. Of the last saves the median counts: an evaluation that
-    happened to fall beside one does not.
+    happened to fall beside one does not. Nothing is said before there are steps to compare with.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Pace:
         return Estimate(last.new_bytes, max(last.took_s, last.new_bytes * bytes_per_byte_s))
 
     def boundary(self, now_s: float, *, saving: bool, waited_s: float, last: Saved | None) -> bool:
-        """A step has ended; whether that completed the measurement of a checkpoint.
+        """A step has ended; whether a checkpoint has been stored since the last one.
 
         ``waited_s`` is the total that ``optimizer.step()`` has waited for copies, ``last`` the
         newest checkpoint that this process has stored.
@@ -79,11 +79,10 @@ class Pace:
         if last is None or last.step != self._step:
             return False  # it failed
         self.stored(last)
-        stall_s = self._stall_s + waited_s - self._waited_s
-        extra_s = 0.0
         if len(self._quiet) >= _FEWEST_STEPS:
+            stall_s = self._stall_s + waited_s - self._waited_s
             extra_s = sum(beside) - len(beside) * median(self._quiet)
-        self._costs.append(max(stall_s, min(extra_s, stall_s + last.took_s)))
+            self._costs.append(max(stall_s, min(extra_s, stall_s + last.took_s)))
         return True
 
     def begin(self, step: int, *, stall_s: float, waited_s: float) -> None:
