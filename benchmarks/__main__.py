@@ -17,8 +17,10 @@ _HERE = Path(__file__).parent
 
 def found() -> dict[str, str]:
     """The benchmarks and what each measures: modules that do not begin with an underscore."""
-    paths = [path for path in sorted(_HERE.glob("*.py")) if not path.name.startswith("_")]
-    return {path.stem: _summary(path) for path in paths}
+    modules = [path for path in _HERE.glob("*.py") if not path.name.startswith("_")]
+    paths = {path.stem: path for path in modules}
+    paths |= {path.parent.name: path for path in _HERE.glob("*/__main__.py")}
+    return {name: _summary(path) for name, path in sorted(paths.items())}
 
 
 def _summary(path: Path) -> str:

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-from spotfirst.checkpoints.memory import Block, move
+from spotfirst.checkpoints.memory import ALIGNMENT, Block, move
 
-__all__ = ["MemoryCopy", "direct_read_s", "direct_write_s", "forget", "warm"]
+__all__ = [
+    "ALIGNMENT", "MemoryCopy", "device_copy_s", "direct_read_s", "direct_write_s", "forget", "warm",
+]  # fmt: skip
 
 _FILE_BYTES = 64 << 20
 _CALL_BYTES = 8 << 20
@@ -40,6 +42,24 @@ class MemoryCopy:
 
     def _copy(self) -> None:
         move(self._target.address, self._source.address, self._size_bytes)
+
+
+def device_copy_s(size_bytes: int, times: int = 5) -> float:
+    """The median of copies from a GPU's memory to pinned memory, in pieces of 1 GB."""
+    import torch
+
+    piece = min(size_bytes, 1 << 30)
+    source = torch.empty(piece, dtype=torch.uint8, device="cuda")
+    target = torch.empty(piece, dtype=torch.uint8, pin_memory=True)
+
+    def copy() -> None:
+        for start in range(0, size_bytes, piece):
+            length = min(piece, size_bytes - start)
+            target[:length].copy_(source[:length], non_blocking=True)
+        torch.cuda.synchronize()
+
+    copy()
+    return median(_timed(copy) for _ in range(times))
 
 
 def direct_write_s(folder: Path, memory: memoryview) -> dict[str, float]:
@@ -75,7 +95,7 @@ def direct_read_s(paths: Sequence[Path], target: memoryview) -> float:
     for path in paths:
         size = path.stat().st_size
         for start in range(0, size, _CALL_BYTES):
-            length = min(_CALL_BYTES, -(-(size - start) // 4096) * 4096)
+            length = min(_CALL_BYTES, -(-(size - start) // ALIGNMENT) * ALIGNMENT)
             calls.append((path, start, target[position : position + length]))
             position += length
     files = {path: os.open(path, os.O_RDONLY | os.O_DIRECT) for path in paths}

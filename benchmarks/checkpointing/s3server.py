@@ -150,7 +150,9 @@ class _Connection:
             )
         else:
             with bucket.lock:
-                parts = [part for _, part in sorted(bucket.uploads.pop(query["uploadId"][0]).items())]
+                parts = [
+                    part for _, part in sorted(bucket.uploads.pop(query["uploadId"][0]).items())
+                ]
             kept = [part for part in parts if not isinstance(part, int)]
             size = sum(part if isinstance(part, int) else len(part) for part in parts)
             whole = memoryview(b"".join(kept)) if len(kept) == len(parts) else size
