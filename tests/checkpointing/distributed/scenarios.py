@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import time
 from typing import Any
 
 import torch
@@ -23,8 +22,6 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from spotfirst.distributed import SpotfirstReader, SpotfirstWriter
-from spotfirst.run import Run
-from spotfirst.storage import open_storage
 
 WIDTH = 37
 """Not divisible by 2 or 4: shards are uneven."""
@@ -114,13 +111,10 @@ def save(storage: str, kind: str, step: int = 1, asynchronous: bool = False) -> 
     state = full_state(net, optimizer)
     writer = SpotfirstWriter(storage)
     if asynchronous:
-        saving = dcp.async_save(state, checkpoint_id=step, storage_writer=writer)
-        expected = None
-        saving.result()
+        dcp.async_save(state, checkpoint_id=step, storage_writer=writer).result()
     else:
         dcp.save(state, checkpoint_id=step, storage_writer=writer)
-    expected = digest(state)
-    return expected
+    return digest(state)
 
 
 def load(storage: str, kind: str, step: int | None = None) -> str:
@@ -158,5 +152,5 @@ def die_while_saving(storage: str) -> None:
             return future
 
     for value in state.values():
-        value += 1
+        value.add_(1)
     dcp.save(state, checkpoint_id=2, storage_writer=Dying(storage))

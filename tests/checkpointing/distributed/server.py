@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import sys
 import tempfile
 import traceback
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what forks would import, each again
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +36,7 @@ def main() -> None:
                 code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
                 result = Path(folder) / str(rank)
                 ends.append((code, json.loads(result.read_text()) if result.exists() else None))
-        print(json.dumps(ends), file=ANSWERS, flush=True)  # noqa: T201
+        print(json.dumps(ends), file=ANSWERS, flush=True)
 
 
 def fork(rank: int, order: dict[str, Any], folder: Path) -> int:
@@ -64,7 +65,7 @@ def run(rank: int, order: dict[str, Any], folder: Path) -> Any:
     if world_size > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size,
-            timeout=datetime.timedelta(seconds=20),
+            timeout=timedelta(seconds=20),
         )  # fmt: skip
     value = getattr(scenarios, order["scenario"])(**arguments)
     if world_size > 1:

@@ -107,7 +107,7 @@ def test_values_of_every_kind_come_back_without_a_planner_of_our_own(tmp_path: P
     assert torch.equal(found["list"][0], torch.ones(2))
     assert found["list"][1:] == [{"lr": 0.1}, 7]
     assert found["plain"][:3] == [1, 2.5, None]
-    assert found["plain"][3] != found["plain"][3]  # noqa: PLR0124 - not a number
+    assert found["plain"][3] != found["plain"][3]  # not a number
     assert found["pair"] == ("a", b"b")
 
 
