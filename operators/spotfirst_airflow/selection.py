@@ -40,11 +40,12 @@ def split(text: str) -> tuple[str, str]:
     return run_id, which
 
 
-def select(storage: Storage, text: str) -> Selected:
+def select(storage: Storage, text: str, *, pinned: bool = False) -> Selected:
     """The checkpoint of a run that is kept and that ``text`` means; the newest one for ``RUN``.
 
     ``RUN@STEP`` is the newest of that step, ``RUN@best`` the best one by the metric of the run's
-    retention, ``RUN@seq:NUMBER`` an entry of the chain. Raises :class:`InvalidSpec`, and
+    retention, ``RUN@seq:NUMBER`` an entry of the chain. With ``pinned``, also one that is there
+    only because another run has pinned it: enough to read it, not to start from it. Raises :class:`InvalidSpec`, and
     :class:`UnknownRun` for a run or checkpoint that is not there (any more).
     """
     run_id, which = split(text)
@@ -52,6 +53,9 @@ def select(storage: Storage, text: str) -> Selected:
     spec = run.spec()
     chain = run.chain().refresh()
     commits = chain.commits
+    if pinned and which not in {"", "latest", "best"}:
+        kept_for = run.pinned()
+        commits = [*((seq, c) for seq, c in chain.pruned.items() if seq in kept_for), *commits]
     if which.startswith("seq:"):
         fitting = [(seq, c) for seq, c in commits if seq == int(which[4:])]
     elif which == "best":

@@ -92,7 +92,7 @@ def export(
         msg = f"{file} exists; choose another name, or replace a file with --force"
         raise InvalidSpec(msg)
     existing_run(storage, split(checkpoint)[0])
-    run, seq, commit = select(find_storage(storage), checkpoint)
+    run, seq, commit = select(find_storage(storage), checkpoint, pinned=True)
     packs = run.packs()
     manifest = state_of(read_manifest(packs, commit.manifest, commit.digest))
     with progress("writing", total=commit.size_bytes) as (on_total, on_bytes):

@@ -118,7 +118,7 @@ def verify_(
     if every:
         commits = _there(run)
     else:
-        _, seq, commit = select(run.root, checkpoint)
+        _, seq, commit = select(run.root, checkpoint, pinned=True)
         commits = [(seq, commit)]
     with progress("reading") as (on_total, on_bytes):
         verdict = verify(
@@ -169,6 +169,9 @@ def gc(
         )
         return
     console = stdout()
+    if not chain.commits:
+        console.print("no checkpoints yet, so everything that is there may still be needed")
+        return
     if not found:
         console.print(f"nothing to remove: {len(chain.commits)} checkpoints need all that is there")
         return
@@ -243,6 +246,9 @@ def _print_verdict(verdict: Verdict, steps: dict[int, int]) -> None:
             ),
             soft_wrap=True,
         )
+    if not steps:
+        console.print("no checkpoints yet")
+        return
     hurt = {seq for each in verdict.damage for seq in each.checkpoints}
     read = f"{size(verdict.size_bytes)} in {verdict.packs} packs were read"
     count = "checkpoint" if verdict.checkpoints == 1 else "checkpoints"

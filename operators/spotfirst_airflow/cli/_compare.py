@@ -88,7 +88,7 @@ def diff(
 
 def _select(storage: str, text: str) -> Selected:
     existing_run(storage, split(text)[0])
-    return select(find_storage(storage), text)
+    return select(find_storage(storage), text, pinned=True)
 
 
 def _summary(found: list[Difference]) -> dict[str, Any]:

@@ -234,13 +234,15 @@ def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> N
 
 
 def _print_checkpoints(console: Console, run: Run) -> None:
-    commits = run.chain().refresh().commits
+    chain = run.chain().refresh()
+    commits = chain.commits
     console.print()
     if not commits:
         console.print("no checkpoints yet")
         return
     left_out = f", the newest 10 of {len(commits)}" if len(commits) > 10 else ""
-    console.print(f"[bold]checkpoints[/bold]{left_out}")
+    gone = f", {len(chain.pruned)} older ones no longer kept" if chain.pruned else ""
+    console.print(f"[bold]checkpoints[/bold]{left_out}{gone}")
     for _, commit in commits[-10:]:
         console.print(
             f"  step {commit.step}  {commit.at:%H:%M:%S}  attempt {commit.attempt}  "
