@@ -16,13 +16,14 @@ from tests.endtoend.driving import SCRIPTS, Place, driving
 
 pytestmark = pytest.mark.timeout(200)
 
-STEPS = 150
+STEPS = 120
 PLAN = "knk"
 
 
 def uninterrupted(folder: Path) -> bytes:
     """The result of the script alone."""
     folder.mkdir()
+    (folder / "pace").write_text("0")
     subprocess.run(
         [sys.executable, str(SCRIPTS / "unmodified.py"), str(STEPS), str(folder)],
         env={**os.environ, "E2E_FOLDER": str(folder)}, check=True,

@@ -6,7 +6,7 @@ it knows, so a newer claim takes the place of the older attempt's next commit: *
 can commit**, and the older one learns of it by failing (:class:`ClaimLost`). That also holds for
 two processes of one attempt: each claims for itself.
 
-A commit is the last write of a checkpoint: its manifest and blobs are there before it.
+A commit is the last write of a checkpoint: its manifest and packs are there before it.
 
 An entry carries a checksum: one with a flipped bit stops everyone who reads it, since nobody knows
 any more whether it was a claim.
