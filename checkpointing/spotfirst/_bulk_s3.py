@@ -166,7 +166,23 @@ class Bulk:
         except InvalidPathError as error:
             raise Unable from error
         except (BaseError, FileNotFoundError) as error:
+            if len(data) > _PART_BYTES:
+                self._abort(key)
             raise _from_obstore(error) from error
+
+    def _abort(self, key: str) -> None:
+        """Remove the parts of an upload that failed: obstore does not always.
+
+        Should another writer be uploading the same object, it begins again.
+        """
+        place = {"Bucket": self._bucket}
+        with contextlib.suppress(Exception):  # the error that led here is the one to tell
+            found = self._client.call_s3("list_multipart_uploads", **place, Prefix=key)
+            for upload in found.get("Uploads") or ():
+                if upload["Key"] == key:
+                    self._client.call_s3(
+                        "abort_multipart_upload", **place, Key=key, UploadId=upload["UploadId"]
+                    )
 
     def _attend(self, begin: Callable[[], Awaitable[object]], size_bytes: int) -> None:
         """Wait for a transfer, but not for a server that has gone.
@@ -192,14 +208,12 @@ class Bulk:
 
     def _answers(self) -> bool:
         """Whether the server says anything at all, in time, to somebody new."""
-        connection = self._connect()
         try:
-            connection.request("HEAD", self._path)
-            connection.getresponse()
+            with contextlib.closing(self._connect()) as connection:
+                connection.request("HEAD", self._path)
+                connection.getresponse()
         except (OSError, http.client.HTTPException):
             return False
-        finally:
-            connection.close()
         return True
 
     def _store(self) -> Any:
@@ -340,7 +354,11 @@ class Bulk:
             connection = http.client.HTTPSConnection(
                 self._netloc, timeout=_CONNECT_S, context=self._tls
             )
-        connection.connect()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
         connection.sock.settimeout(_SILENCE_S)
         return connection
 
