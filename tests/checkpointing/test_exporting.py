@@ -56,7 +56,7 @@ def a_model() -> OrderedDict[str, Any]:
     return OrderedDict(
         {
             "embed.weight": tied,
-            "big": torch.rand(3 * CHUNK_BYTES // 4 // 8 + 1, 8),
+            "big": torch.rand(8, 3 * CHUNK_BYTES // 4 // 8 + 1),
             "head.weight": tied,
             "scale": some("bfloat16", ()),
             "empty": torch.zeros(0, 4),

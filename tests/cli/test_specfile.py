@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs, read_spec_file
 
@@ -72,11 +73,23 @@ def test_a_file_that_is_no_spec_is_refused_by_name(
         ({"command": "python train.py"}, "is one string"),
         ({"command": ["a"], "checkpoint_mode": "never"}, "checkpoint_mode"),
         ({"command": ["a"], "budget_usd": "much"}, "budget_usd 'much'"),
+        ({"command": ["a"], "retention": {"newest": 3}}, "unknown keys newest"),
+        ({"command": ["a"], "retention": {"last": 0}}, "last"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidSpec, match=message):
         make_request(values)
+
+
+def test_retention_of_a_spec_says_which_checkpoints_stay(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(
+        "command: [a]\nretention: {last: 5, every_steps: 1000, best: 2, metric: accuracy, mode: max}"
+    )
+    values = read_spec_file(tmp_path / "spec.yaml")
+    assign(values, {"retention.last": "9"})
+    meant = Retention(last=9, every_steps=1000, best=2, metric="accuracy", mode="max")
+    assert make_request(values).retention == meant
 
 
 def test_set_goes_into_depth_and_reads_json_but_leaves_variables_text() -> None:
