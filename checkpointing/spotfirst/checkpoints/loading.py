@@ -34,16 +34,27 @@ class StateReader:
         self._new_bytes = 0
         self._available_bytes = psutil.virtual_memory().available
 
-    def plan(self, node: Any, targets: Mapping[str, torch.Tensor] = {}) -> None:
+    def plan(
+        self,
+        node: Any,
+        targets: Mapping[str, torch.Tensor] = {},
+        regions: Mapping[str, Any] = {},
+    ) -> None:
         """Ask for the arrays of one of the manifest's trees.
 
         ``targets`` are live tensors of the same types and shapes, by the names of
-        :func:`walk_leaves`, whose memory is filled.
+        :func:`walk_leaves`, whose memory is filled. ``regions`` are sharded ones, of which this
+        rank's region is read (:class:`spotfirst.distributed.collecting.Region`).
         """
         for name, tag, index in walk_leaves(node):
             if index in self._tensors:
                 continue
             array = self._manifest.arrays[index]
+            region = regions.get(name)
+            if region is not None and tag == "tensor":
+                self._tensors[index] = region.tensor
+                self._regions.add(array, region.offset, region.local)
+                continue
             target = targets.get(name)
             if target is None or tag != "tensor" or not is_plain(target):
                 self._reserve(array.size_bytes)
@@ -117,4 +128,5 @@ def stored_trees(manifest: StateManifest, rank: int = 0) -> dict[str, Any]:
 
 
 def _form(array: Leaf | ArrayRef) -> str:
-    return f"{array.dtype}{list(array.shape)}"
+    whole = array.whole if isinstance(array, Leaf) else None
+    return f"{array.dtype}{list(whole[0] if whole else array.shape)}"

@@ -2,10 +2,14 @@
 
 One thread copies what is lazy and waits for the writes; a few workers hash and write. A *tier* is a
 place that a checkpoint is saved to: first the local disk, if there is one, and then the storage.
+
+Of several ranks, each does all this for its own part of the state, and rank 0 alone commits: see
+:mod:`spotfirst.checkpoints.ranks`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -13,6 +17,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
+
+import msgspec
 
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.checkpoints.codec import pays
@@ -24,6 +30,14 @@ from spotfirst.checkpoints.packs import (
     chunk_digest,
     known_parts,
     pack_prefix,
+)
+from spotfirst.checkpoints.ranks import (
+    RankPart,
+    Team,
+    hand_in,
+    merge,
+    part_name,
+    wait_for_parts,
 )
 from spotfirst.checkpoints.retention import Retention, collect, prune
 from spotfirst.checkpoints.snapshot import Block, Snapshot, Torn
@@ -41,6 +55,8 @@ _T = TypeVar("_T")
 _WORKERS = 4
 _MEASURE_EVERY = 10
 """Saves from one look at whether compression pays to the next."""
+_PARTS_LIMIT_S = 600.0
+"""How long after its own part is written rank 0 waits for those of the others."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class Saver:
         on_saved: Callable[[Saved], None],
         warn: Callable[[str], None],
         compress: bool | Literal["auto"] = False,
+        team: Team | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
@@ -87,6 +104,7 @@ class Saver:
         self._on_saved = on_saved
         self._warn = warn
         self._compress = compress
+        self._team = team
         self._monotonic = monotonic
         self._sleep = sleep
         self._workers = Workers(_WORKERS, "spotfirst-write")
@@ -117,13 +135,18 @@ class Saver:
         if self._lost is not None:
             raise self._lost
 
-    def start(self, snapshot: Snapshot) -> None:
-        """Begin to save. One save at a time: not while :attr:`busy`."""
+    @property
+    def next_number(self) -> int:
+        """The number of the save that :meth:`start` begins; it is in the names of what it writes."""
+        return self._saves + 1
+
+    def start(self, snapshot: Snapshot, number: int | None = None) -> None:
+        """Begin to save, as save ``number`` if that is given. Not while :attr:`busy`."""
         assert not self.busy, "a save is running, and it owns the chain and the memory"
         self._error = None
         self._snapshot = snapshot
         self._storing = None
-        self._saves += 1
+        self._saves = number or self.next_number
         # A daemon: when the script dies, a storage that does not answer must not keep it alive.
         self._thread = threading.Thread(
             target=self._save, args=(snapshot,), name="spotfirst-save", daemon=True
@@ -182,7 +205,7 @@ class Saver:
 
     def release(self) -> None:
         """Release the chain. Raises :class:`ClaimLost`."""
-        if self.busy:
+        if self.busy or (self._team is not None and self._team.rank):
             return  # abandoned; whoever waits will see that this process has ended
         for tier in self._tiers:
             patiently(
@@ -200,9 +223,11 @@ class Saver:
         except Torn as error:
             self.was_torn = True
             self._error = error
+            self._hand_in_error(snapshot, error)
             self._warn(f"{error}: checkpoints are copied at once from now on, which takes longer")
         except Exception as error:  # noqa: BLE001 - told below; the next save tries again
             self._error = error
+            self._hand_in_error(snapshot, error)
             self._warn(
                 f"the checkpoint of step {snapshot.step} could not be saved "
                 f"({type(error).__name__}: {error}); the next one is tried at its time"
@@ -287,12 +312,24 @@ class Saver:
             ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(parts[number]))
             for number, leaf in enumerate(snapshot.leaves)
         )
-        manifest = StateManifest(
-            step=snapshot.step, packs=packs, arrays=arrays, objects=snapshot.objects,
-            ranks=(RankState(objects=snapshot.ranked, rng=snapshot.rng),),
-        )  # fmt: skip
         tier = save.tier
         what = f"save the checkpoint of step {snapshot.step}"
+        new_bytes = save.writer.new_bytes
+        if self._team is None or snapshot.part is None:
+            manifest = StateManifest(
+                step=snapshot.step, packs=packs, arrays=arrays, objects=snapshot.objects,
+                ranks=(RankState(objects=snapshot.ranked, rng=snapshot.rng),),
+            )  # fmt: skip
+        else:
+            part = msgspec.structs.replace(
+                snapshot.part, packs=packs, arrays=arrays, new_bytes=new_bytes
+            )
+            ranks = self._rank_parts(tier, what, part)
+            if not ranks:
+                tier.known = known_parts(packs, (p for array in arrays for p in array.parts))
+                return None
+            manifest = merge(ranks)
+            new_bytes = sum(each.new_bytes for each in ranks)
         name = f"{tier.claim:08d}/{self._saves:06d}.json"
         digest, size_bytes = self._patiently(
             tier, what, lambda: write_manifest(tier.packs, name, manifest)
@@ -304,12 +341,50 @@ class Saver:
             lambda: tier.chain.commit(
                 tier.attempt, step=snapshot.step, manifest=name, digest=digest, content="state",
                 size_bytes=manifest.size_bytes + size_bytes,
-                new_bytes=save.writer.new_bytes + size_bytes, metrics=snapshot.metrics,
+                new_bytes=new_bytes + size_bytes, metrics=snapshot.metrics,
             ),
         )  # fmt: skip
         tier.known = known_parts(packs, (part for array in arrays for part in array.parts))
-        new_bytes = save.writer.new_bytes + size_bytes
-        return Saved(seq, snapshot.step, self._monotonic() - snapshot.taken_at, new_bytes)
+        self._remove_parts(tier)
+        took_s = self._monotonic() - snapshot.taken_at
+        return Saved(seq, snapshot.step, took_s, new_bytes + size_bytes)
+
+    # -- of several ranks ---------------------------------------------------------------------
+
+    def _rank_parts(self, tier: Tier, what: str, part: RankPart) -> list[RankPart]:
+        """The parts of all ranks, on rank 0; the others hand theirs in, and get none."""
+        assert self._team is not None
+        claim, number = tier.claim, self._saves
+        if self._team.rank:
+            self._patiently(tier, what, lambda: hand_in(tier.packs, claim, number, part))
+            return []
+        others = self._patiently(
+            tier, what,
+            lambda: wait_for_parts(
+                tier.packs, claim, number, range(1, self._team.size if self._team else 1),
+                limit_s=_PARTS_LIMIT_S, stop=self._is_abandoned, monotonic=self._monotonic,
+            ),
+        )  # fmt: skip
+        return [part, *others]
+
+    def _hand_in_error(self, snapshot: Snapshot, error: Exception) -> None:
+        """Tell rank 0 that it need not wait."""
+        if self._team is None or not self._team.rank:
+            return
+        part = RankPart(
+            rank=self._team.rank, step=snapshot.step, error=f"{type(error).__name__}: {error}"
+        )
+        for tier in self._tiers:
+            with contextlib.suppress(StorageError):
+                hand_in(tier.packs, tier.claim, self._saves, part)
+
+    def _remove_parts(self, tier: Tier) -> None:
+        """The manifest has what they said. What is left of them is garbage that is collected."""
+        if self._team is None or tier.expendable:
+            return
+        names = [part_name(tier.claim, self._saves, rank) for rank in range(1, self._team.size)]
+        with contextlib.suppress(StorageError):
+            tier.packs.delete_many(names)
 
     def _clean(self, tier: Tier) -> None:
         """Let go of checkpoints that are not to be kept. What fails here is done the next time."""

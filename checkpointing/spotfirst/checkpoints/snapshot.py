@@ -23,6 +23,7 @@ import torch  # noqa: TID253 - this module copies tensors; only the Checkpointer
 
 from spotfirst.checkpoints.memory import ALIGNMENT, Arena, move
 from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts
+from spotfirst.checkpoints.ranks import RankPart
 from spotfirst.checkpoints.statetree import Leaf
 from spotfirst.checkpoints.tensors import is_plain
 
@@ -82,8 +83,11 @@ class Snapshot:
         arena: Arena,
         settled: frozenset[int] = frozenset(),
         memory_bytes: int | None = None,
+        part: RankPart | None = None,
     ) -> None:
         self.step = step
+        self.part = part
+        """Of several ranks: what ``leaves`` are of the whole."""
         self.objects = objects
         self.ranked = ranked
         self.rng = rng

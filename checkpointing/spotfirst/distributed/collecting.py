@@ -1,0 +1,250 @@
+"""What each rank saves of a state, and where a checkpoint's arrays go on each rank.
+
+Modules and optimizers are common to all ranks. Of a tensor that is sharded (DTensor) each rank
+saves its own region, and one of several replicas does. A plain tensor is taken to be the same on
+all ranks (as under DDP): one rank saves it, chosen so that all save about as much. What a module
+has beside its parameters (BatchNorm's statistics) each rank saves: where they differ, each gets its
+own back. All other objects, and the random number generators, are each rank's own.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch  # noqa: TID253 - it is about torch's objects
+from blake3 import blake3
+from torch.distributed.tensor import DTensor, Partial, Replicate  # noqa: TID253
+from torch.distributed.tensor._utils import (  # noqa: TID253
+    compute_local_shape_and_global_offset,
+)
+
+from spotfirst.checkpoints.manifest import RankState, StateManifest
+from spotfirst.checkpoints.ranks import Piece, RankPart, Team
+from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
+from spotfirst.checkpoints.tensors import TensorCollector
+from spotfirst.errors import UnsupportedState
+
+__all__ = ["Collected", "Region", "ShardCollector", "collect", "regions_of", "reseed"]
+
+_SPREAD_FROM_BYTES = 64 << 10
+"""Smaller plain tensors are rank 0's."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A live DTensor, this rank's part of it, and where that begins in the whole."""
+
+    tensor: torch.Tensor
+    local: torch.Tensor
+    offset: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """``objects`` are trees over ``leaves``: the whole state as this rank sees it.
+
+    ``mine`` is what this rank saves; ``part`` says what that is, but for where it is written.
+    """
+
+    objects: dict[str, Any]
+    leaves: list[Leaf]
+    mine: list[Leaf]
+    part: RankPart
+
+
+class ShardCollector(TensorCollector):
+    """Takes DTensors too: their local tensor, as a leaf that knows the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: list[str] = []
+        """Where each leaf was met first."""
+        self.regions: dict[int, Region] = {}
+        self.replica: dict[int, tuple[int, int]] = {}
+        """Of each sharded leaf, which of how many equal copies this rank has."""
+
+    def take(self, value: Any, path: str) -> dict[str, int] | None:
+        """The node of a tensor or an array; ``None`` when ``value`` is neither."""
+        region = region_of(value, path) if isinstance(value, DTensor) else None
+        node = super().take(region.local if region else value, path)
+        if node is None:
+            return None
+        (number,) = node.values()
+        if number == len(self.paths):
+            self.paths.append(path)
+            if region is not None:
+                whole = (tuple(value.shape), region.offset)
+                self.leaves[number] = replace(self.leaves[number], whole=whole)
+                self.regions[number] = region
+                self.replica[number] = _replica(value)
+        return node
+
+
+def region_of(value: DTensor, path: str) -> Region:
+    """Which region of a DTensor this rank has. Raises :class:`UnsupportedState`."""
+    if any(isinstance(placement, Partial) for placement in value.placements):
+        msg = f"{path} is a DTensor with partial sums, which are no state; reduce it first"
+        raise UnsupportedState(msg)
+    with torch.no_grad():
+        local = value.to_local()
+    _, offset = compute_local_shape_and_global_offset(
+        value.shape, value.device_mesh, value.placements
+    )
+    return Region(value.detach(), local.detach(), tuple(offset))
+
+
+def _replica(value: DTensor) -> tuple[int, int]:
+    coordinate = value.device_mesh.get_coordinate()
+    if coordinate is None:  # this rank has no part in it
+        return -1, 1
+    number, count = 0, 1
+    for dimension, placement in enumerate(value.placements):
+        if isinstance(placement, Replicate):
+            size = value.device_mesh.size(dimension)
+            number, count = number * size + coordinate[dimension], count * size
+    return number, count
+
+
+def collect(states: Mapping[str, Any], generators: Any, common: Mapping[str, Any], *, step: int,
+            team: Team) -> Collected:  # fmt: skip
+    """What this rank saves of ``states`` (by object).
+
+    ``common`` are the objects that all ranks share: modules and optimizers.
+    """
+    shared = ShardCollector()
+    objects = {name: flatten(states[name], shared, name) for name in states if name in common}
+    own = TensorCollector()
+    ranked = {name: flatten(states[name], own, name) for name in states if name not in common}
+    rng = flatten(generators, own, "rng")
+    layout = blake3()
+    for name, tree in objects.items():
+        for path, tag, number in walk_leaves(tree):
+            leaf = shared.leaves[number]
+            shape = leaf.whole[0] if leaf.whole else leaf.shape
+            layout.update(f"{name}\n{path}\n{tag}\n{leaf.dtype}\n{shape}\n".encode())
+    mine = list(own.leaves)
+    saved: dict[int, int] = {}
+
+    def save(number: int) -> int:
+        if number not in saved:
+            saved[number] = len(mine)
+            mine.append(shared.leaves[number])
+        return saved[number]
+
+    beside = _beside_parameters(objects, shared, common)
+    load = [0] * team.size
+    pieces = []
+    for number, leaf in enumerate(shared.leaves):
+        if number in shared.replica:
+            replica, count = shared.replica[number]
+            chosen = replica == number % count
+        elif number in beside or leaf.size_bytes < _SPREAD_FROM_BYTES:
+            chosen = team.rank == 0
+        else:
+            rank = load.index(min(load))
+            load[rank] += leaf.size_bytes
+            chosen = rank == team.rank
+        if chosen:
+            shape, offset = leaf.whole or (leaf.shape, (0,) * len(leaf.shape))
+            pieces.append(
+                Piece(key=shared.paths[number], shape=shape, offset=offset, array=save(number))
+            )
+    for name, tree in objects.items():
+        pairs = [
+            [path, {tag: save(number)}]
+            for path, tag, number in walk_leaves(tree)
+            if number in beside
+        ]
+        if pairs:
+            ranked[name] = {"dict": pairs}
+    first = team.rank == 0
+    part = RankPart(
+        rank=team.rank, step=step, pieces=tuple(pieces),
+        state=RankState(objects=ranked, rng=rng), layout=layout.hexdigest(),
+        keys=tuple(shared.paths) if first else (), objects=objects if first else {},
+    )  # fmt: skip
+    # One numbering for both, for comparisons.
+    return Collected(
+        objects={**objects, **{n: t for n, t in ranked.items() if n not in common}},
+        leaves=shared.leaves, mine=mine, part=part,
+    )  # fmt: skip
+
+
+def _beside_parameters(
+    objects: Mapping[str, Any], shared: ShardCollector, common: Mapping[str, Any]
+) -> set[int]:
+    """The plain leaves of modules that are no parameters."""
+    found: set[int] = set()
+    for name, tree in objects.items():
+        module = common[name]
+        if not isinstance(module, torch.nn.Module):
+            continue
+        parameters = {
+            p.untyped_storage().data_ptr()
+            for p in module.parameters()
+            if not isinstance(p, DTensor) and p.device.type != "meta"
+        }
+        for _, _, number in walk_leaves(tree):
+            value = shared.leaves[number].value
+            if number not in shared.regions and not (
+                isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in parameters
+            ):
+                found.add(number)
+    return found
+
+
+def regions_of(thing: Any, tree: Any, manifest: StateManifest) -> dict[str, Region]:
+    """Where a stored object's sharded arrays go, by the names of :func:`walk_leaves`.
+
+    The state of an optimizer that has none yet is laid out as its parameters are.
+    """
+    found: dict[str, Region] = {}
+    if isinstance(thing, torch.nn.Module):
+        collector = ShardCollector()
+        for path, _, number in walk_leaves(flatten(thing.state_dict(), collector)):
+            if number in collector.regions:
+                found[path] = collector.regions[number]
+    elif isinstance(thing, torch.optim.Optimizer):
+        parameters = [p for group in thing.param_groups for p in group["params"]]
+        for path, tag, number in walk_leaves(tree):
+            keys = path.split("/")
+            array = manifest.arrays[number]
+            if tag != "tensor" or len(keys) != 3 or keys[0] != "state" or not keys[1].isdigit():
+                continue
+            index = int(keys[1])
+            like = parameters[index] if index < len(parameters) else None
+            if isinstance(like, DTensor) and array.shape and array.shape == tuple(like.shape):
+                found[path] = _empty_like(like, getattr(torch, array.dtype), path)
+    return found
+
+
+def _empty_like(like: DTensor, dtype: torch.dtype, path: str) -> Region:
+    region = region_of(like, path)
+    local = torch.empty(region.local.shape, dtype=dtype, device=region.local.device)
+    value = DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False,
+        shape=like.shape, stride=like.stride(),
+    )  # fmt: skip
+    return Region(value, local, region.offset)
+
+
+def reseed(generators: Any, step: int, team: Team) -> None:
+    """Seed the global generators for a rank that the checkpoint has no state for.
+
+    The seed follows from the checkpoint's ``generators`` of rank 0, the step, the rank and the
+    number of ranks: doing it again gives the same.
+    """
+    hasher = blake3(f"{step} {team.rank} {team.size}".encode())
+    if isinstance(generators, dict) and isinstance(generators.get("torch"), torch.Tensor):
+        hasher.update(generators["torch"].numpy().tobytes())
+    seed = int.from_bytes(hasher.digest(8), "little") >> 1
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed(seed % (1 << 32))  # noqa: NPY002 - user code draws from the global one
