@@ -459,7 +459,8 @@ def _longest_s(size_bytes: int) -> float:
 def _from_obstore(error: Exception) -> OSError:
     text = str(error)
     kind = type(error).__name__
-    if "redirect" in text.lower():
+    # Certificates too: rustls does not take every one that OpenSSL, and so s3fs, accepts.
+    if "redirect" in text.lower() or "InvalidCertificate" in text:
         raise Unable from error
     status = {"FileNotFoundError": 404, "PermissionDeniedError": 403, "UnauthenticatedError": 401}
     found = _STATUS.search(text)
