@@ -34,7 +34,7 @@ class Progress(Record):
     """What the trainer tells the agent, after each step. Steps count finished ones from 0.
 
     ``period`` is how often it checkpoints, and why. ``drain_s`` is how long before the end it is to
-    be asked for a last checkpoint.
+    be asked for a last checkpoint; ``leaving`` is what it then decided, with the numbers.
     """
 
     phase: AgentPhase = "starting"
@@ -47,6 +47,7 @@ class Progress(Record):
     checkpoint_s: float | None = None
     period: Period | None = None
     drain_s: float | None = None
+    leaving: tuple[str, ...] = ()
     released: bool = False
     timings: Timings = Timings()
     warnings: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ import msgspec
 from spotfirst.agent.logs import LogShipper
 from spotfirst.agent.periodic import Periodic
 from spotfirst.agent.retrying import until_answered
+from spotfirst.checkpoints.period import Period
 from spotfirst.errors import SpotfirstError
 from spotfirst.events import EndCause
 from spotfirst.heartbeat import AgentPhase, ExitReport, Heartbeat, Progress, Timings
@@ -44,6 +45,7 @@ class Teller:
         self._heartbeat_s = 1.0
         self._number = 0
         self._told: tuple[object, ...] = ()
+        self._period: Period | None = None
         self._step_seen: tuple[int, float] | None = None
         self._timings = Timings(booted=clock())
         self._trains = False
@@ -77,6 +79,7 @@ class Teller:
     def take(self, progress: Progress) -> None:
         """The newest progress."""
         now = time.monotonic()
+        self._note(progress)
         if progress.step is not None:
             seen = self._step_seen
             if seen is None or progress.step != seen[0]:
@@ -85,6 +88,15 @@ class Teller:
                 self._step_seen = (progress.step, now)
         self.progress, self._trains = progress, True
         self._tell_news()
+
+    def _note(self, progress: Progress) -> None:
+        """Log what the trainer decides: a script shows nothing of it unless it sets up logging."""
+        period = progress.period
+        if period is not None and period.differs(self._period):
+            self._period = period
+            _log.info("%s", period)
+        for reason in progress.leaving[len(self.progress.leaving) :]:
+            _log.info("leaving, %s", reason)
 
     def warn(self, message: str) -> None:
         """Put a warning before people, once."""

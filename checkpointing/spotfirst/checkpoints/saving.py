@@ -122,6 +122,8 @@ class Saver:
         """Finished steps in the newest checkpoint that is complete."""
         self.last: Saved | None = None
         """The last save of this process."""
+        self.in_a_hurry = False
+        """Whether to leave the removal of old checkpoints to whoever comes next."""
         self.waited_s = 0.0
         """What :meth:`wait_copied` has waited, in all."""
 
@@ -388,6 +390,8 @@ class Saver:
 
     def _clean(self, tier: Tier) -> None:
         """Let go of checkpoints that are not to be kept. What fails here is done the next time."""
+        if self.in_a_hurry:
+            return
         try:
             if prune(tier.chain, tier.attempt, tier.retention):
                 collect(tier.packs, tier.chain, tier.pinned())
