@@ -310,6 +310,7 @@ class Checkpointer:
         raise self._drained(step)
 
     def _save_last(self, saver: Saver, step: int, by: datetime | None) -> None:
+        saver.in_a_hurry = by is not None
         while True:
             running = self._schedule.running(saver)
             if running is None and saver.newest_step == step:
@@ -317,6 +318,8 @@ class Checkpointer:
             left_s = None if by is None else (by - self._clock()).total_seconds()
             decision = decide(left_s, estimate=self._schedule.estimate, running=running)
             _log.info("asked to stop after step %d: %s", step, decision.reason)
+            leaving = (*self._reporter.progress.leaving, decision.reason)
+            self._reporter.tell(leaving=leaving)
             if decision.action == "take":
                 saver.start(self._snapshot(step))
             error = saver.finish(decision.patience_s)
