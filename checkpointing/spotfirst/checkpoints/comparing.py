@@ -9,14 +9,16 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from spotfirst.checkpoints.manifest import ArrayRef, FilesManifest, Part, StateManifest
-from spotfirst.checkpoints.packs import read_chunk
+from spotfirst.checkpoints.memory import Block
+from spotfirst.checkpoints.packs import Wanted, fetch
 from spotfirst.checkpoints.statetree import ITEM_BYTES, unflatten
 from spotfirst.checkpoints.streaming import read_array
 from spotfirst.storage import Storage
 
 __all__ = ["Difference", "Side", "compare", "compare_files"]
 
-_READERS = 4
+_WORKERS = 4
+_BATCH_BYTES = 64 << 20
 _NATIVE = frozenset({
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "float16", "float32", "float64", "complex64", "complex128",
@@ -48,12 +50,22 @@ class Difference(NamedTuple):
     max_abs: float | None = None
 
 
+class _Work(NamedTuple):
+    """Two arrays that differ in a pair of parts; or that were cut otherwise, as a whole."""
+
+    name: str
+    ours: ArrayRef
+    theirs: ArrayRef
+    parts: tuple[Part, Part] | None
+
+    @property
+    def size_bytes(self) -> int:
+        return self.parts[0].size_bytes if self.parts else self.ours.size_bytes
+
+
 class _Change(NamedTuple):
     changed_bytes: int
     max_abs: float | None
-
-
-_Blocks = Callable[[], tuple[Any, Any]]
 
 
 def compare(
@@ -72,7 +84,7 @@ def compare(
     """
     ours, theirs = _values(left.manifest, rank), _values(right.manifest, rank)
     found: dict[str, Difference] = {}
-    work: list[tuple[str, str, int, _Blocks]] = []
+    work: list[_Work] = []
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if name not in theirs:
             found[name] = Difference(name, "only_left", left=_text(ours[name]))
@@ -81,25 +93,22 @@ def compare(
         else:
             found[name] = _differ(name, ours[name], theirs[name])
             if found[name].kind == "changed":
-                work += [
-                    (name, ours[name].dtype, size, blocks)
-                    for size, blocks in _blocks(left, ours[name], right, theirs[name])
-                ]
+                work += _work(name, ours[name], theirs[name])
     try:
         import numpy as np
     except ImportError:
         return list(found.values())
-    on_total(2 * sum(size for _, _, size, _ in work))
-
-    def measure(job: tuple[str, str, int, _Blocks]) -> tuple[str, _Change]:
-        name, dtype, size, blocks = job
-        change = _measure(np, dtype, *blocks())
-        on_bytes(2 * size)
-        return name, change
-
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="spotfirst-diff") as pool:
-        for name, change in pool.map(measure, work):
-            found[name] = _add(found[name], change)
+    on_total(2 * sum(each.size_bytes for each in work))
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="spotfirst-diff") as pool:
+        for batch in _batches(work):
+            pairs = _load(left, right, batch)
+            jobs = [
+                pool.submit(_measure, np, each.ours.dtype, *pair)
+                for each, pair in zip(batch, pairs, strict=True)
+            ]
+            for each, job in zip(batch, jobs, strict=True):
+                found[each.name] = _add(found[each.name], job.result())
+                on_bytes(2 * each.size_bytes)
     # Saved by other ranks, the same bytes are cut otherwise.
     return [
         each._replace(kind="same") if each.kind == "changed" and not each.changed_bytes else each
@@ -168,28 +177,61 @@ def _digests(parts: tuple[Part, ...]) -> list[tuple[int, str]]:
     return [(part.size_bytes, part.digest) for part in parts]
 
 
-def _blocks(
-    left: Side, ours: ArrayRef, right: Side, theirs: ArrayRef
-) -> Iterator[tuple[int, _Blocks]]:
-    """(size, reader of both) of each piece that differs; of the whole when it was cut otherwise."""
+def _work(name: str, ours: ArrayRef, theirs: ArrayRef) -> Iterator[_Work]:
+    """What to read of two arrays that are not the same."""
     item_bytes = ITEM_BYTES[ours.dtype]
     cut_alike = [(s.offset, s.shape, [p.size_bytes for p in s.parts]) for s in ours.regions] == [
         (s.offset, s.shape, [p.size_bytes for p in s.parts]) for s in theirs.regions
     ]
     if not cut_alike or any(p.size_bytes % item_bytes for s in ours.regions for p in s.parts):
-        yield (
-            ours.size_bytes,
-            lambda: (read_array(*left, ours), read_array(*right, theirs)),
-        )
+        yield _Work(name, ours, theirs, None)
         return
     for one, other in zip(ours.regions, theirs.regions, strict=True):
         for a, b in zip(one.parts, other.parts, strict=True):
             if a.digest != b.digest:
-                yield a.size_bytes, lambda a=a, b=b: (_read(left, a), _read(right, b))  # type: ignore[misc]
+                yield _Work(name, ours, theirs, (a, b))
 
 
-def _read(side: Side, part: Part) -> bytearray:
-    return read_chunk(side.packs, side.manifest.packs[part.pack].name, part)
+def _batches(work: list[_Work]) -> Iterator[list[_Work]]:
+    """Pairs of parts to read together; a whole array alone."""
+    batch: list[_Work] = []
+    size = 0
+    for each in work:
+        alone = each.parts is None or (batch and batch[-1].parts is None)
+        if batch and (alone or size + each.size_bytes > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(each)
+        size += each.size_bytes
+    if batch:
+        yield batch
+
+
+def _load(left: Side, right: Side, batch: list[_Work]) -> list[tuple[Any, Any]]:
+    if batch[0].parts is None:
+        [each] = batch
+        return [(read_array(*left, each.ours), read_array(*right, each.theirs))]
+    pairs = [each.parts for each in batch if each.parts]
+    return list(
+        zip(_read(left, [a for a, _ in pairs]), _read(right, [b for _, b in pairs]), strict=True)
+    )
+
+
+def _read(side: Side, parts: list[Part]) -> list[memoryview]:
+    memory = Block(sum(part.size_bytes for part in parts)).view
+    targets: list[memoryview] = []
+    start = 0
+    for part in parts:
+        targets.append(memory[start : start + part.size_bytes])
+        start += part.size_bytes
+    fetch(
+        side.packs,
+        [
+            Wanted(side.manifest.packs[part.pack].name, part, target)
+            for part, target in zip(parts, targets, strict=True)
+        ],
+    )
+    return targets
 
 
 def _measure(np: ModuleType, dtype: str, ours: Any, theirs: Any) -> _Change:

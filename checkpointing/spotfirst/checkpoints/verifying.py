@@ -6,7 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from spotfirst.checkpoints.chain import Commit
+from spotfirst.checkpoints.codec import decode
 from spotfirst.checkpoints.manifest import FilesManifest, Manifest, Part, read_manifest
 from spotfirst.checkpoints.packs import chunk_digest
 from spotfirst.errors import CorruptObject, ObjectMissing
@@ -39,13 +42,7 @@ class Verdict(NamedTuple):
     damage: tuple[Damage, ...]
 
 
-class _Chunk(NamedTuple):
-    offset: int
-    size_bytes: int
-    digest: str
-
-
-_Found = list[tuple[str, _Problem, _Chunk]]
+_Found = list[tuple[str, _Problem, Part]]
 
 
 def parts_of(manifest: Manifest) -> Iterator[Part]:
@@ -75,7 +72,7 @@ def verify(
     64 MiB of memory. Raises :class:`StorageError` when the storage does not answer.
     """
     damage: list[Damage] = []
-    wanted: dict[str, dict[_Chunk, set[int]]] = {}
+    wanted: dict[str, dict[Part, set[int]]] = {}
     for seq, commit in commits:
         try:
             manifest = read_manifest(packs, commit.manifest, commit.digest)
@@ -84,28 +81,29 @@ def verify(
             damage.append(Damage(commit.manifest, problem, 1, commit.size_bytes, (seq,)))
             continue
         for part in parts_of(manifest):
-            chunk = _Chunk(part.offset, part.size_bytes, part.digest)
-            wanted.setdefault(manifest.packs[part.pack].name, {}).setdefault(chunk, set()).add(seq)
-    total = sum(chunk.size_bytes for chunks in wanted.values() for chunk in chunks)
+            pack = wanted.setdefault(manifest.packs[part.pack].name, {})
+            # The pack's number is this manifest's own; others share the bytes under another.
+            pack.setdefault(msgspec.structs.replace(part, pack=0), set()).add(seq)
+    total = sum(part.stored_bytes for parts in wanted.values() for part in parts)
     on_total(total)
-    found: dict[tuple[str, _Problem], list[_Chunk]] = {}
+    found: dict[tuple[str, _Problem], list[Part]] = {}
 
-    def check(span: tuple[str, list[_Chunk]]) -> _Found:
+    def check(span: tuple[str, list[Part]]) -> _Found:
         wrong = _check(packs, *span)
-        on_bytes(sum(chunk.size_bytes for chunk in span[1]))
+        on_bytes(sum(part.stored_bytes for part in span[1]))
         return wrong
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="spotfirst-verify") as pool:
-        spans = [(name, span) for name, chunks in wanted.items() for span in _spans(chunks)]
+        spans = [(name, span) for name, parts in wanted.items() for span in _spans(parts)]
         for wrong in pool.map(check, spans):
-            for name, kind, chunk in wrong:
-                found.setdefault((name, kind), []).append(chunk)
+            for name, kind, part in wrong:
+                found.setdefault((name, kind), []).append(part)
     damage += [
         Damage(
-            name, kind, len(chunks), sum(c.size_bytes for c in chunks),
-            tuple(sorted(set().union(*(wanted[name][chunk] for chunk in chunks)))),
+            name, kind, len(parts), sum(part.size_bytes for part in parts),
+            tuple(sorted(set().union(*(wanted[name][part] for part in parts)))),
         )
-        for (name, kind), chunks in sorted(found.items())
+        for (name, kind), parts in sorted(found.items())
     ]  # fmt: skip
     if damage and still_kept is not None:
         kept = set(still_kept())
@@ -117,34 +115,45 @@ def verify(
     return Verdict(len(commits), len(wanted), total, tuple(damage))
 
 
-def _spans(chunks: Collection[_Chunk]) -> Iterator[list[_Chunk]]:
-    """Chunks of one pack to read with one call."""
-    span: list[_Chunk] = []
-    for chunk in sorted(chunks):
+def _spans(parts: Collection[Part]) -> Iterator[list[Part]]:
+    """Parts of one pack to read with one call."""
+    span: list[Part] = []
+    for part in sorted(parts, key=lambda part: (part.offset, part.stored_bytes)):
         if span:
-            end = span[-1].offset + span[-1].size_bytes
-            after = chunk.offset + chunk.size_bytes - span[0].offset
-            if chunk.offset - end > _GAP_BYTES or after > _READ_BYTES:
+            end = span[-1].offset + span[-1].stored_bytes
+            after = part.offset + part.stored_bytes - span[0].offset
+            if part.offset - end > _GAP_BYTES or after > _READ_BYTES:
                 yield span
                 span = []
-        span.append(chunk)
+        span.append(part)
     if span:
         yield span
 
 
-def _check(packs: Storage, name: str, span: list[_Chunk]) -> _Found:
+def _check(packs: Storage, name: str, span: list[Part]) -> _Found:
     begin = span[0].offset
-    data = memoryview(bytearray(max(c.offset + c.size_bytes for c in span) - begin))
+    data = memoryview(bytearray(max(p.offset + p.stored_bytes for p in span) - begin))
     try:
         packs.read_into(name, begin, data)
     except ObjectMissing:
-        return [(name, "missing", chunk) for chunk in span]
+        return [(name, "missing", part) for part in span]
     except CorruptObject:  # it ends too early: some may be whole
         if len(span) == 1:
             return [(name, "damaged", span[0])]
-        return [wrong for chunk in span for wrong in _check(packs, name, [chunk])]
+        return [wrong for part in span for wrong in _check(packs, name, [part])]
     return [
-        (name, "damaged", chunk)
-        for chunk in span
-        if chunk_digest(data[chunk.offset - begin :][: chunk.size_bytes]) != chunk.digest
+        (name, "damaged", part)
+        for part in span
+        if not _is_whole(part, data[part.offset - begin :][: part.stored_bytes])
     ]
+
+
+def _is_whole(part: Part, stored: memoryview) -> bool:
+    if not part.packed_bytes:
+        return chunk_digest(stored) == part.digest
+    plain = memoryview(bytearray(part.size_bytes))
+    try:
+        decode(stored, plain, part.item_bytes)
+    except CorruptObject:
+        return False
+    return chunk_digest(plain) == part.digest
