@@ -80,9 +80,7 @@ def stream(
         fetch(
             packs,
             [
-                Wanted(
-                    manifest.packs[piece.part.pack].name, piece.part.offset, piece.part.digest, t
-                )
+                Wanted(manifest.packs[piece.part.pack].name, piece.part, t)
                 for piece, t in zip(batch, targets, strict=True)
             ],
         )
