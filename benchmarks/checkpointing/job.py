@@ -57,7 +57,8 @@ def _spotfirst(plan: Plan) -> dict[str, float]:
     for _ in range(3):
         train.step()
     memory = keeping.Memory()
-    train.step()
+    for _ in range(2 * plan.least):
+        train.step()
     before = memory.peak_bytes
     memory.reset()
     writer = writers.Spotfirst(train, str(plan.folder / "spotfirst"))

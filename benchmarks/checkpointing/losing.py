@@ -7,12 +7,11 @@ with a checkpoint begins with it and ends when it is durable, and at least as ma
 
 from __future__ import annotations
 
-import os
 import resource
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 import psutil
@@ -39,6 +38,7 @@ class Window:
 
     @property
     def total_s(self) -> float:
+        """How long it was."""
         return self.began_s + sum(self.steps)
 
 
@@ -51,7 +51,6 @@ class Losses:
     noise_s: float = 0.0
     others: float = 0.0
     """Cores that other processes used meanwhile."""
-    faults: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
         """Medians over the checkpoints after the first, and the first."""
@@ -141,8 +140,3 @@ def _busy_s() -> float:
 def _own_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def cores() -> int:
-    """How many there are."""
-    return os.cpu_count() or 1

@@ -59,6 +59,7 @@ class Spotfirst:
         self._seq = 0
 
     def begin(self) -> None:
+        """See :class:`Writer`."""
         self._seq = self._newest()
         self._waits.clear()
         self.checkpointer.step(self._training.done)
@@ -67,10 +68,12 @@ class Spotfirst:
             raise RuntimeError(msg)
 
     def took_s(self) -> float | None:
+        """See :class:`Writer`."""
         saved = self.checkpointer.last_saved
         return saved.took_s if saved is not None and saved.seq > self._seq else None
 
     def waited_s(self) -> float:
+        """See :class:`Writer`."""
         return sum(self._waits)
 
     def tidy(self) -> None:
@@ -99,6 +102,7 @@ class TorchSave:
         self.unsynced_s: list[float] = []
 
     def begin(self) -> None:
+        """See :class:`Writer`."""
         start = time.perf_counter()
         path = self._folder / f"{self._training.done}.pt"
         with path.open("wb") as file:
@@ -109,12 +113,15 @@ class TorchSave:
         self._took_s = time.perf_counter() - start
 
     def took_s(self) -> float | None:
+        """See :class:`Writer`."""
         return self._took_s
 
     def waited_s(self) -> float:
+        """See :class:`Writer`."""
         return 0.0
 
     def tidy(self) -> None:
+        """See :class:`Writer`."""
         _keep_newest(self._folder)
 
 
@@ -130,6 +137,7 @@ class DcpAsync:
         self._took_s: float | None = None
 
     def begin(self) -> None:
+        """See :class:`Writer`."""
         start = time.perf_counter()
         self._took_s = None
 
@@ -147,12 +155,15 @@ class DcpAsync:
         future.add_done_callback(done)
 
     def took_s(self) -> float | None:
+        """See :class:`Writer`."""
         return self._took_s
 
     def waited_s(self) -> float:
+        """See :class:`Writer`."""
         return 0.0
 
     def tidy(self) -> None:
+        """See :class:`Writer`."""
         _keep_newest(self._folder)
 
 
