@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.checkpoints.manifest import (
     ArrayRef,
     Manifest,
+    Part,
     RankState,
     Shard,
     StateManifest,
@@ -25,7 +26,7 @@ from spotfirst.checkpoints.packs import (
     known_parts,
     pack_prefix,
 )
-from spotfirst.checkpoints.statetree import flatten
+from spotfirst.checkpoints.statetree import ITEM_BYTES, Leaf, flatten
 from spotfirst.checkpoints.tensors import TensorCollector, bytes_of
 from spotfirst.run import Run
 
@@ -33,8 +34,9 @@ from spotfirst.run import Run
 class Writer:
     """The holder of a run's claim, saving what it is given."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, compressed: bool = False) -> None:
         self.run = run
+        self.compressed = compressed
         self.chain: CheckpointChain = run.chain()
         self.chain.claim((self.chain.refresh().holder or 0) + 1)
         self.saves = 0
@@ -60,12 +62,15 @@ class Writer:
             RankState(objects={name: flatten(value, collector) for name, value in own.items()})
             for own in ranked or []
         )
-        arrays = [
-            sharded(leaf.value, leaf.dtype, writer, shards)
-            if isinstance(leaf.value, torch.Tensor)
-            else ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=parts(writer, leaf.value))
-            for leaf in collector.leaves
-        ]
+
+        def store(data: Any, dtype: str) -> tuple[Part, ...]:
+            view = memoryview(bytes(data))
+            cuts = chunk_cuts(len(view))
+            digests = [chunk_digest(view[start : start + size]) for start, size in cuts]
+            items = [ITEM_BYTES[dtype]] * len(cuts) if self.compressed else None
+            return tuple(writer.add(view, cuts, digests, items))
+
+        arrays = [_array(leaf, store, shards) for leaf in collector.leaves]
         manifest = StateManifest(
             step=step, packs=writer.finish(), arrays=tuple(arrays), objects=trees, ranks=ranks
         )
@@ -80,25 +85,20 @@ class Writer:
         )  # fmt: skip
 
 
-def parts(writer: PackWriter, data: Any) -> Any:
-    view = memoryview(bytes(data))
-    cuts = chunk_cuts(len(view))
-    digests = [chunk_digest(view[start : start + size]) for start, size in cuts]
-    return tuple(writer.add(view, cuts, digests))
-
-
-def sharded(value: torch.Tensor, dtype: str, writer: PackWriter, shards: int) -> ArrayRef:
-    if shards == 1 or not value.ndim or value.shape[-1] < shards:
-        return ArrayRef(dtype=dtype, shape=tuple(value.shape), parts=parts(writer, bytes_of(value)))
+def _array(leaf: Leaf, store: Callable[[Any, str], tuple[Part, ...]], shards: int) -> ArrayRef:
+    value = leaf.value
+    cuttable = isinstance(value, torch.Tensor) and value.ndim and value.shape[-1] >= shards
+    if shards == 1 or not cuttable:
+        parts = store(bytes_of(value), leaf.dtype)
+        return ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=parts)
     regions = []
     start = 0
     for piece in value.tensor_split(shards, dim=-1):
         offset = (0,) * (value.ndim - 1) + (start,)
-        regions.append(
-            Shard(offset=offset, shape=tuple(piece.shape), parts=parts(writer, bytes_of(piece)))
-        )
+        parts = store(bytes_of(piece), leaf.dtype)
+        regions.append(Shard(offset=offset, shape=tuple(piece.shape), parts=parts))
         start += piece.shape[-1]
-    return ArrayRef(dtype=dtype, shape=tuple(value.shape), shards=tuple(regions))
+    return ArrayRef(dtype=leaf.dtype, shape=leaf.shape, shards=tuple(regions))
 
 
 def commit_of(run: Run, seq: int) -> Commit:

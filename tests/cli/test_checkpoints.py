@@ -187,6 +187,21 @@ def test_verify_tells_which_one_is_whole(run: Run) -> None:
     assert call("verify", "night").exit_code == 1
 
 
+def test_verify_reads_compressed_chunks(run: Run) -> None:
+    writer = Writer(run, compressed=True)
+    seqs = [writer.save(step, model={"w": torch.arange(9000) + step}) for step in (1, 2)]
+    said = found("verify", "night", "--all")
+    assert said["whole"]
+    assert said["size_bytes"] < 2 * 9000 * 8
+    name = manifest_of(run, seqs[1]).packs[0].name
+    data = bytearray(run.packs().read(name))
+    data[len(data) // 2] ^= 1
+    run.packs().write(name, bytes(data))
+    done = call("verify", "night", "--all")
+    assert done.exit_code == 1
+    assert "1 of 2 checkpoints damaged" in done.stdout
+
+
 def test_verify_finds_missing_and_short_packs_and_manifests(run: Run) -> None:
     writer = Writer(run)
     seqs = [writer.save(step, model=weights(step)) for step in (1, 2, 3)]
@@ -349,6 +364,7 @@ def test_diff_of_the_same_bytes_in_other_shards_is_none(run: Run) -> None:
         (torch.tensor([1.0, float("inf")]), torch.tensor([2.0, float("inf")]), 1.0),
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")]), None),
         (torch.tensor([3 + 4j]), torch.tensor([0j]), 5.0),
+        (torch.tensor([1j, 3 + 4j]).to(torch.complex128), torch.zeros(2).to(torch.complex128), 5.0),
         (torch.ones(2).to(torch.float8_e4m3fn), torch.zeros(2).to(torch.float8_e4m3fn), None),
     ],
 )

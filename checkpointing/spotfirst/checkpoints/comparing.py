@@ -236,16 +236,18 @@ def _read(side: Side, parts: list[Part]) -> list[memoryview]:
 
 def _measure(np: ModuleType, dtype: str, ours: Any, theirs: Any) -> _Change:
     raw = np.frombuffer(ours, np.uint8), np.frombuffer(theirs, np.uint8)
-    unequal = raw[0] != raw[1]
-    changed = int(np.count_nonzero(unequal))
-    if sys.byteorder != "little" or not (dtype in _NATIVE or dtype == "bfloat16"):
-        return _Change(changed, None)
+    changed = int(np.count_nonzero(raw[0] != raw[1]))
+    if not changed or sys.byteorder != "little" or dtype not in {*_NATIVE, "bfloat16"}:
+        return _Change(changed, None if changed else 0.0)
+    # By their bits: infinity is no different from infinity, although their difference is NaN.
+    word = np.dtype(f"u{min(ITEM_BYTES[dtype], 8)}")
+    differs = (raw[0].view(word) != raw[1].view(word)).reshape(
+        -1, ITEM_BYTES[dtype] // word.itemsize
+    )
     a, b = (_numbers(np, dtype, data) for data in raw)
-    elements = unequal.reshape(-1, ITEM_BYTES[dtype]).any(axis=1)
-    if not elements.any():
-        return _Change(changed, 0.0)
     with np.errstate(all="ignore"):
-        return _Change(changed, float(np.abs(a[elements] - b[elements]).max()))
+        distance = np.abs(a - b)
+    return _Change(changed, float(distance.max(where=differs.any(axis=1), initial=0)))
 
 
 def _numbers(np: ModuleType, dtype: str, data: Any) -> Any:
