@@ -9,32 +9,42 @@
 
 Everything happens at step boundaries, on the training thread: there the state is copied, and
 there the loop is left when the agent asks for it. Hashing and writing run beside the training.
+
+Of several ranks (torchrun) each has a Checkpointer. They restore, checkpoint and leave at the same
+steps, as rank 0 says (:mod:`spotfirst.distributed.group`), and all write at the same time.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch  # noqa: TID253 - the Checkpointer is the part of Spotfirst that needs it
 from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID253
 
-from spotfirst.checkpoints.chain import Commit
+from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
+from spotfirst.checkpoints.fitting import fitting_trees, load_fitting
 from spotfirst.checkpoints.last import decide
-from spotfirst.checkpoints.loading import StateReader, differences, stored_trees
+from spotfirst.checkpoints.loading import StateReader, differences
 from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
 from spotfirst.checkpoints.packs import Location, known_parts
+from spotfirst.checkpoints.ranks import Team, rank_trees
 from spotfirst.checkpoints.restoring import Restored, load_newest
 from spotfirst.checkpoints.retention import Retention
-from spotfirst.checkpoints.rng import as_stateful, cuda_in_use, restore_rng, rng_state
+from spotfirst.checkpoints.rng import (
+    as_stateful,
+    cuda_in_use,
+    reseed_rng,
+    restore_rng,
+    rng_state,
+)
 from spotfirst.checkpoints.saving import Saved, Saver, Tier
 from spotfirst.checkpoints.schedule import Schedule
 from spotfirst.checkpoints.snapshot import Snapshot, settled_until_step
@@ -42,12 +52,24 @@ from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.checkpoints.weights import weights_sha256
 from spotfirst.context import TrainerContext
-from spotfirst.errors import ClaimLost, CorruptObject, InvalidSpec, ObjectMissing, StateMismatch
+from spotfirst.distributed.group import MEETING_S, Group, Say, find_group, rank_here
+from spotfirst.errors import (
+    ClaimLost,
+    CorruptObject,
+    InvalidSpec,
+    ObjectMissing,
+    SpotfirstError,
+    StateMismatch,
+)
 from spotfirst.leaving import Drained, Superseded
 from spotfirst.patience import Sleep, patiently
 from spotfirst.reporting import ProgressReporter
+from spotfirst.run import Run
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, utc_now
+
+if TYPE_CHECKING:
+    from spotfirst.distributed.collecting import Collected
 
 __all__ = ["Checkpointer", "Drained", "Superseded", "weights_sha256"]
 
@@ -75,6 +97,8 @@ class Checkpointer:
     ``local`` is a folder on a fast local disk (or ``SPOTFIRST_LOCAL_CHECKPOINTS``): each checkpoint
     goes there first, so that a process that is started again on this machine reads it from there.
     ``compress`` is for storages slower than some tens of MB/s; ``"auto"`` measures whether it pays.
+    ``strict=False`` restores what fits of a checkpoint of other objects, and names in a warning
+    what it skipped: that begins anew. Otherwise such a checkpoint is refused.
     ``context``, ``clock``, ``monotonic`` and ``sleep`` are for tests.
     """
 
@@ -89,6 +113,7 @@ class Checkpointer:
         memory_bytes: int | None = None,
         local: str | None = None,
         compress: bool | Literal["auto"] = False,
+        strict: bool = True,
         context: TrainerContext | None = None,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
@@ -105,7 +130,7 @@ class Checkpointer:
             raise InvalidSpec(msg)
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
         self._context = context if context is not None else TrainerContext.find(storage)
-        channel = self._context.channel if self._context else None
+        channel = self._context.channel if self._context and rank_here() == 0 else None
         self._channel = channel
         self._reporter = ProgressReporter(channel, clock=clock, monotonic=monotonic)
         self._reporter.tell(total_steps=total_steps)
@@ -114,11 +139,14 @@ class Checkpointer:
         self._lazy = lazy
         self._memory_bytes = memory_bytes
         self._local = local
+        self._strict = strict
+        self._skipped: list[str] = []
         self._compress = compress
         self._arena = Arena()
         self._saver: Saver | None = None
         self._step: int | None = None
         self._left: Drained | Superseded | None = None
+        self._group: Group | None = None
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -156,19 +184,18 @@ class Checkpointer:
             self._step = 0
             self._reporter.stamp("restored", phase="training", start_step=0, step=0)
             return 0
-        _check_world_size()
+        self._group = find_group(monotonic=self._monotonic)
+        if self._group is not None and not self._group.leads:
+            self._channel = None
+            self._reporter.mute()
         generators = rng_state()
-        layout = self._collect()  # refuses now what no checkpoint could hold
-        run, channel = self._context.run, self._channel
+        layout = self._layout()  # refuses now what no checkpoint could hold
+        run = self._context.run
         chain = run.chain()
         self._reporter.stamp("standby", phase="standby")
-        attempt = self._context.attempt
         resume_from = None
         retention = self._retention
-        if attempt is None:
-            attempt = (patiently(chain.refresh, what="read the run").holder or 0) + 1
-            patiently(lambda: chain.claim(attempt), what="claim the run")
-        else:
+        if self._context.attempt is not None:
             spec = patiently(run.spec, what="read the run's spec", sleep=self._sleep)
             resume_from = spec.resume_from
             retention = retention or spec.retention
@@ -179,21 +206,15 @@ class Checkpointer:
                     "Checkpointer"
                 )
                 raise InvalidSpec(msg)
-            try:
-                claimed = wait_for_claim(
-                    run, chain, attempt, leave=lambda: channel is not None and bool(channel.drain()),
-                    clock=self._clock, monotonic=self._monotonic, sleep=self._sleep,
-                )  # fmt: skip
-            except ClaimLost as error:
-                raise self._superseded(error) from error
-            if not claimed:
-                raise self._drained(0)
+        claim = self._together(lambda: self._claim(run, chain))
+        self._see(chain, claim)
+        attempt = chain.holder or 0
         self._reporter.stamp("claimed")
         tier = Tier(
-            run.packs(), chain, attempt, chain.claims[-1], retention=retention or Retention(),
+            run.packs(), chain, attempt, claim, retention=retention or Retention(),
             pinned=run.pinned,
         )  # fmt: skip
-        local = local_tier(run, attempt, tier.claim, self._local)
+        local = local_tier(run, attempt, claim, self._local) if self._group is None else None
         restored = self._load_local(local, tier, layout) if local else None
         if restored is None:
             restored = patiently(
@@ -203,22 +224,54 @@ class Checkpointer:
                 ),
                 what="read the checkpoint", sleep=self._sleep, warn=self._reporter.warn,
             )  # fmt: skip
-            tier.known = _known(restored)
+            # What was skipped was not read, so nobody knows whether it is whole.
+            tier.known = {} if self._skipped else _known(restored)
         self._saver = Saver(
             [local, tier] if local else [tier], on_saved=self._on_saved, warn=self._reporter.warn,
-            compress=self._compress, monotonic=self._monotonic, sleep=self._sleep,
+            compress=self._compress, team=self._group, monotonic=self._monotonic, sleep=self._sleep,
         )  # fmt: skip
         _before_optimizer_steps(self._saver)
-        self._step = self._apply(restored)
+        step = self._apply(restored)
         if restored is None:
             # The S3 client's imports draw from Python's global one (rich names its styles so).
             restore_rng(generators)
         self._schedule.start()
-        self._reporter.stamp("restored", phase="training", start_step=self._step, step=self._step)
-        if channel is not None and channel.drain() is not None:
+        self._step = step
+        self._reporter.stamp("restored", phase="training", start_step=step, step=step)
+        self._together(lambda: self._leave_early(step))
+        return step
+
+    def _claim(self, run: Run, chain: CheckpointChain) -> int:
+        """Claim the chain when its holder has let go; the number of the claim."""
+        assert self._context is not None
+        attempt, channel = self._context.attempt, self._channel
+        if attempt is None:
+            attempt = (patiently(chain.refresh, what="read the run").holder or 0) + 1
+            patiently(lambda: chain.claim(attempt), what="claim the run")
+            return chain.claims[-1]
+        try:
+            claimed = wait_for_claim(
+                run, chain, attempt, leave=lambda: channel is not None and bool(channel.drain()),
+                clock=self._clock, monotonic=self._monotonic, sleep=self._sleep,
+            )  # fmt: skip
+        except ClaimLost as error:
+            raise self._superseded(error) from error
+        if not claimed:
+            raise self._drained(0)
+        return chain.claims[-1]
+
+    def _see(self, chain: CheckpointChain, claim: int) -> None:
+        """Read what rank 0 has read when it claimed; what may be newer is not for us."""
+        while claim not in chain.claims:
+            patiently(chain.refresh, what="read the run", sleep=self._sleep)
+        chain.commits = [(seq, commit) for seq, commit in chain.commits if seq < claim]
+
+    def _leave_early(self, step: int) -> int:
+        if self._channel is not None and self._channel.drain() is not None:
+            assert self._saver is not None
             self._saver.release()
-            raise self._drained(self._step)
-        return self._step
+            raise self._drained(step)
+        return 0
 
     def step(self, done: int, **metrics: Any) -> None:
         """Say that ``done`` steps are finished, from 0 on; call it after every step.
@@ -237,40 +290,52 @@ class Checkpointer:
         self._tell_step(done)
         if self._saver is None:
             return
+        self._schedule.boundary(self._saver)
+        if self._group is None or self._group.is_due(done):
+            self._together(lambda: self._boundary(done))
+
+    def _boundary(self, done: int) -> int:
+        """Checkpoint or leave, if it is time."""
+        assert self._saver is not None
         try:
             self._saver.check()
-            self._schedule.boundary(self._saver)
             if done == self._reporter.progress.total_steps:
-                return  # close() follows: it saves, and then there is nothing to hand over
+                return 0  # close() follows: it saves, and then there is nothing to hand over
             drain = self._channel.drain() if self._channel is not None else None
             if drain is not None:
                 self._drain(done, drain.by)
         except ClaimLost as error:
             raise self._superseded(error) from error
         if self._schedule.is_due(self._saver):
-            self.save(wait=False)
+            self._save(wait=False)
+        return 0
 
     def save(self, *, wait: bool = True) -> bool:
         """Checkpoint the step last finished, now; whether a save was begun (or was not needed).
 
         With ``wait``, it is complete on return, and what went wrong is raised. Without, nothing
-        happens while another save is running.
+        happens while another save is running. Of several ranks, all call it at the same step.
         """
-        saver, step = self._saver, self._step
-        if saver is None or step is None:
+        if self._saver is None or self._step is None:
             return False
+        return bool(self._together(lambda: self._save(wait=wait)))
+
+    def _save(self, *, wait: bool) -> bool:
+        saver, step = self._saver, self._step
+        assert saver is not None
+        assert step is not None
         if saver.busy and not wait:
             return False
         try:
             if not wait:
                 saver.check()
                 started = self._monotonic()
-                saver.start(self._snapshot(step))
+                self._begin(saver, step)
                 self._schedule.begun(step, saver, since_s=started)
                 return True
             saver.finish()
             if saver.newest_step != step:
-                saver.start(self._snapshot(step))
+                self._begin(saver, step)
                 error = saver.finish()
                 if error is not None:
                     raise error
@@ -291,6 +356,54 @@ class Checkpointer:
         if self._left is None:
             self.save(wait=True)
             self._reporter.tell(step=self._step, metrics=self._reporter.metrics())
+
+    # -- several ranks ----------------------------------------------------------------------
+
+    def _together(self, action: Callable[[], int]) -> int:
+        """The result of ``action``, which rank 0 does while the others do what it says."""
+        group = self._group
+        if group is None:
+            return action()
+        if not group.leads:
+            return self._follow(group)
+        try:
+            result = action()
+        except Drained as leaving:
+            group.say(Say.DRAINED, leaving.step)
+            raise
+        except Superseded as leaving:
+            group.say(Say.SUPERSEDED, leaving.holder)
+            raise
+        except Exception:
+            group.say(Say.FAILED)
+            raise
+        if self._step is not None:
+            group.met(self._step, min(MEETING_S, self._schedule.period.period_s))
+        group.say(Say.DONE, result)
+        return result
+
+    def _follow(self, group: Group) -> int:
+        saver = self._saver
+        while True:
+            order = group.hear()
+            if order.say == Say.DONE:
+                return order.value
+            if order.say == Say.DRAINED:
+                raise self._drained(order.value)
+            if order.say == Say.SUPERSEDED:
+                msg = f"attempt {order.value} has claimed the chain"
+                raise self._superseded(ClaimLost(msg, holder=order.value))
+            if order.say == Say.FAILED or saver is None or self._step is None:
+                msg = "rank 0 has failed; its log says why"
+                raise SpotfirstError(msg)
+            saver.finish()  # it may be handing in its part still
+            saver.start(self._snapshot(self._step), order.value)
+
+    def _begin(self, saver: Saver, step: int) -> None:
+        """Begin a save, on all ranks."""
+        if self._group is not None:
+            self._group.say(Say.SAVE, saver.next_number)
+        saver.start(self._snapshot(step))
 
     # -- leaving ----------------------------------------------------------------------------
 
@@ -321,7 +434,7 @@ class Checkpointer:
             leaving = (*self._reporter.progress.leaving, decision.reason)
             self._reporter.tell(leaving=leaving)
             if decision.action == "take":
-                saver.start(self._snapshot(step))
+                self._begin(saver, step)
             error = saver.finish(decision.patience_s)
             self._schedule.stored(saver.last)
             if decision.action != "finish" or isinstance(error, TimeoutError):
@@ -358,13 +471,38 @@ class Checkpointer:
         self._lazy = self._lazy and not self._saver.was_torn
         if cuda_in_use():
             torch.cuda.synchronize()  # side streams too have to be done with this step
-        objects, rng, leaves = self._collect()
         settled = settled_until_step(self._objects.values()) if self._lazy else frozenset()
+        objects: dict[str, Any] = {}
+        rng = part = None
+        if self._group is not None:
+            mine = self._collect_of_rank(self._group, step)
+            leaves, part = mine.mine, mine.part
+        else:
+            objects, rng, leaves = self._collect()
         return Snapshot(
             step=step, objects=objects, ranked={}, rng=rng, leaves=leaves, settled=settled,
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
-            memory_bytes=self._memory_bytes,
+            memory_bytes=self._memory_bytes, part=part,
         )  # fmt: skip
+
+    def _layout(self) -> tuple[dict[str, Any], list[Leaf]]:
+        """The trees of all objects, and the leaves that those of the modules are over."""
+        if self._group is not None:
+            mine = self._collect_of_rank(self._group, 0)
+            return mine.objects, mine.leaves
+        objects, _, leaves = self._collect()
+        return objects, leaves
+
+    def _collect_of_rank(self, group: Group, step: int) -> Collected:
+        from spotfirst.distributed.collecting import collect  # it takes a second to import
+
+        common = {
+            name: value
+            for name, value in self._objects.items()
+            if isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
+        }
+        states = {name: value.state_dict() for name, value in self._objects.items()}
+        return collect(states, rng_state(), common, step=step, team=group)
 
     def _collect(self) -> tuple[dict[str, Any], Any, list[Leaf]]:
         # All states are alive until the last is taken: tied tensors are known by their address.
@@ -390,39 +528,60 @@ class Checkpointer:
     # -- restoring --------------------------------------------------------------------------
 
     def _read(
-        self, packs: Storage, commit: Commit, layout: tuple[dict[str, Any], Any, list[Leaf]]
+        self, packs: Storage, commit: Commit, layout: tuple[dict[str, Any], list[Leaf]]
     ) -> tuple[dict[str, Any], Any, StateManifest]:
-        """The states and generators of a checkpoint, whole and fitting.
+        """The states and generators of a checkpoint, whole and fitting, on all ranks or on none."""
+        if self._group is None:
+            return self._read_state(packs, commit, layout)
+        return self._group.agree(
+            lambda: patiently(
+                lambda: self._read_state(packs, commit, layout),
+                what="read the checkpoint", sleep=self._sleep, warn=self._reporter.warn,
+            )
+        )  # fmt: skip
 
-        What fits goes to the memory of the modules as it is read.
-        """
+    def _read_state(
+        self, packs: Storage, commit: Commit, layout: tuple[dict[str, Any], list[Leaf]]
+    ) -> tuple[dict[str, Any], Any, StateManifest]:
+        """What fits goes to the memory of the modules as it is read."""
         manifest = read_manifest(packs, commit.manifest, commit.digest)
         if not isinstance(manifest, StateManifest):
             msg = f"the checkpoint of step {commit.step} holds files, not a training state"
             raise StateMismatch(msg)
         modules = {n: v for n, v in self._objects.items() if isinstance(v, torch.nn.Module)}
-        problems = differences(manifest, layout[0], layout[2], modules.keys())
-        if problems:
+        problems = differences(manifest, layout[0], layout[1], modules.keys())
+        if problems and self._strict:
             shown = "".join(f"\n  - {problem}" for problem in problems[:20])
             more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
             msg = (
                 f"the checkpoint of step {commit.step} does not fit these objects:{shown}{more}\n"
-                "Build them as they were, or start a new run"
+                "Build them as they were, start a new run, or load what fits with strict=False"
             )
             raise StateMismatch(msg)
-        trees = stored_trees(manifest)
+        rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
+        trees = rank_trees(manifest, rank, size)
+        self._skipped = problems
+        if problems:
+            trees = fitting_trees(manifest, trees, layout[0], layout[1], modules.keys())
         reader = StateReader(packs, manifest)
-        for name in self._objects:
+        for name, tree in trees.items():
             targets = _tensors(modules[name]) if name in modules else {}
-            reader.plan(trees[name], targets)
-        generators = manifest.ranks[0].rng if manifest.ranks else None
+            reader.plan(tree, targets, self._regions(self._objects[name], tree, manifest))
+        generators = manifest.ranks[rank % len(manifest.ranks)].rng if manifest.ranks else None
         reader.plan(generators)
         reader.fetch()
-        states = {name: reader.value(trees[name]) for name in self._objects}
+        states = {name: reader.value(tree) for name, tree in trees.items()}
         return states, reader.value(generators), manifest
 
+    def _regions(self, value: Any, tree: Any, manifest: StateManifest) -> dict[str, Any]:
+        if self._group is None:
+            return {}
+        from spotfirst.distributed.collecting import regions_of
+
+        return dict(regions_of(value, tree, manifest))
+
     def _load_local(
-        self, local: Tier, tier: Tier, layout: tuple[dict[str, Any], Any, list[Leaf]]
+        self, local: Tier, tier: Tier, layout: tuple[dict[str, Any], list[Leaf]]
     ) -> Restored[tuple[dict[str, Any], Any, StateManifest]] | None:
         """What lies on the local disk, when it is the run's newest state and whole."""
         commit = usable_commit(local.chain, tier.chain)
@@ -442,44 +601,74 @@ class Checkpointer:
         assert self._saver is not None
         if restored is None:
             return 0
-        states, generators, _ = restored.value
+        states, generators, manifest = restored.value
         for name, state in states.items():
             try:
-                self._objects[name].load_state_dict(state)
+                self._load(name, state)
             except Exception as error:
                 msg = (
                     f"{name}.load_state_dict() refused the checkpoint of step "
                     f"{restored.commit.step}: {type(error).__name__}: {error}"
                 )
-                raise StateMismatch(msg) from error
+                if self._strict:
+                    raise StateMismatch(msg) from error
+                self._skipped.append(msg)
         for message in restore_rng(generators):
             self._reporter.warn(message)
         step = restored.commit.step
+        if self._skipped:
+            shown = "".join(f"\n  - {problem}" for problem in self._skipped)
+            self._reporter.warn(f"not all of the checkpoint of step {step} was restored:{shown}")
+        self._adapt(manifest, generators, step)
         if restored.seq is not None:
             self._saver.newest_step = step
             self._reporter.tell(now=False, checkpoint_seq=restored.seq, checkpoint_step=step)
         return step
 
+    def _load(self, name: str, state: Any) -> None:
+        value = self._objects[name]
+        if self._strict:
+            value.load_state_dict(state)
+        else:
+            self._skipped += [f"{name}: {what}" for what in load_fitting(value, state)]
 
-def _check_world_size() -> None:
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size not in {"", "1"}:
-        msg = (
-            f"WORLD_SIZE is {world_size}: the Checkpointer saves the state of one process, and "
-            "several would take the run from each other. Train with one process"
+    def _adapt(self, manifest: StateManifest, generators: Any, step: int) -> None:
+        """Say what is another when the checkpoint is of another number of ranks."""
+        stored = len(manifest.ranks)
+        team = self._group or Team(0, 1)
+        if stored in {0, team.size}:
+            return
+        reseed_rng(generators, f"{step} {team.rank} {team.size}")
+        self._reporter.warn(
+            f"the checkpoint is of {stored} ranks, and here are {team.size}: the random number "
+            "generators are seeded anew, from it, and each rank has the samplers and other objects "
+            f"of rank r % {stored}. Training goes on, and not as it would have with {stored}"
         )
-        raise InvalidSpec(msg)
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A module's own tensors, by the names of :func:`walk_leaves`."""
-    collector = TensorCollector()
+    """A module's own plain tensors, by the names of :func:`walk_leaves`."""
+    collector = _PlainTensors()
     tree = flatten(module.state_dict(), collector)
     return {
         name: collector.leaves[index].value
         for name, tag, index in walk_leaves(tree)
-        if tag == "tensor"
+        if tag == "tensor" and index not in collector.skipped
     }
+
+
+class _PlainTensors(TensorCollector):
+    """Passes over sharded ones, which are told by their method, without importing their type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped: set[int] = set()
+
+    def take(self, value: Any, path: str) -> dict[str, int] | None:
+        if not hasattr(value, "to_local"):
+            return super().take(value, path)
+        self.skipped.add(len(self.leaves))
+        return self._keep("tensor", Leaf("uint8", (), value))
 
 
 def _known(restored: Restored[tuple[Any, Any, StateManifest]] | None) -> dict[str, Location]:

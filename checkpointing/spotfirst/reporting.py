@@ -49,6 +49,10 @@ class ProgressReporter:
         """Whether the last write is long enough ago for the next one of a step."""
         return self._monotonic() - self._told_at >= _INTERVAL_S
 
+    def mute(self) -> None:
+        """Write nothing any more: of several ranks, one tells."""
+        self._channel = None
+
     def tell(self, *, now: bool = True, **changes: Any) -> None:
         """Change fields of the progress; with ``now``, write it whatever was written before."""
         with self._lock:

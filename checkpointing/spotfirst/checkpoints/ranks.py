@@ -29,8 +29,8 @@ __all__ = [
     "Team",
     "hand_in",
     "merge",
-    "overlaid",
     "part_name",
+    "rank_trees",
     "wait_for_parts",
 ]
 
@@ -256,7 +256,23 @@ def _content(part: RankPart, tree: Any) -> tuple[Any, ...]:
     )
 
 
-def overlaid(tree: Any, own: Mapping[str, int]) -> Any:
+def rank_trees(manifest: StateManifest, rank: int, size: int) -> dict[str, Any]:
+    """The trees by object for ``rank`` of ``size``: the common ones, and its own.
+
+    At the number of ranks that it was saved by, a rank gets what it had of the common ones too.
+    """
+    if not manifest.ranks:
+        return dict(manifest.objects)
+    own = manifest.ranks[rank % len(manifest.ranks)].objects
+    trees = {**own, **manifest.objects}
+    if len(manifest.ranks) == size:
+        for name in own.keys() & manifest.objects.keys():
+            numbers = {path: number for path, _, number in walk_leaves(own[name])}
+            trees[name] = _overlaid(manifest.objects[name], numbers)
+    return trees
+
+
+def _overlaid(tree: Any, own: Mapping[str, int]) -> Any:
     """A common object's tree in which the arrays named in ``own`` are a rank's own."""
     moved = {number: own[name] for name, _, number in walk_leaves(tree) if name in own}
     return renumber(tree, lambda number: moved.get(number, number))

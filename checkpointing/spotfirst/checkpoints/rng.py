@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 import torch  # noqa: TID253 - its generators are among them
+from blake3 import blake3
 
 from spotfirst.errors import StateMismatch
 
-__all__ = ["as_stateful", "cuda_in_use", "restore_rng", "rng_state"]
+__all__ = ["as_stateful", "cuda_in_use", "reseed_rng", "restore_rng", "rng_state"]
 
 
 def cuda_in_use() -> bool:
@@ -54,6 +55,24 @@ def restore_rng(state: Any) -> list[str]:
             f"are {present}: numbers drawn on a GPU will differ from an uninterrupted run"
         )
     return skipped
+
+
+def reseed_rng(state: Any, place: str) -> None:
+    """Seed the global generators for a rank that has no state of its own in a checkpoint.
+
+    The seed follows from another rank's ``state`` and from ``place``, a text that tells ranks and
+    steps apart: doing it again gives the same.
+    """
+    hasher = blake3(place.encode())
+    if isinstance(state, dict) and isinstance(state.get("torch"), torch.Tensor):
+        hasher.update(state["torch"].numpy().tobytes())
+    seed = int.from_bytes(hasher.digest(8), "little") >> 1
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed(seed % (1 << 32))  # noqa: NPY002 - user code draws from the global one
 
 
 class _Generator:

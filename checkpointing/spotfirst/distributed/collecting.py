@@ -9,8 +9,6 @@ own back. All other objects, and the random number generators, are each rank's o
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +26,7 @@ from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.errors import UnsupportedState
 
-__all__ = ["Collected", "Region", "ShardCollector", "collect", "regions_of", "reseed"]
+__all__ = ["Collected", "Region", "ShardCollector", "collect", "regions_of"]
 
 _SPREAD_FROM_BYTES = 64 << 10
 """Smaller plain tensors are rank 0's."""
@@ -230,21 +228,3 @@ def _empty_like(like: DTensor, dtype: torch.dtype, path: str) -> Region:
         shape=like.shape, stride=like.stride(),
     )  # fmt: skip
     return Region(value, local, region.offset)
-
-
-def reseed(generators: Any, step: int, team: Team) -> None:
-    """Seed the global generators for a rank that the checkpoint has no state for.
-
-    The seed follows from the checkpoint's ``generators`` of rank 0, the step, the rank and the
-    number of ranks: doing it again gives the same.
-    """
-    hasher = blake3(f"{step} {team.rank} {team.size}".encode())
-    if isinstance(generators, dict) and isinstance(generators.get("torch"), torch.Tensor):
-        hasher.update(generators["torch"].numpy().tobytes())
-    seed = int.from_bytes(hasher.digest(8), "little") >> 1
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        import numpy as np
-
-        np.random.seed(seed % (1 << 32))  # noqa: NPY002 - user code draws from the global one
