@@ -11,6 +11,7 @@ What s3fs can do and these cannot (proxies, redirects, directory buckets, ...) r
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import http.client
 import os
@@ -105,7 +106,7 @@ class Bulk:
         self._lock = threading.Lock()
         self._stores: dict[tuple[Any, bool], Any] = {}
         self._signed: dict[str, tuple[str, float]] = {}
-        self._idle: deque[http.client.HTTPConnection] = deque(maxlen=_IDLE)
+        self._idle: deque[http.client.HTTPConnection] = deque()
         self._checksum = True
         url, self._region, self._credentials = sync(client.loop, _resolve, client, bucket)
         parts = urlsplit(url)
@@ -120,6 +121,12 @@ class Bulk:
         self._proxied = bool(urllib.request.getproxies().get(parts.scheme)) and not (
             urllib.request.proxy_bypass(parts.hostname or "")
         )
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -211,7 +218,7 @@ class Bulk:
         try:
             with contextlib.closing(self._connect()) as connection:
                 connection.request("HEAD", self._path)
-                connection.getresponse()
+                connection.getresponse().close()
         except (OSError, http.client.HTTPException):
             return False
         return True
@@ -287,11 +294,12 @@ class Bulk:
         connection, response = self._get(url, headers)
         try:
             found = self._body(response, start, target)
-            response.close()
         except BaseException:
             connection.close()
             raise
-        if response.will_close:
+        finally:
+            response.close()
+        if response.will_close or len(self._idle) >= _IDLE:
             connection.close()
         else:
             self._idle.append(connection)
