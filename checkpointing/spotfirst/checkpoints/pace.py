@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from statistics import median
+from typing import TYPE_CHECKING
 
 from spotfirst.checkpoints.last import Estimate
-from spotfirst.checkpoints.saving import Saved
+
+if TYPE_CHECKING:
+    from spotfirst.checkpoints.saving import Saved  # it needs torch
 
 __all__ = ["Pace"]
 

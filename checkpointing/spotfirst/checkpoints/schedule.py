@@ -6,15 +6,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from spotfirst.checkpoints.last import Estimate, Running, drain_s
 from spotfirst.checkpoints.pace import Pace
 from spotfirst.checkpoints.period import Period, choose_period
-from spotfirst.checkpoints.saving import Saved, Saver
 from spotfirst.errors import InvalidSpec
 from spotfirst.market import INTERRUPTION_MEAN_VARIABLE
 from spotfirst.reporting import ProgressReporter
+
+if TYPE_CHECKING:
+    from spotfirst.checkpoints.saving import Saved, Saver  # they need torch
 
 __all__ = ["PERIOD_VARIABLE", "Schedule"]
 
