@@ -236,7 +236,8 @@ class Saver:
             )
 
     def _save_all(self, snapshot: Snapshot) -> None:
-        saves = [_TierSave(tier, self._saves, self._write) for tier in self._tiers]
+        rank = self._team.rank if self._team else 0
+        saves = [_TierSave(tier, self._saves, rank, self._write) for tier in self._tiers]
         self._storing = next((save for save in saves if not save.tier.expendable), None)
         try:
             self._write_blocks(snapshot, saves)
@@ -416,11 +417,15 @@ class _TierSave:
     """One snapshot on its way to one tier."""
 
     def __init__(
-        self, tier: Tier, number: int, write: Callable[[Tier, Callable[[], None]], None]
+        self,
+        tier: Tier,
+        number: int,
+        rank: int,
+        write: Callable[[Tier, Callable[[], None]], None],
     ) -> None:
         self.tier = tier
         self.writer = PackWriter(
-            tier.packs, pack_prefix(tier.claim, number), tier.known,
+            tier.packs, pack_prefix(tier.claim, number, rank), tier.known,
             write=lambda action: write(tier, action),
         )  # fmt: skip
         self.tasks: list[tuple[Future[list[Part]], Block]] = []
