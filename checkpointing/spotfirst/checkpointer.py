@@ -594,7 +594,7 @@ class Checkpointer:
             return None
         newest = tier.chain.newest()
         seq = newest[0] if newest is not None and newest[1].step == commit.step else None
-        local.known = _known(Restored(value, commit, 1))
+        local.known = {} if self._skipped else _known(Restored(value, commit, 1))
         return Restored(value, commit, seq)
 
     def _apply(self, restored: Restored[tuple[dict[str, Any], Any, StateManifest]] | None) -> int:

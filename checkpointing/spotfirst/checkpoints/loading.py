@@ -20,7 +20,7 @@ from spotfirst.checkpoints.tensors import empty_for, is_plain
 from spotfirst.errors import CorruptObject
 from spotfirst.storage import Storage
 
-__all__ = ["StateReader", "differences", "stored_trees"]
+__all__ = ["StateReader", "differences", "stored_trees", "unfit_arrays"]
 
 
 class StateReader:
@@ -108,17 +108,28 @@ def differences(
     ]
     for name in sorted(set(modules) & stored.keys()):
         here = {path: leaves[index] for path, _, index in walk_leaves(objects[name])}
-        there = {path: manifest.arrays[index] for path, _, index in walk_leaves(stored[name])}
+        there = {path for path, _, _ in walk_leaves(stored[name])}
         problems += [
             f"{name}: {path} is not in the checkpoint" for path in here if path not in there
         ]
-        problems += [f"{name}: {path} is not in the model" for path in there if path not in here]
-        problems += [
-            f"{name}: {path} is {_form(here[path])} here and {_form(there[path])} in the checkpoint"
-            for path in here.keys() & there.keys()
-            if _form(here[path]) != _form(there[path])
-        ]
+        unfit = unfit_arrays(manifest, stored[name], objects[name], leaves)
+        problems += [f"{name}: {path} {why}" for path, why in unfit.items()]
     return sorted(problems)
+
+
+def unfit_arrays(
+    manifest: StateManifest, stored: Any, tree: Any, leaves: Sequence[Leaf]
+) -> dict[str, str]:
+    """The arrays of a stored tree that the tree at hand does not have so, and why, in words."""
+    here = {path: leaves[index] for path, _, index in walk_leaves(tree)}
+    unfit: dict[str, str] = {}
+    for path, _, index in walk_leaves(stored):
+        form = _form(manifest.arrays[index])
+        if path not in here:
+            unfit[path] = "is not in the model"
+        elif _form(here[path]) != form:
+            unfit[path] = f"is {_form(here[path])} here and {form} in the checkpoint"
+    return unfit
 
 
 def stored_trees(manifest: StateManifest, rank: int = 0) -> dict[str, Any]:

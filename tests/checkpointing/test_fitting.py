@@ -1,0 +1,156 @@
+"""Restoring a checkpoint of a script that has changed since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spotfirst.checkpointer import Checkpointer, weights_sha256
+from spotfirst.errors import StateMismatch
+from spotfirst.heartbeat import ExitReport
+from spotfirst.run import Run
+from tests.checkpointing.conftest import LONG_AGO
+from tests.checkpointing.training import attempt, progress
+
+
+def _model(**layers: torch.nn.Module) -> torch.nn.ModuleDict:
+    torch.manual_seed(1)
+    return torch.nn.ModuleDict(layers)
+
+
+def _train(model: torch.nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.fixture
+def stored(run: Run, tmp_path: Path) -> torch.nn.ModuleDict:
+    """The model of a checkpoint, beside an optimizer and an average that is gone later."""
+    model = _model(
+        body=torch.nn.Linear(2, 3), head=torch.nn.Linear(3, 2), old=torch.nn.Linear(1, 1)
+    )
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpointer = Checkpointer(
+        model=model, optimizer=optimizer, ema=torch.nn.Linear(1, 1),
+        context=attempt(run, 1, tmp_path),
+    )  # fmt: skip
+    for _ in checkpointer.steps(4):
+        _train(model, optimizer)
+    run.report_exit(ExitReport(attempt=1, at=LONG_AGO, cause="completed"))
+    return model
+
+
+def _changed() -> tuple[torch.nn.ModuleDict, torch.optim.Optimizer]:
+    model = _model(
+        body=torch.nn.Linear(2, 3), head=torch.nn.Linear(3, 5), new=torch.nn.Linear(1, 1).half()
+    )
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def _checkpointer(run: Run, tmp_path: Path, **options: Any) -> Checkpointer:
+    return Checkpointer(context=attempt(run, 2, tmp_path), **options)
+
+
+DIFFERENCES = (
+    "ema is in the checkpoint, and was not given to the Checkpointer",
+    "extra is not in the checkpoint",
+    "model: head.bias is float32[5] here and float32[2] in the checkpoint",
+    "model: head.weight is float32[5, 3] here and float32[2, 3] in the checkpoint",
+    "model: new.bias is not in the checkpoint",
+    "model: old.weight is not in the model",
+)
+
+
+def test_what_differs_is_listed_and_nothing_is_changed(
+    run: Run, tmp_path: Path, stored: torch.nn.ModuleDict
+) -> None:
+    model, optimizer = _changed()
+    before = weights_sha256(model)
+    checkpointer = _checkpointer(
+        run, tmp_path, model=model, optimizer=optimizer, extra=torch.nn.Linear(1, 1)
+    )
+    with pytest.raises(StateMismatch) as refusal:
+        checkpointer.restore()
+    for line in (*DIFFERENCES, "strict=False"):
+        assert line in str(refusal.value)
+    assert weights_sha256(model) == before
+
+
+def test_what_fits_is_restored_and_the_rest_is_named_and_begins_anew(
+    run: Run, tmp_path: Path, stored: torch.nn.ModuleDict
+) -> None:
+    model, optimizer = _changed()
+    extra = torch.nn.Linear(1, 1)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    fresh_extra = weights_sha256(extra)
+    checkpointer = _checkpointer(
+        run, tmp_path, model=model, optimizer=optimizer, extra=extra, strict=False
+    )
+    assert checkpointer.restore() == 4
+    now = model.state_dict()
+    for name, value in now.items():
+        expected = stored.state_dict()[name] if name.startswith("body") else fresh[name]
+        assert torch.equal(value, expected), name
+    assert weights_sha256(extra) == fresh_extra
+    (warning,) = [w for w in progress(attempt(run, 2, tmp_path)).warnings if "not all" in w]
+    for line in DIFFERENCES:
+        assert line in warning
+    _train(model, optimizer)
+    checkpointer.step(5)
+    checkpointer.save()
+    third = attempt(run, 3, tmp_path)
+    again = _changed()
+    again_checkpointer = Checkpointer(
+        model=again[0], optimizer=again[1], extra=torch.nn.Linear(1, 1), context=third, strict=False
+    )
+    run.report_exit(ExitReport(attempt=2, at=LONG_AGO, cause="completed"))
+    assert again_checkpointer.restore() == 5
+    assert weights_sha256(again[0]) == weights_sha256(model)
+    assert not progress(third).warnings
+
+
+def test_an_optimizers_state_of_a_parameter_of_another_shape_begins_anew(
+    run: Run, tmp_path: Path, stored: torch.nn.ModuleDict
+) -> None:
+    model = _model(
+        body=torch.nn.Linear(2, 3), head=torch.nn.Linear(3, 5), old=torch.nn.Linear(1, 1)
+    )
+    optimizer = torch.optim.AdamW(model.parameters())
+    _checkpointer(run, tmp_path, model=model, optimizer=optimizer, strict=False).restore()
+    assert model["body"].weight in optimizer.state
+    assert model["old"].weight in optimizer.state
+    assert model["head"].weight not in optimizer.state
+    warnings = progress(attempt(run, 2, tmp_path)).warnings
+    assert any("optimizer: the state of parameter 2" in warning for warning in warnings)
+    _train(model, optimizer)
+
+
+def test_an_optimizer_of_another_number_of_parameters_begins_anew(
+    run: Run, tmp_path: Path, stored: torch.nn.ModuleDict
+) -> None:
+    model = _model(body=torch.nn.Linear(2, 3))
+    optimizer = torch.optim.AdamW(model.parameters())
+    _checkpointer(run, tmp_path, model=model, optimizer=optimizer, strict=False).restore()
+    assert not optimizer.state
+    warnings = progress(attempt(run, 2, tmp_path)).warnings
+    assert any("optimizer.load_state_dict() refused" in warning for warning in warnings)
+    assert torch.equal(model["body"].weight, stored["body"].weight)
+
+
+def test_a_checkpoint_that_fits_is_restored_without_a_warning(
+    run: Run, tmp_path: Path, stored: torch.nn.ModuleDict
+) -> None:
+    model = _model(
+        body=torch.nn.Linear(2, 3), head=torch.nn.Linear(3, 2), old=torch.nn.Linear(1, 1)
+    )
+    checkpointer = _checkpointer(
+        run, tmp_path, model=model, optimizer=torch.optim.AdamW(model.parameters()),
+        ema=torch.nn.Linear(1, 1), strict=False,
+    )  # fmt: skip
+    assert checkpointer.restore() == 4
+    assert weights_sha256(model) == weights_sha256(stored)
+    assert not progress(attempt(run, 2, tmp_path)).warnings
