@@ -120,7 +120,7 @@ class Checkpointer:
         sleep: Sleep = time.sleep,
         **objects: Any,
     ) -> None:
-        self._objects = {name: as_stateful(value) for name, value in objects.items()}
+        self._objects = {name: as_stateful(_unwrapped(value)) for name, value in objects.items()}
         unfit = [name for name, value in self._objects.items() if value is None]
         if unfit or not objects:
             msg = (
@@ -644,6 +644,12 @@ class Checkpointer:
             "generators are seeded anew, from it, and each rank has the samplers and other objects "
             f"of rank r % {stored}. Training goes on, and not as it would have with {stored}"
         )
+
+
+def _unwrapped(value: Any) -> Any:
+    """The module itself, without the wrapper that one process would not have."""
+    wrapper = torch.nn.parallel.DistributedDataParallel
+    return value.module if isinstance(value, wrapper) else value
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
