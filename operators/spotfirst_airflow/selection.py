@@ -6,12 +6,12 @@ import re
 from typing import NamedTuple
 
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
-from spotfirst.checkpoints.retention import best_first
+from spotfirst.checkpoints.retention import Retention, best_first
 from spotfirst.errors import InvalidSpec, UnknownRun
 from spotfirst.run import Run
 from spotfirst.storage import Storage
 
-__all__ = ["Selected", "kept_steps", "select", "split"]
+__all__ = ["Selected", "kept_steps", "retention_of", "select", "split"]
 
 _WHICH = re.compile(r"latest|best|\d{1,18}|seq:\d{1,8}")
 _SHOWN = 20
@@ -50,8 +50,8 @@ def select(storage: Storage, text: str, *, pinned: bool = False) -> Selected:
     """
     run_id, which = split(text)
     run = Run(storage, run_id)
-    spec = run.spec()
     chain = run.chain().refresh()
+    retention = retention_of(run, chain)
     commits = chain.commits
     if pinned and which not in {"", "latest", "best"}:
         kept_for = run.pinned()
@@ -59,11 +59,11 @@ def select(storage: Storage, text: str, *, pinned: bool = False) -> Selected:
     if which.startswith("seq:"):
         fitting = [(seq, c) for seq, c in commits if seq == int(which[4:])]
     elif which == "best":
-        best = best_first(commits, spec.retention)[:1]
+        best = best_first(commits, retention)[:1]
         fitting = [(seq, c) for seq, c in commits if seq in best]
         if commits and not best:
             msg = (
-                f"no checkpoint of run {run_id!r} has the metric {spec.retention.metric!r} that "
+                f"no checkpoint of run {run_id!r} has the metric {retention.metric!r} that "
                 "its retention names; choose one by its step"
             )
             raise UnknownRun(msg)
@@ -74,6 +74,20 @@ def select(storage: Storage, text: str, *, pinned: bool = False) -> Selected:
     if not fitting:
         raise _gone(run, chain, which or "latest")
     return Selected(run, *fitting[-1])
+
+
+def retention_of(run: Run, chain: CheckpointChain) -> Retention:
+    """What the run's spec says, or the default for a script that trained on its own.
+
+    Such a script (``Checkpointer(storage=…)``) has checkpoints and no spec. Raises
+    :class:`UnknownRun` when there is neither.
+    """
+    try:
+        return run.spec().retention
+    except UnknownRun:
+        if not chain.claims:
+            raise
+        return Retention()
 
 
 def kept_steps(chain: CheckpointChain) -> str:

@@ -128,6 +128,15 @@ def test_a_run_that_is_not_there_is_one_line(storage: Storage, run: Run) -> None
         assert "did you mean night?" in refused(*words)
 
 
+def test_what_a_script_saved_on_its_own_is_no_different(storage: Storage, tmp_path: Path) -> None:
+    three(Run(storage, "local"))  # no spec, no journal
+    assert [row["best"] for row in found("ls", "local")] == [False, True, False]
+    assert found("verify", "local", "--all")["whole"]
+    assert found("diff", "local@10", "local@best")["changed"] == 1
+    ok("export", "local", str(tmp_path / "x.safetensors"))
+    assert "nothing to remove" in ok("gc", "local")
+
+
 @pytest.mark.parametrize("text", ["night@x", "@3", "night@seq:", "night@", "night@-1"])
 def test_a_checkpoint_is_named_in_one_way(run: Run, text: str) -> None:
     assert "RUN@STEP" in refused("verify", text)

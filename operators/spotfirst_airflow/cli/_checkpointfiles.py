@@ -19,10 +19,10 @@ from spotfirst.wire import utc_now
 from spotfirst_airflow.cli._common import (
     JsonOption,
     StorageOption,
-    existing_run,
     find_storage,
     print_json,
     progress,
+    run_with_checkpoints,
     size,
     stdout,
 )
@@ -91,7 +91,7 @@ def export(
     if file.is_dir() or (file.exists() and not force):
         msg = f"{file} exists; choose another name, or replace a file with --force"
         raise InvalidSpec(msg)
-    existing_run(storage, split(checkpoint)[0])
+    run_with_checkpoints(storage, split(checkpoint)[0])
     run, seq, commit = select(find_storage(storage), checkpoint, pinned=True)
     packs = run.packs()
     manifest = state_of(read_manifest(packs, commit.manifest, commit.digest))

@@ -19,15 +19,15 @@ from spotfirst_airflow.cli._common import (
     JsonOption,
     RunArgument,
     StorageOption,
-    existing_run,
     moment,
     print_json,
     progress,
+    run_with_checkpoints,
     size,
     stdout,
 )
 from spotfirst_airflow.cli._compare import diff
-from spotfirst_airflow.selection import select, split
+from spotfirst_airflow.selection import retention_of, select, split
 
 __all__ = ["app"]
 
@@ -61,9 +61,9 @@ def ls(
 
         spotfirst checkpoint ls night-1
     """
-    run = existing_run(storage, run_id)
+    run = run_with_checkpoints(storage, run_id)
     chain, pins = run.chain().refresh(), run.pins()
-    best = best_first(chain.commits, run.spec().retention)[:1]
+    best = best_first(chain.commits, retention_of(run, chain))[:1]
     commits = sorted([*chain.commits, *chain.pruned.items()], reverse=True, key=lambda c: c[0])
     rows = [_row(seq, commit, chain, pins, best) for seq, commit in commits]
     shown = [row for row in rows if every or row["kept"] or row["pinned_by"]]
@@ -114,7 +114,7 @@ def verify_(
 
         spotfirst checkpoint verify night-1 --all
     """
-    run = existing_run(storage, split(checkpoint)[0])
+    run = run_with_checkpoints(storage, split(checkpoint)[0])
     if every:
         commits = _there(run)
     else:
@@ -152,7 +152,7 @@ def gc(
 
         spotfirst checkpoint gc night-1 --dry-run
     """
-    run = existing_run(storage, run_id)
+    run = run_with_checkpoints(storage, run_id)
     chain = run.chain().refresh()  # before the pins are read
     packs = run.packs()
     found = garbage(packs, chain, run.pinned())

@@ -32,6 +32,7 @@ __all__ = [
     "moment",
     "print_json",
     "progress",
+    "run_with_checkpoints",
     "size",
     "stderr",
     "stdout",
@@ -110,6 +111,12 @@ def existing_run(storage_url: str, run_id: str) -> Run:
             raise UnknownRun(msg) from None
         raise
     return run
+
+
+def run_with_checkpoints(storage_url: str, run_id: str) -> Run:
+    """A run, or what a script that trained on its own has saved. Raises :class:`UnknownRun`."""
+    run = Run(find_storage(storage_url), run_id)
+    return run if run.storage.list("checkpoints") else existing_run(storage_url, run_id)
 
 
 def print_json(value: Any) -> None:

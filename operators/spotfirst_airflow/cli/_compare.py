@@ -15,10 +15,10 @@ from spotfirst.errors import StateMismatch
 from spotfirst_airflow.cli._common import (
     JsonOption,
     StorageOption,
-    existing_run,
     find_storage,
     print_json,
     progress,
+    run_with_checkpoints,
     size,
     stdout,
 )
@@ -87,7 +87,7 @@ def diff(
 
 
 def _select(storage: str, text: str) -> Selected:
-    existing_run(storage, split(text)[0])
+    run_with_checkpoints(storage, split(text)[0])
     return select(find_storage(storage), text, pinned=True)
 
 
