@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +24,14 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from spotfirst.channel import Channel, Drain
+from spotfirst.checkpointer import Checkpointer
+from spotfirst.checkpoints.packs import PackWriter
+from spotfirst.context import TrainerContext
 from spotfirst.distributed import SpotfirstReader, SpotfirstWriter
+from spotfirst.distributed.group import Group
+from spotfirst.run import Run
+from spotfirst.storage import open_storage
 
 WIDTH = 37
 """Not divisible by 2 or 4: shards are uneven."""
@@ -154,3 +164,150 @@ def die_while_saving(storage: str) -> None:
     for value in state.values():
         value.add_(1)
     dcp.save(state, checkpoint_id=2, storage_writer=Dying(storage))
+
+
+class Trainer:
+    """A training under the Checkpointer, as one rank of several. Built anew, with the same seeds."""
+
+    def __init__(self, kind: str, storage: str, folder: str = "", **options: Any) -> None:
+        self.net, self.optimizer = built(kind)
+        random.seed(rank())
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 20)
+        self.order = torch.Generator().manual_seed(100 + rank())
+        context = None
+        if folder:
+            channel = Channel(Path(folder)) if rank() == 0 else None
+            context = TrainerContext(Run(open_storage(storage), "r"), 1, channel)
+        self.checkpointer = Checkpointer(
+            model=self.net, optimizer=self.optimizer, scheduler=self.scheduler, order=self.order,
+            storage=None if folder else storage, context=context, **options,
+        )  # fmt: skip
+
+    def train_one_step(self) -> None:
+        inputs = torch.randn(4, WIDTH, generator=self.order) * random.uniform(0.5, 1.5)
+        loss = self.net(inputs + torch.randn(1)).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+
+    def digest(self) -> dict[str, Any]:
+        """Of what all ranks have in common, and of what this one has of its own."""
+        buffers = {name: value.tolist() for name, value in self.net.named_buffers()}
+        own = [torch.get_rng_state().tolist(), random.getstate(), self.order.get_state().tolist()]
+        common = full_state(self.net, self.optimizer)
+        common["model"] = {k: v for k, v in common["model"].items() if "norm" not in k}
+        return {
+            "common": digest(common),
+            "own": digest({"own": own, "scheduler": self.scheduler.state_dict()}),
+            "buffers": digest(buffers),
+        }
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def train_steps(
+    storage: str, kind: str, steps: int, leave_after: int = 0, period_s: float = 1e9
+) -> dict[str, Any]:
+    """Train to ``steps``; or save after ``leave_after`` of them, and leave."""
+    trainer = Trainer(kind, storage, period_s=period_s)
+    done = 0
+    first = None
+    for step in trainer.checkpointer.steps(steps):
+        first = step if first is None else first
+        if leave_after and step == leave_after:
+            trainer.checkpointer.save()
+            break
+        trainer.train_one_step()
+        done += 1
+    warnings = trainer.checkpointer._reporter.progress.warnings
+    return trainer.digest() | {"first": first, "done": done, "warnings": list(warnings)}
+
+
+def restored(storage: str, kind: str) -> dict[str, Any]:
+    """What is there after restoring."""
+    trainer = Trainer(kind, storage)
+    step = trainer.checkpointer.restore()
+    warnings = trainer.checkpointer._reporter.progress.warnings
+    return trainer.digest() | {"step": step, "warnings": list(warnings)}
+
+
+def meetings(storage: str, step_s: float, steps: int) -> int:
+    """How often the ranks met."""
+    met = 0
+    say = Group.say
+    hear = Group.hear
+
+    def count(group: Group, *arguments: Any) -> Any:
+        nonlocal met
+        met += 1
+        return (say if group.leads else hear)(group, *arguments)
+
+    Group.say = Group.hear = count  # type: ignore[method-assign,assignment]
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(model=model, storage=storage, period_s=1e9)
+    for _ in checkpointer.steps(steps):
+        time.sleep(step_s)
+    return met
+
+
+def fail_on_rank_1(storage: str) -> list[str]:
+    """The second save fails on rank 1 only, the third is well."""
+    trainer = Trainer("ddp", storage, period_s=1e9)
+    checkpointer = trainer.checkpointer
+    checkpointer.restore()
+    errors = []
+    for step in (1, 2, 3):
+        trainer.train_one_step()
+        checkpointer.step(step)
+        if rank() == 1 and step == 2:
+            working = PackWriter.add
+            PackWriter.add = broken  # type: ignore[method-assign]
+        try:
+            checkpointer.save()
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            errors.append(f"{step}: {error}")
+        if rank() == 1 and step == 2:
+            PackWriter.add = working  # type: ignore[method-assign]
+    return errors
+
+
+def broken(*_: Any) -> Any:
+    msg = "the disk is on fire"
+    raise OSError(msg)
+
+
+def without_a_group(storage: str) -> None:
+    dist.destroy_process_group()
+    try:
+        Checkpointer(model=Net(), storage=storage).restore()
+    finally:
+        dist.init_process_group("gloo", init_method=f"file://{storage}-again", rank=rank(),
+                                world_size=2)  # fmt: skip
+
+
+def drained(storage: str, folder: str, after: int) -> None:
+    trainer = Trainer("ddp", storage, folder, period_s=1e9)
+    for step in trainer.checkpointer.steps(100_000):
+        trainer.train_one_step()
+        if step == after and rank() == 0:
+            Channel(Path(folder)).ask_to_drain(Drain(reason="interruption"))
+
+
+def superseded(storage: str, folder: str) -> None:
+    trainer = Trainer("ddp", storage, folder, period_s=0)
+    for step in trainer.checkpointer.steps(100_000):
+        trainer.train_one_step()
+        if step == 3 and rank() == 0:
+            Run(open_storage(storage), "r").chain().claim(2)
+
+
+def unlike(storage: str) -> None:
+    """Rank 1 has another model."""
+    model = torch.nn.Linear(2, 2 + rank())
+    checkpointer = Checkpointer(model=model, storage=storage)
+    checkpointer.restore()
+    checkpointer.step(1)
+    checkpointer.save()

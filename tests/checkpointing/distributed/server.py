@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from datetime import timedelta
@@ -30,7 +32,12 @@ def main() -> None:
         order = json.loads(line)
         with tempfile.TemporaryDirectory() as folder:
             ranks = range(order["world_size"])
+            kill_after_s = order["arguments"].pop("kill_after_s", None)
             processes = [fork(rank, order, Path(folder)) for rank in ranks]
+            if kill_after_s is not None:
+                time.sleep(kill_after_s)
+                for process in processes:
+                    os.kill(process, signal.SIGKILL)  # not waited for yet, so it is ours
             ends = []
             for rank, process in enumerate(processes):
                 code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
