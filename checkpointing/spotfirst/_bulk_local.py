@@ -20,6 +20,8 @@ _ALIGNMENT = 4096
 """Of offsets and sizes: the largest block size of a disk."""
 _WRITE_BYTES = 16 << 20
 _SCRATCH_BYTES = 4 << 20
+_SMALL_BYTES = 256 << 10
+"""What is read ahead with its neighbours is there sooner than past the cache."""
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 _REFUSED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
@@ -42,7 +44,7 @@ def write_from(descriptor: int, data: memoryview) -> None:
 
 def read_into(descriptor: int, start: int, target: memoryview) -> int:
     """Fill ``target`` with a file's bytes from ``start`` on; how many there were."""
-    if not _pass_cache(descriptor, True):
+    if len(target) < _SMALL_BYTES or not _pass_cache(descriptor, True):
         return _read(descriptor, target, start)
     try:
         return _read_direct(descriptor, start, target)
