@@ -108,7 +108,7 @@ def _without(training: Training, steps: int) -> Window:
 
 
 def _with(training: Training, writer: Writer, least: int) -> Window:
-    before = _threads_s()
+    threads = _Threads()
     start = time.perf_counter()
     writer.begin()
     window = Window([], began_s=time.perf_counter() - start)
@@ -122,14 +122,29 @@ def _with(training: Training, writer: Writer, least: int) -> Window:
             raise TimeoutError(msg)
     window.stall_s = window.began_s + writer.waited_s()
     window.durable_s = writer.took_s() or 0.0
-    window.threads_s = _threads_s() - before
+    window.threads_s = threads.used_s()
     return window
 
 
-def _threads_s() -> float:
-    """Processor time of the threads that Python started, without the main one."""
-    ours = {t.native_id for t in threading.enumerate() if t is not threading.main_thread()}
-    return sum(t.user_time + t.system_time for t in psutil.Process().threads() if t.id in ours)
+class _Threads:
+    """Processor time of threads that Python started, also of those that end meanwhile.
+
+    That of the process, less that of its main thread and torch's own threads.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        beside = {thread.native_id for thread in threading.enumerate()}
+        beside.discard(threading.main_thread().native_id)
+        self._training = {t.id for t in self._process.threads()} - beside
+        self._start_s = self._now_s()
+
+    def used_s(self) -> float:
+        return max(0.0, self._now_s() - self._start_s)
+
+    def _now_s(self) -> float:
+        training = [t for t in self._process.threads() if t.id in self._training]
+        return _own_s() - sum(t.user_time + t.system_time for t in training)
 
 
 def _busy_s() -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import xxhash
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import filesystem, state_dict_loader, state_dict_saver
 
 from benchmarks.checkpointing.limits import direct_read_s, forget, warm
 from benchmarks.checkpointing.training import Size, Training
@@ -32,7 +32,9 @@ def compare(size: Size, folder: Path, *, rounds: int) -> dict[str, list[float]]:
     ours, file, parts = folder / "spotfirst", folder / "state.pt", folder / "dcp"
     Spotfirst(training, str(ours)).save()
     torch.save(state_of(training), file)
-    dcp.save(state_of(training), storage_writer=dcp.FileSystemWriter(parts), no_dist=True)
+    state_dict_saver.save(
+        state_of(training), storage_writer=filesystem.FileSystemWriter(parts), no_dist=True
+    )
     expected = fingerprint(training)
     os.sync()
     packs = sorted(path for path in (ours / "runs" / "local" / "packs").rglob("*-*"))
@@ -45,7 +47,9 @@ def compare(size: Size, folder: Path, *, rounds: int) -> dict[str, list[float]]:
 
     def load_parts(built: Training) -> None:
         state = state_of(built)
-        dcp.load(state, storage_reader=dcp.FileSystemReader(parts), no_dist=True)
+        state_dict_loader.load(
+            state, storage_reader=filesystem.FileSystemReader(parts), no_dist=True
+        )
         built.model.load_state_dict(state["model"])
         built.optimizer.load_state_dict(state["optimizer"])
 

@@ -246,7 +246,8 @@ class _Connection:
 
 def _unchunked(data: bytes) -> bytes:
     """The content of an ``aws-chunked`` body; its checksums are believed."""
-    found, position = [], 0
+    found: list[bytes] = []
+    position = 0
     while True:
         line_end = data.index(b"\r\n", position)
         size = int(data[position:line_end].partition(b";")[0], 16)

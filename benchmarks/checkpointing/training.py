@@ -127,7 +127,9 @@ class _Block(nn.Module):
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         values = values + self.mix(seen.transpose(1, 2).reshape(batch, tokens, width))
-        return values + self.narrow(functional.gelu(self.widen(self.norms[1](values))))
+        wide: torch.Tensor = functional.gelu(self.widen(self.norms[1](values)))
+        change: torch.Tensor = self.narrow(wide)
+        return values + change
 
 
 def _linear(inputs: int, outputs: int, rank: int) -> nn.Module:
@@ -145,4 +147,5 @@ class _Adapted(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         change = functional.linear(functional.linear(values, self.adapter_down), self.adapter_up)
-        return self.base(values) + change
+        base: torch.Tensor = self.base(values)
+        return base + change

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import filesystem, state_dict_saver
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -145,9 +145,9 @@ class DcpAsync:
             future.result()
             self._took_s = time.perf_counter() - start
 
-        future = dcp.async_save(
+        future = state_dict_saver.async_save(
             state_of(self._training),
-            storage_writer=dcp.FileSystemWriter(self._folder / str(self._training.done)),
+            storage_writer=filesystem.FileSystemWriter(self._folder / str(self._training.done)),
             async_stager=self._stager,
             no_dist=True,
         )
