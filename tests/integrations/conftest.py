@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from spotfirst.channel import Channel, Drain
+from spotfirst.checkpoints.chain import Commit
 from spotfirst.heartbeat import ExitReport, Progress
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
@@ -23,7 +24,9 @@ from spotfirst.wire import utc_now
 Server = subprocess.Popen[str]
 
 HERE = Path(__file__).parent
-KILLS = 4
+KILLS = 3
+SLOW_STEP_S = 0.05
+"""A training that is to be interrupted must not be over before."""
 
 
 class Trainings:
@@ -47,13 +50,24 @@ class Trainings:
         """That of the attempt which was started last."""
         return Channel(self._folder / f"channel-{self._attempts}")
 
+    def progress(self) -> Progress:
+        """What the attempt that was started last told its agent."""
+        progress = self.channel.progress()
+        assert progress is not None
+        return progress
+
+    def newest(self) -> Commit:
+        newest = self.run.chain().refresh().newest()
+        assert newest is not None
+        return newest[1]
+
     @property
     def commits(self) -> int:
         """How many checkpoints there were, pruned ones included."""
         chain = self.run.chain().refresh()
         return chain.commits[-1][0] if chain.commits else 0
 
-    def start(self) -> int:
+    def start(self, step_s: float = 0) -> int:
         """Begin the next attempt; its process. Its predecessor's agent has seen it end."""
         if self._attempts:
             self.run.report_exit(ExitReport(attempt=self._attempts, at=utc_now(), cause="killed"))
@@ -66,6 +80,7 @@ class Trainings:
             SPOTFIRST_ATTEMPT=str(self._attempts),
             SPOTFIRST_CHANNEL=str(channel),
             SPOTFIRST_CHECKPOINT_PERIOD_S="0.02",
+            STEP_S=str(step_s),
         )
 
     def end(self) -> int:
@@ -120,8 +135,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         yield process
-        assert process.stdin is not None
-        process.stdin.close()
+        process.kill()
 
 
 @pytest.fixture
@@ -135,31 +149,29 @@ def killed_often(trainings: Trainings) -> None:
     instants = random.Random(0)
     for attempt in range(KILLS):
         commits = trainings.commits
-        process = trainings.start()
+        process = trainings.start(SLOW_STEP_S)
         if attempt % 3:
             trainings.wait_for_a_commit(commits)
         time.sleep(instants.uniform(0, 0.15))
         os.kill(process, signal.SIGKILL)
         assert trainings.end() == -signal.SIGKILL
-    assert trainings.commits > 1
     assert trainings.finish() == trainings.uninterrupted()
+    assert (trainings.progress().start_step or 0) > 0
+    # A run that is over stays so.
+    assert trainings.finish() == trainings.uninterrupted()
+    assert trainings.progress().start_step == trainings.newest().step
 
 
 def drained_once(trainings: Trainings) -> Progress:
     """Ask it to leave, as the agent does at a notice: nothing is lost, and nothing fails."""
-    trainings.start()
+    trainings.start(SLOW_STEP_S)
     trainings.wait_for_a_commit(2)
-    channel = trainings.channel
-    channel.ask_to_drain(Drain(reason="interruption"))
+    trainings.channel.ask_to_drain(Drain(reason="interruption"))
     assert trainings.end() == 0
-    progress = channel.progress()
-    assert progress is not None
-    assert progress.released
-    (*_, (_, commit)) = trainings.run.chain().refresh().commits
-    assert commit.step == progress.step
-    assert progress.total_steps is None or progress.step < progress.total_steps
+    left = trainings.progress()
+    assert left.released
+    assert left.step == trainings.newest().step
+    assert left.total_steps is None or left.step < left.total_steps
     assert trainings.finish() == trainings.uninterrupted()
-    progress = trainings.channel.progress()
-    assert progress is not None
-    assert progress.start_step == commit.step
-    return progress
+    assert trainings.progress().start_step == left.step
+    return trainings.progress()

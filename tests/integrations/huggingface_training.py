@@ -7,8 +7,9 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from spotfirst.checkpointer import weights_sha256
-from spotfirst.integrations.huggingface import resume
-from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, seed
+from spotfirst.errors import InvalidSpec
+from spotfirst.integrations.huggingface import SpotfirstCallback, resume
+from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, Quiet, seed
 
 
 class Model(torch.nn.Module):
@@ -21,6 +22,8 @@ class Model(torch.nn.Module):
 
 
 def train(variant: str, *, resumable: bool) -> str:
+    if variant == "refused":
+        return refused()
     seed()
     model = Model()
     arguments = TrainingArguments(
@@ -28,7 +31,7 @@ def train(variant: str, *, resumable: bool) -> str:
         num_train_epochs=EPOCHS,
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=32,
-        gradient_accumulation_steps=2 if variant == "accumulating" else 1,
+        gradient_accumulation_steps=2 if variant == "two workers" else 1,
         dataloader_num_workers=2 if variant == "two workers" else 0,
         learning_rate=0.01,
         logging_steps=5,
@@ -43,10 +46,31 @@ def train(variant: str, *, resumable: bool) -> str:
     )
     stop = EarlyStoppingCallback(50)
     trainer: Any = Trainer(
-        model, arguments, train_dataset=Noisy(), eval_dataset=Noisy(), callbacks=[stop]
+        model,
+        arguments,
+        train_dataset=Quiet() if variant == "skipping" else Noisy(),
+        eval_dataset=Noisy(),
+        callbacks=[stop],
     )
-    trainer.train(resume_from_checkpoint=resume(trainer) if resumable else None)
+    found = resume(trainer, replay=variant != "skipping") if resumable else None
+    trainer.train(resume_from_checkpoint=found)
     (stop,) = [c for c in trainer.callback_handler.callbacks if type(c) is EarlyStoppingCallback]
     state = trainer.state
     counted = stop.early_stopping_patience_counter
     return f"{weights_sha256(model)} {state.global_step} {state.best_metric} {counted}"
+
+
+def refused() -> str:
+    """What is said to those who would train something else than they restored."""
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(), use_cpu=True, report_to="none", disable_tqdm=True
+    )
+    forgotten = Trainer(Model(), arguments, train_dataset=Quiet(), callbacks=[SpotfirstCallback()])
+    made_again: Any = Trainer(None, arguments, train_dataset=Quiet(), model_init=Model)
+    said = []
+    for action in (forgotten.train, lambda: resume(made_again)):
+        try:
+            action()
+        except InvalidSpec as error:
+            said.append(str(error))
+    return "\n".join(said)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 import warnings
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from spotfirst.checkpointer import weights_sha256
+from spotfirst.errors import InvalidSpec
 from spotfirst.integrations.lightning import SpotfirstCallback
 from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, Streamed, seed
 
@@ -49,14 +51,22 @@ def train(variant: str, *, resumable: bool) -> str:
     trainer = Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
-        accumulate_grad_batches=2 if variant == "accumulating" else 1,
+        accumulate_grad_batches=1 if streamed else 2,
         val_check_interval=1.0 if streamed else 8,
-        callbacks=[SpotfirstCallback(), stop] if resumable else [stop],
+        callbacks=[SpotfirstCallback(), stop] if resumable or variant == "refused" else [stop],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
     )
+    if variant == "refused":
+        trainer.strategy.connect(module)
+        path = f"{tempfile.mkdtemp()}/some.ckpt"
+        trainer.save_checkpoint(path)
+        try:
+            trainer.fit(module, loader, ckpt_path=path)
+        except InvalidSpec as error:
+            return str(error)
     trainer.fit(module, loader, validation)
     # What a callback has counted belongs to the result.
     return f"{weights_sha256(module)} {trainer.global_step} {stop.wait_count} {stop.best_score}"

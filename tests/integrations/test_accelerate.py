@@ -11,7 +11,7 @@ SCRIPT = "accelerate_training"
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("trainings", ["shuffled", "two workers"], indirect=True)
+@pytest.mark.parametrize("trainings", ["shuffled"], indirect=True)
 def test_kill_9_at_any_instant_leaves_the_weights_of_the_framework_alone(
     trainings: Trainings,
 ) -> None:

@@ -11,16 +11,14 @@ SCRIPT = "plain_training"
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "trainings", ["shuffled", "two workers", "streamed", "own generator"], indirect=True
-)
+@pytest.mark.parametrize("trainings", ["two workers"], indirect=True)
 def test_kill_9_at_any_instant_leaves_the_weights_of_the_framework_alone(
     trainings: Trainings,
 ) -> None:
     killed_often(trainings)
 
 
-@pytest.mark.parametrize("trainings", ["two workers"], indirect=True)
+@pytest.mark.parametrize("trainings", ["shuffled"], indirect=True)
 def test_a_notice_ends_it_at_a_step_boundary_and_the_next_goes_on_from_there(
     trainings: Trainings,
 ) -> None:

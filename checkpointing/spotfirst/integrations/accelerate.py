@@ -14,16 +14,17 @@ true: gradients that are still being collected are not part of a checkpoint.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 
 from spotfirst.checkpointer import Checkpointer
 
-if importlib.util.find_spec("accelerate") is None:
+try:
+    import accelerate as _  # noqa: F401 - to say at once that it is missing
+except ImportError as error:
     msg = "spotfirst.integrations.accelerate needs Accelerate: pip install accelerate"
-    raise ImportError(msg, name="accelerate")
+    raise ImportError(msg, name="accelerate") from error
 
 __all__ = ["checkpointer"]
 

@@ -19,6 +19,7 @@ what a dataset draws at random in this process or in workers, are those that wou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,6 +98,7 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         # A generator, so the epoch begins with its first batch: until then it may be restored.
         source: Any = self._loader
+        asked = True  # whether the framework knows that the next batch is about to be read
         position, self._position = self._position, None
         if position is None or not position["fetched"]:
             if self._begun:
@@ -112,12 +114,12 @@ class ResumableLoader:
             self._begun = True
             source, iterator, ahead = self._found(position)
             yield from ahead
+            asked = not ahead
         self._used_here = True
-        fresh = True
         while True:
-            if not fresh:
+            if not asked:
                 self._before_fetch()
-            fresh = False
+            asked = False
             self._last = self._generators()
             try:
                 batch = next(iterator)
@@ -135,12 +137,15 @@ class ResumableLoader:
         fetched, ahead = position["fetched"], position["ahead"]
         self._start_workers()
         self._start = self._unpacked(position["start"])
+        self._last = self._unpacked(position["last"])
         self._set_generators(position["start"])
         if self._skip is not None and not ahead:
             source = self._skip(self._loader, fetched)
             skipping = iter(source)
+            first = list(itertools.islice(skipping, 1))  # it may begin only now, and draw
             self._set_generators(position["now"])
-            return source, skipping, []
+            self.fetched += len(first)
+            return source, skipping, first
         iterator: Any = iter(self._loader)
         kept = []
         number = 0

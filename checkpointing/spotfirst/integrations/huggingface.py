@@ -38,7 +38,10 @@ try:
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
 except ImportError as error:
-    msg = "spotfirst.integrations.huggingface needs: pip install 'transformers>=5' accelerate"
+    msg = (
+        "spotfirst.integrations.huggingface needs transformers: "
+        "pip install 'transformers>=5' accelerate"
+    )
     raise ImportError(msg, name="transformers") from error
 
 __all__ = ["SpotfirstCallback", "resume"]

@@ -56,12 +56,6 @@ class SpotfirstCallback(Callback):
         """Have the training data's position kept, wherever its loaders come from."""
         if stage != "fit":
             return
-        if trainer.ckpt_path is not None:
-            msg = (
-                "fit(ckpt_path=…) would overwrite what Spotfirst restores: load those weights into "
-                "the module instead, with load_from_checkpoint()"
-            )
-            raise InvalidSpec(msg)
         process = trainer.strategy.process_dataloader
 
         def resumable(loader: Any) -> Any:
@@ -78,6 +72,12 @@ class SpotfirstCallback(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Restore, after the optimizers were made and before anything was trained."""
+        if trainer.ckpt_path is not None:
+            msg = (
+                "fit(ckpt_path=…) would overwrite what Spotfirst restores: load those weights into "
+                "the module instead, with load_from_checkpoint()"
+            )
+            raise InvalidSpec(msg)
         optimizers = _numbered("optimizer", trainer.optimizers)
         schedulers = _numbered("scheduler", [c.scheduler for c in trainer.lr_scheduler_configs])
         self._checkpointer = Checkpointer(
