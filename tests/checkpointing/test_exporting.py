@@ -10,11 +10,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from spotfirst.checkpointer import weights_sha256
 from spotfirst.checkpoints.exporting import export_safetensors, export_torch, state_of
 from spotfirst.checkpoints.importing import commit_weights, read_weights
 from spotfirst.checkpoints.manifest import FilesManifest, StateManifest
@@ -29,8 +31,11 @@ from spotfirst.errors import (
     StorageError,
     UnsupportedState,
 )
-from spotfirst.run import Run
+from spotfirst.run import Run, create_run
+from spotfirst.spec import ResumeFrom
+from spotfirst.storage import Storage
 from tests.checkpointing.stored import Writer, manifest_of
+from tests.checkpointing.training import Trainer, attempt
 
 FORMAT_LACKS = {"complex32", "complex128", "float4_e2m1fn_x2"}
 
@@ -220,6 +225,27 @@ def test_weights_come_back_as_they_went_out(run: Run, tmp_path: Path) -> None:
     export_safetensors(run.packs(), state(run, seq), out)
     found = safetensors.torch.load_file(out)
     assert {n: raw(v) for n, v in found.items()} == {n: raw(v) for n, v in model.items()}
+
+
+def test_a_training_starts_from_pretrained_weights_with_a_new_optimizer(
+    run: Run, storage: Storage, tmp_path: Path
+) -> None:
+    pretrained = Trainer()
+    with torch.no_grad():
+        for parameter in pretrained.model.parameters():
+            parameter.uniform_(-1, 1)
+    path = tmp_path / "base.safetensors"
+    safetensors.torch.save_file(pretrained.model.state_dict(), path)
+    seq = commit_weights(run, read_weights([path]))
+    source = ResumeFrom(run_id="r", step=0, seq=seq)
+    spec = msgspec.structs.replace(run.spec(), run_id="tuned", resume_from=source)
+    tuned = create_run(storage, spec)
+    with pytest.raises(StateMismatch, match="optimizer is not in the checkpoint"):
+        Trainer(attempt(tuned, 1, tmp_path)).checkpointer.restore()
+    trainer = Trainer(attempt(tuned, 2, tmp_path), strict=False)
+    assert trainer.checkpointer.restore() == 0
+    assert weights_sha256(trainer.model) == weights_sha256(pretrained.model)
+    trainer.train(2)
 
 
 def test_a_model_in_several_files_is_one(run: Run, tmp_path: Path) -> None:

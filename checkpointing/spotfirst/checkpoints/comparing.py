@@ -142,7 +142,7 @@ def compare_files(left: FilesManifest, right: FilesManifest) -> list[Difference]
 def _values(manifest: StateManifest, rank: int) -> dict[str, Any]:
     own = manifest.ranks[rank % len(manifest.ranks)].objects if manifest.ranks else {}
     values: dict[str, Any] = {}
-    for name, tree in {**manifest.objects, **own}.items():
+    for name, tree in {**own, **manifest.objects}.items():
         value = unflatten(tree, lambda _, index: manifest.arrays[index])
         values.update(_walk(value, name))
     return values
