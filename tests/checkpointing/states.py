@@ -20,7 +20,7 @@ from spotfirst.checkpoints.manifest import (
 )
 from spotfirst.checkpoints.memory import Arena
 from spotfirst.checkpoints.packs import PackWriter, chunk_digest, known_parts, pack_prefix
-from spotfirst.checkpoints.snapshot import Snapshot
+from spotfirst.checkpoints.snapshot import Planner, Snapshot
 from spotfirst.checkpoints.statetree import flatten
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.storage import Storage
@@ -36,12 +36,13 @@ def snapshot(
     arena: Arena | None = None,
     memory_bytes: int | None = None,
 ) -> Snapshot:
-    """A copy of ``state`` as the object ``model``, finished or not."""
+    """A copy of ``state`` as the object ``model``, lazy for what is ``settled``."""
     collector = TensorCollector()
     node = flatten(state, collector)
     return Snapshot(
         step=3, objects={"model": node}, ranked={}, rng=None, leaves=collector.leaves, metrics={},
-        taken_at=0.0, arena=arena or Arena(), settled=settled, memory_bytes=memory_bytes,
+        taken_at=0.0, arena=arena or Arena(), memory_bytes=memory_bytes,
+        plan=Planner().plan(collector.leaves, lambda: settled),
     )  # fmt: skip
 
 
@@ -50,14 +51,21 @@ def save(packs: Storage, state: Any, *, before: Commit | None = None, **options:
     return store(packs, snapshot(state, **options), before=before)
 
 
-def store(packs: Storage, taken: Snapshot, *, before: Commit | None = None) -> Commit:
-    """What :class:`Saver` does, without threads."""
+def store(
+    packs: Storage,
+    taken: Snapshot,
+    *,
+    before: Commit | None = None,
+    claim: int = 1,
+    save: int | None = None,
+) -> Commit:
+    """What :class:`Saver` does before the commit, without threads."""
     known = {}
     if before is not None:
         old = manifest_of(packs, before)
         known = known_parts(old.packs, (part for array in old.arrays for part in array.parts))
-    number = next(_numbers)
-    writer = PackWriter(packs, pack_prefix(1, number), known)
+    number = next(_numbers) if save is None else save
+    writer = PackWriter(packs, pack_prefix(claim, number), known)
     parts: list[list[Any]] = [[] for _ in taken.leaves]
     for block in taken.blocks():
         if block is None:
@@ -70,12 +78,12 @@ def store(packs: Storage, taken: Snapshot, *, before: Commit | None = None) -> C
     manifest = StateManifest(
         step=taken.step, packs=refs, objects=taken.objects,
         arrays=tuple(
-            ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(parts[number]))
-            for number, leaf in enumerate(taken.leaves)
+            ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(parts[index]))
+            for index, leaf in enumerate(taken.leaves)
         ),
         ranks=(RankState(objects=taken.ranked, rng=taken.rng),),
     )  # fmt: skip
-    name = f"00000001/{number:06d}.json"
+    name = f"{claim:08d}/{number:06d}.json"
     digest, size = write_manifest(packs, name, manifest)
     return Commit(
         attempt=1, at=LONG_AGO, nonce="n", step=taken.step, manifest=name, digest=digest,
