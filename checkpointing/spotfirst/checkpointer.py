@@ -47,7 +47,7 @@ from spotfirst.checkpoints.rng import (
 )
 from spotfirst.checkpoints.saving import Saved, Saver, Tier
 from spotfirst.checkpoints.schedule import Schedule
-from spotfirst.checkpoints.snapshot import Snapshot, settled_until_step
+from spotfirst.checkpoints.snapshot import Planner, Snapshot, settled_until_step
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.checkpoints.weights import weights_sha256
@@ -143,6 +143,7 @@ class Checkpointer:
         self._skipped: list[str] = []
         self._compress = compress
         self._arena = Arena()
+        self._planner = Planner()
         self._saver: Saver | None = None
         self._step: int | None = None
         self._left: Drained | Superseded | None = None
@@ -471,7 +472,6 @@ class Checkpointer:
         self._lazy = self._lazy and not self._saver.was_torn
         if cuda_in_use():
             torch.cuda.synchronize()  # side streams too have to be done with this step
-        settled = settled_until_step(self._objects.values()) if self._lazy else frozenset()
         objects: dict[str, Any] = {}
         rng = part = None
         if self._group is not None:
@@ -480,10 +480,14 @@ class Checkpointer:
         else:
             objects, rng, leaves = self._collect()
         return Snapshot(
-            step=step, objects=objects, ranked={}, rng=rng, leaves=leaves, settled=settled,
+            step=step, objects=objects, ranked={}, rng=rng, leaves=leaves,
+            plan=self._planner.plan(leaves, self._settled if self._lazy else frozenset),
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
             memory_bytes=self._memory_bytes, part=part,
         )  # fmt: skip
+
+    def _settled(self) -> frozenset[int]:
+        return settled_until_step(self._objects.values())
 
     def _layout(self) -> tuple[dict[str, Any], list[Leaf]]:
         """The trees of all objects, and the leaves that those of the modules are over."""
@@ -670,7 +674,7 @@ class _PlainTensors(TensorCollector):
         super().__init__()
         self.skipped: set[int] = set()
 
-    def take(self, value: Any, path: str) -> dict[str, int] | None:
+    def take(self, value: Any, path: object) -> dict[str, int] | None:
         if not hasattr(value, "to_local"):
             return super().take(value, path)
         self.skipped.add(len(self.leaves))

@@ -22,6 +22,11 @@ _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
 _HUGE_BYTES = 2 << 20
 _POPULATE_BYTES = 64 << 20
+_LARGE_BYTES = 256 << 10
+_MOVE = ctypes.memmove
+_MOVE_SMALL = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    ("memmove", ctypes.PyDLL(None))
+)
 
 
 class Block:
@@ -102,8 +107,11 @@ def advise_huge(address: int, size_bytes: int) -> None:
 
 
 def move(target: int, source: int, size_bytes: int) -> None:
-    """Copy memory by address, without the GIL."""
-    ctypes.memmove(target, source, size_bytes)
+    """Copy memory by address: a large piece without the GIL, a small one without giving it up.
+
+    Who gives it up must wait for it again, as long as another thread likes to hold it.
+    """
+    (_MOVE if size_bytes >= _LARGE_BYTES else _MOVE_SMALL)(target, source, size_bytes)
 
 
 def _advise(address: int, size_bytes: int, advice: int) -> None:

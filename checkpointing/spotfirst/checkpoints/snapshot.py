@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +25,14 @@ from spotfirst.checkpoints.memory import ALIGNMENT, Arena, move
 from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts
 from spotfirst.checkpoints.ranks import RankPart
 from spotfirst.checkpoints.statetree import Leaf
-from spotfirst.checkpoints.tensors import is_plain
 
-__all__ = ["Block", "Snapshot", "Torn", "settled_until_step"]
+__all__ = ["Block", "Plan", "Planner", "Snapshot", "Torn", "settled_until_step"]
 
 _ITEM_ALIGNMENT = 64
 _LAZY_FROM_BYTES = 256 << 10
 """Below this, watching a tensor costs more than copying it."""
+_SHARED_FROM_BYTES = 1 << 20
+"""From here on several threads copy faster than one."""
 _SAMPLE_BYTES = 64
 
 
@@ -64,10 +65,9 @@ class _Span:
 class Snapshot:
     """A training state after ``step`` finished steps, being copied to ``arena``.
 
-    ``objects``, ``ranked`` and ``rng`` are trees over ``leaves``; ``settled`` are the addresses of
-    the memory that only ``optimizer.step()`` changes, empty for an eager copy. ``taken_at`` is
-    monotonic time. At most ``memory_bytes`` of the arena are used: a larger state is copied piece
-    by piece as earlier pieces are written, and the training waits meanwhile.
+    ``objects``, ``ranked`` and ``rng`` are trees over ``leaves``, and ``plan`` says how those are
+    copied. ``taken_at`` is monotonic time. At most ``memory_bytes`` of the arena are used: a larger
+    state is copied piece by piece as earlier pieces are written, and the training waits meanwhile.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Snapshot:
         metrics: dict[str, float],
         taken_at: float,
         arena: Arena,
-        settled: frozenset[int] = frozenset(),
+        plan: Plan,
         memory_bytes: int | None = None,
         part: RankPart | None = None,
     ) -> None:
@@ -95,26 +95,19 @@ class Snapshot:
         self.metrics = metrics
         self.taken_at = taken_at
         self._copied = threading.Event()
-        self._spans, size = _layout(leaves)
+        self._spans, size = plan.spans, plan.size_bytes
         self._piecemeal = memory_bytes is not None and size > memory_bytes
-        on_gpu = any(isinstance(leaf.value, torch.Tensor) and leaf.value.is_cuda for leaf in leaves)
         room = max(PACK_BYTES + CHUNK_BYTES, memory_bytes or 0) if self._piecemeal else size
         self.size_bytes = size
         """What the copy takes."""
         self._arena = arena
-        self._memory = arena.fit(room, pinned=on_gpu)
-        self._starts: dict[int, int] = {}
+        self._memory = arena.fit(room, pinned=plan.on_gpu)
+        self._starts = plan.starts
         self._done: set[int] = set()
         self._lazy: dict[int, tuple[int, bytes]] = {}
         self._gpu_done: Any = None
         if not self._piecemeal:
-            self._starts = {
-                leaf: span.start + position
-                for span in self._spans
-                for leaf, offset, _, position in span.chunks
-                if offset == 0
-            }
-            self._begin(settled)
+            self._begin(plan)
             if not self._lazy and self._gpu_done is None:
                 self._copied.set()
 
@@ -140,35 +133,38 @@ class Snapshot:
         """Whether the training may not even begin its next step: there is not enough memory."""
         return self._piecemeal
 
-    def _begin(self, settled: frozenset[int]) -> None:
+    def _begin(self, plan: Plan) -> None:
         side = None
         for number, leaf in enumerate(self.leaves):
+            if number not in plan.lazy:
+                if leaf.size_bytes:
+                    self._copy_now(number, leaf)
+                continue
             value = leaf.value
-            if (
-                isinstance(value, torch.Tensor)
-                and leaf.size_bytes >= _LAZY_FROM_BYTES
-                and not value.is_inference()
-                and value.untyped_storage().data_ptr() in settled
-            ):
-                if value.is_cuda:
-                    side = side or _side_stream()
-                    with torch.cuda.stream(side):
-                        self._view(number).copy_(value, non_blocking=True)
-                        value.record_stream(side)
-                    self._done.add(number)
-                    continue
-                sample = _sample(value.data_ptr(), leaf.size_bytes) if is_plain(value) else b""
-                self._lazy[number] = (value._version, sample)  # noqa: SLF001 - torch documents it so
-            elif leaf.size_bytes:
-                self._copy(number, 0, leaf.size_bytes)
+            if value.is_cuda:
+                side = side or _side_stream()
+                with torch.cuda.stream(side):
+                    self._view(number).copy_(value, non_blocking=True)
+                    value.record_stream(side)
+                self._done.add(number)
+                continue
+            sample = _sample(leaf.address, leaf.size_bytes) if leaf.plain else b""
+            self._lazy[number] = (value._version, sample)  # noqa: SLF001 - torch documents it so
         if side is not None:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(side)
-            self._gpu_done = event
-        elif any(
-            isinstance(leaf.value, torch.Tensor) and leaf.value.is_cuda for leaf in self.leaves
-        ):
+            side.wait_stream(torch.cuda.current_stream())  # for what was copied at once
+            self._gpu_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._gpu_done.record(side)
+        elif plan.on_gpu:
             torch.cuda.current_stream().synchronize()
+
+    def _copy_now(self, number: int, leaf: Leaf) -> None:
+        if leaf.plain and leaf.size_bytes < _SHARED_FROM_BYTES:
+            move(self._memory.address + self._starts[number], leaf.address, leaf.size_bytes)
+        elif isinstance(leaf.value, torch.Tensor):
+            # The training stands still: all of torch's threads copy.
+            self._view(number).copy_(leaf.value, non_blocking=leaf.value.is_cuda)
+        else:
+            self._copy(number, 0, leaf.size_bytes)
 
     # -- on the saving thread ---------------------------------------------------------------
 
@@ -215,7 +211,7 @@ class Snapshot:
                 raise Torn(msg)
 
     def _copy_lazily(self, number: int, offset: int, size: int) -> None:
-        if is_plain(self.leaves[number].value):
+        if self.leaves[number].plain:
             self._copy(number, offset, size)
         elif number not in self._done:
             self._done.add(number)
@@ -225,8 +221,8 @@ class Snapshot:
         value = self.leaves[number].value
         if not isinstance(value, torch.Tensor):
             self._memory.view[position : position + size] = value[offset : offset + size]
-        elif is_plain(value):
-            move(self._memory.address + position, value.data_ptr() + offset, size)
+        elif self.leaves[number].plain:
+            move(self._memory.address + position, self.leaves[number].address + offset, size)
         else:
             item = value.element_size()
             flat = value.reshape(-1)[offset // item : (offset + size) // item]
@@ -238,14 +234,14 @@ class Snapshot:
     # -- both -------------------------------------------------------------------------------
 
     def _copy(self, number: int, offset: int, size: int) -> None:
-        value = self.leaves[number].value
+        leaf = self.leaves[number]
         start = self._starts[number] + offset
-        if not isinstance(value, torch.Tensor):
-            self._memory.view[start : start + size] = value[offset : offset + size]
-        elif is_plain(value):
-            move(self._memory.address + start, value.data_ptr() + offset, size)
+        if leaf.plain:
+            move(self._memory.address + start, leaf.address + offset, size)
+        elif isinstance(leaf.value, torch.Tensor):
+            self._view(number).copy_(leaf.value)
         else:
-            self._view(number).copy_(value, non_blocking=value.is_cuda)
+            self._memory.view[start : start + size] = leaf.value[offset : offset + size]
 
     def _view(self, number: int) -> torch.Tensor:
         leaf = self.leaves[number]
@@ -254,6 +250,58 @@ class Snapshot:
             self._memory.view[start : start + leaf.size_bytes], dtype=torch.uint8
         )
         return raw.view(leaf.value.dtype).view(leaf.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a state is copied: where each leaf goes, and which are copied lazily."""
+
+    spans: list[_Span]
+    starts: dict[int, int]
+    size_bytes: int
+    lazy: frozenset[int]
+    on_gpu: bool
+
+
+class Planner:
+    """Makes plans, and keeps the last one as long as the leaves are where they were."""
+
+    def __init__(self) -> None:
+        self._signature: list[tuple[int, int]] = []
+        self._plan: Plan | None = None
+
+    def plan(self, leaves: list[Leaf], settled: Callable[[], frozenset[int]] = frozenset) -> Plan:
+        """A plan for ``leaves``. ``settled`` gives the addresses of what may be copied lazily.
+
+        It is called only when a leaf has moved since the last plan.
+        """
+        signature = [(leaf.address, leaf.size_bytes) for leaf in leaves]
+        signature.append((settled is frozenset, len(signature)))
+        if self._plan is None or signature != self._signature:
+            now = settled()
+            waiting = frozenset(n for n, leaf in enumerate(leaves) if _is_lazy(leaf, now))
+            spans, size_bytes = _layout(leaves, waiting)
+            starts = {
+                leaf: span.start + position
+                for span in spans
+                for leaf, offset, _, position in span.chunks
+                if offset == 0
+            }
+            tensors = (leaf.value for leaf in leaves if isinstance(leaf.value, torch.Tensor))
+            on_gpu = any(tensor.is_cuda for tensor in tensors)
+            self._signature = signature
+            self._plan = Plan(spans, starts, size_bytes, waiting, on_gpu)
+        return self._plan
+
+
+def _is_lazy(leaf: Leaf, settled: frozenset[int]) -> bool:
+    value = leaf.value
+    return (
+        leaf.size_bytes >= _LAZY_FROM_BYTES
+        and isinstance(value, torch.Tensor)
+        and not value.is_inference()
+        and value.untyped_storage().data_ptr() in settled
+    )
 
 
 def settled_until_step(objects: Iterable[Any]) -> frozenset[int]:
@@ -293,15 +341,17 @@ def _address(tensor: torch.Tensor) -> int:
     return int(local.untyped_storage().data_ptr())
 
 
-def _layout(leaves: list[Leaf]) -> tuple[list[_Span], int]:
+def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int]:
     """Where each leaf goes, and which chunks go together; the bytes of all.
 
-    A block begins at a multiple of 4096, for disks; so do leaves of several chunks.
+    What is copied at once comes first and close together: scattered over all of the arena, small
+    leaves would fault most of its pages in while the training waits. A block begins at a multiple
+    of 4096, for disks; so do leaves of several chunks.
     """
     spans: list[_Span] = []
     end = 0
-    for number, leaf in enumerate(leaves):
-        size = leaf.size_bytes
+    for number in sorted(range(len(leaves)), key=lambda n: n in lazy):
+        size = leaves[number].size_bytes
         end = _up(end, ALIGNMENT if size >= CHUNK_BYTES else _ITEM_ALIGNMENT)
         for offset, length in chunk_cuts(size):
             if not spans or end + length - spans[-1].start > PACK_BYTES:

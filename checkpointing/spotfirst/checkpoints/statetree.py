@@ -25,7 +25,7 @@ import struct
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spotfirst.errors import UnsupportedState
@@ -63,23 +63,25 @@ _NUMPY_NAMES = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Leaf:
     """An array of a state: element type, shape, and ``value``.
 
-    ``value`` is its bytes (row-major, little-endian), or a torch tensor that is still alive.
-    ``whole`` is for a shard of a larger array: that array's shape, and where the shard begins.
+    ``value`` is its bytes (row-major, little-endian), or a torch tensor that is still alive: at
+    ``address``, and ``plain`` when its bytes in memory are those to store. ``whole`` is for a shard
+    of a larger array: that array's shape, and where the shard begins.
     """
 
     dtype: str
     shape: tuple[int, ...]
     value: Any
     whole: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    address: int = 0
+    plain: bool = False
+    size_bytes: int = field(init=False)
 
-    @property
-    def size_bytes(self) -> int:
-        """What its shape and dtype need."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+    def __post_init__(self) -> None:
+        self.size_bytes = math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 class ArrayCollector:
@@ -88,7 +90,7 @@ class ArrayCollector:
     def __init__(self) -> None:
         self.leaves: list[Leaf] = []
 
-    def take(self, value: Any, path: str) -> dict[str, int] | None:
+    def take(self, value: Any, path: object) -> dict[str, int] | None:
         """The node of an array; ``None`` when ``value`` is none."""
         numpy = sys.modules.get("numpy")
         if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
@@ -106,10 +108,23 @@ class ArrayCollector:
         return {tag: len(self.leaves) - 1}
 
 
-def flatten(value: Any, arrays: ArrayCollector, path: str = "state", depth: int = 0) -> Any:
+class _Path:
+    """Where a value is, written out only when there is something to say about it."""
+
+    __slots__ = ("key", "parent")
+
+    def __init__(self, parent: object, key: object) -> None:
+        self.parent = parent
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"{self.parent}[{self.key!r:.200}]"
+
+
+def flatten(value: Any, arrays: ArrayCollector, path: object = "state", depth: int = 0) -> Any:
     """The node of ``value``; its arrays go to ``arrays``. Raises :class:`UnsupportedState`."""
     if depth > _MAX_DEPTH:
-        msg = f"{path[:200]} is nested more than {_MAX_DEPTH} levels deep; does it contain itself?"
+        msg = f"{str(path)[:200]} is nested more than {_MAX_DEPTH} levels deep; does it contain itself?"
         raise UnsupportedState(msg)
     kind = type(value)
     if value is None or kind is bool:
@@ -117,14 +132,14 @@ def flatten(value: Any, arrays: ArrayCollector, path: str = "state", depth: int 
     if kind in _SCALARS:
         return _SCALARS[kind](value, path)
     if kind is list or kind is tuple:
-        nodes = [flatten(v, arrays, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+        nodes = [flatten(v, arrays, _Path(path, i), depth + 1) for i, v in enumerate(value)]
         return nodes if kind is list else {"tuple": nodes}
     if kind in _MAPPINGS:
         pairs = []
         for key, item in value.items():
             if type(key) not in (str, int):
                 raise _refused(f"key {key!r:.80} of type {_name(type(key))}", path)
-            node = flatten(item, arrays, f"{path}[{key!r:.200}]", depth + 1)
+            node = flatten(item, arrays, _Path(path, key), depth + 1)
             pairs.append([_SCALARS[type(key)](key, path), node])
         result: dict[str, Any] = {_MAPPINGS[kind]: pairs}
         metadata = getattr(value, "_metadata", None)
@@ -256,7 +271,7 @@ def _join(path: str, name: object) -> str:
     return f"{path}/{name}" if path else str(name)
 
 
-def _refused(what: str, path: str) -> UnsupportedState:
+def _refused(what: str, path: object) -> UnsupportedState:
     return UnsupportedState(
         f"{path} is {what}, which checkpoints do not store; keep numbers, strings, lists, dicts "
         "and dense arrays in state_dict(), and rebuild the rest when it is loaded"
@@ -267,15 +282,15 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _int_node(value: int, _: str) -> Any:
+def _int_node(value: int, _: object) -> Any:
     return value if abs(value) < _PLAIN_INT else {"int": f"{value:x}"}
 
 
-def _float_node(value: float, _: str) -> Any:
+def _float_node(value: float, _: object) -> Any:
     return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
 
 
-def _str_node(value: str, path: str) -> Any:
+def _str_node(value: str, path: object) -> Any:
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -283,7 +298,7 @@ def _str_node(value: str, path: str) -> Any:
     return value
 
 
-def _bytes_node(value: bytes, _: str) -> Any:
+def _bytes_node(value: bytes, _: object) -> Any:
     return {"bytes": base64.b64encode(value).decode()}
 
 
@@ -303,7 +318,7 @@ def _read_bytes(text: str) -> bytes:
         raise ValueError(msg) from error
 
 
-_SCALARS: dict[type, Callable[[Any, str], Any]] = {
+_SCALARS: dict[type, Callable[[Any, object], Any]] = {
     int: _int_node,
     float: _float_node,
     str: _str_node,

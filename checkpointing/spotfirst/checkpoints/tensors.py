@@ -27,20 +27,22 @@ class TensorCollector(ArrayCollector):
         super().__init__()
         self._taken: dict[tuple[Any, ...], dict[str, int]] = {}
 
-    def take(self, value: Any, path: str) -> dict[str, int] | None:
+    def take(self, value: Any, path: object) -> dict[str, int] | None:
         """The node of a tensor or an array; ``None`` when ``value`` is neither."""
         if not isinstance(value, torch.Tensor):
             return super().take(value, path)
         dtype = _checked_dtype(value, path)
-        key = (
-            value.device, value.data_ptr(), dtype, value.shape, value.stride(),
-            value.is_conj(), value.is_neg(),
-        )  # fmt: skip
-        if key in self._taken:
-            return self._taken[key]
+        address, shape = value.data_ptr(), value.shape
+        flipped = value.is_conj() or value.is_neg()
+        key = (address, dtype, shape, value.stride(), value.device, flipped and value.is_conj())
+        taken = self._taken.get(key)
+        if taken is not None:
+            return taken
+        plain = value.is_cpu and value.is_contiguous() and not flipped
         # An alias: when the script points a parameter to other memory, this keeps the old one.
-        node = self._keep("tensor", Leaf(dtype, tuple(value.shape), value.detach()))
-        if value.numel():
+        leaf = Leaf(dtype, tuple(shape), value.detach(), None, address, plain)
+        node = self._keep("tensor", leaf)
+        if leaf.size_bytes:
             self._taken[key] = node
         return node
 
@@ -79,20 +81,26 @@ def empty_for(array: ArrayRef) -> torch.Tensor:
     return value
 
 
-def _checked_dtype(value: torch.Tensor, path: str) -> str:
-    dtype = str(value.dtype).removeprefix("torch.")
+_NAMES: dict[torch.dtype, str] = {
+    getattr(torch, name): name for name in ITEM_BYTES if hasattr(torch, name)
+}
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
+def _checked_dtype(value: torch.Tensor, path: object) -> str:
+    dtype = _NAMES.get(value.dtype)
     what = ""
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+    if type(value) not in _PLAIN_TYPES:
         what = f"a tensor of type {type(value).__module__}.{type(value).__qualname__}"
     elif value.layout is not torch.strided:
         what = f"a tensor of layout {value.layout}"
-    elif value.is_quantized or dtype not in ITEM_BYTES:
-        what = f"a tensor of {dtype}"
-    elif value.device.type == "meta":
+    elif dtype is None:
+        what = f"a tensor of {value.dtype}"
+    elif value.is_meta:
         what = "a tensor without data (device meta)"
     elif sys.byteorder != "little":
         what = "a tensor on a big-endian machine"
-    if what:
+    if what or dtype is None:
         msg = f"{path} is {what}, which checkpoints do not store; make it a plain dense tensor"
         raise UnsupportedState(msg)
     return dtype

@@ -65,7 +65,7 @@ class ShardCollector(TensorCollector):
         self.replica: dict[int, tuple[int, int]] = {}
         """Of each sharded leaf, which of how many equal copies this rank has."""
 
-    def take(self, value: Any, path: str) -> dict[str, int] | None:
+    def take(self, value: Any, path: object) -> dict[str, int] | None:
         """The node of a tensor or an array; ``None`` when ``value`` is neither."""
         region = region_of(value, path) if isinstance(value, DTensor) else None
         node = super().take(region.local if region else value, path)
@@ -73,7 +73,7 @@ class ShardCollector(TensorCollector):
             return None
         (number,) = node.values()
         if number == len(self.paths):
-            self.paths.append(path)
+            self.paths.append(str(path))
             if region is not None:
                 whole = (tuple(value.shape), region.offset)
                 self.leaves[number] = replace(self.leaves[number], whole=whole)
@@ -82,7 +82,7 @@ class ShardCollector(TensorCollector):
         return node
 
 
-def region_of(value: DTensor, path: str) -> Region:
+def region_of(value: DTensor, path: object) -> Region:
     """Which region of a DTensor this rank has. Raises :class:`UnsupportedState`."""
     if any(isinstance(placement, Partial) for placement in value.placements):
         msg = f"{path} is a DTensor with partial sums, which are no state; reduce it first"

@@ -44,7 +44,7 @@ from spotfirst.checkpoints.packs import (
 )
 from spotfirst.checkpoints.ranks import Merger, Piece, RankPart
 from spotfirst.checkpoints.retention import Retention, collect, prune
-from spotfirst.checkpoints.snapshot import Block, Snapshot
+from spotfirst.checkpoints.snapshot import Block, Planner, Snapshot
 from spotfirst.checkpoints.statetree import Leaf, flatten, renumber
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.distributed.session import Place, Session, session
@@ -105,6 +105,7 @@ class SpotfirstWriter(StorageWriter):
         self._retention = retention
         self._memory_bytes = memory_bytes
         self._arena = Arena()
+        self._planner = Planner()
         self._step: int | None = None
         self._order: _Order | None = None
         self.metrics: dict[str, float] = {}
@@ -251,6 +252,7 @@ class SpotfirstWriter(StorageWriter):
         snapshot = Snapshot(
             step=step, objects={}, ranked={}, rng=None, leaves=leaves, metrics={}, taken_at=0.0,
             arena=self._arena, memory_bytes=self._memory_bytes,
+            plan=self._planner.plan(leaves),
         )  # fmt: skip
         tasks: list[tuple[Task[list[Part]], Block]] = []
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="spotfirst-write") as pool:
