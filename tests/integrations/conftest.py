@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -27,6 +28,12 @@ HERE = Path(__file__).parent
 KILLS = 3
 SLOW_STEP_S = 0.05
 """A training that is to be interrupted must not be over before."""
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip where it is missing. Asking does not import it: that takes seconds."""
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed; `make setup` does it")
 
 
 class Trainings:

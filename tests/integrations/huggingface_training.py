@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from spotfirst.checkpointer import weights_sha256
 from spotfirst.errors import InvalidSpec
 from spotfirst.integrations.huggingface import SpotfirstCallback, resume
-from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, Quiet, seed
+from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, Quiet, Streamed, seed
 
 
 class Model(torch.nn.Module):
@@ -29,6 +29,7 @@ def train(variant: str, *, resumable: bool) -> str:
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         num_train_epochs=EPOCHS,
+        max_steps=40 if variant == "streamed" else -1,  # the second time through the data
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=32,
         gradient_accumulation_steps=2 if variant == "two workers" else 1,
@@ -48,7 +49,7 @@ def train(variant: str, *, resumable: bool) -> str:
     trainer: Any = Trainer(
         model,
         arguments,
-        train_dataset=Quiet() if variant == "skipping" else Noisy(),
+        train_dataset={"skipping": Quiet, "streamed": Streamed}.get(variant, Noisy)(),
         eval_dataset=Noisy(),
         callbacks=[stop],
     )

@@ -16,8 +16,9 @@ from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, Streamed, seed
 
 
 class Module(LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, *, sized: bool) -> None:
         super().__init__()
+        self.sized = sized
         self.net = Net()
 
     def training_step(self, batch: Any, _: int) -> torch.Tensor:
@@ -30,7 +31,8 @@ class Module(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.9)
+        steps = self.trainer.estimated_stepping_batches if self.sized else 100  # makes the loader
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, int(steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -40,8 +42,8 @@ class Module(LightningModule):
 def train(variant: str, *, resumable: bool) -> str:
     warnings.simplefilter("ignore")
     seed()
-    module = Module()
     streamed = variant == "streamed"
+    module = Module(sized=not streamed)
     data: Any = Streamed() if streamed else Noisy()
     loader: DataLoader[Any] = DataLoader(
         data, BATCH, shuffle=not streamed, num_workers=2 if variant == "two workers" else 0

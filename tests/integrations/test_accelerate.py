@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integrations.conftest import Trainings, drained_once, killed_often
+from tests.integrations.conftest import Trainings, drained_once, killed_often, needs
 
-pytest.importorskip("accelerate", reason="accelerate is not installed: pip install accelerate")
 SCRIPT = "accelerate_training"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs("accelerate")]
 
 
 @pytest.mark.parametrize("trainings", ["shuffled"], indirect=True)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integrations.conftest import Trainings, drained_once, killed_often
+from tests.integrations.conftest import Trainings, drained_once, killed_often, needs
 
-pytest.importorskip(
-    "transformers", reason="transformers is not installed: pip install transformers"
-)
 SCRIPT = "huggingface_training"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs("transformers")]
 
 
 @pytest.mark.parametrize("trainings", ["shuffled"], indirect=True)
@@ -20,7 +17,7 @@ def test_kill_9_at_any_instant_leaves_the_weights_of_the_framework_alone(
     killed_often(trainings)
 
 
-@pytest.mark.parametrize("trainings", ["two workers", "skipping"], indirect=True)
+@pytest.mark.parametrize("trainings", ["two workers", "skipping", "streamed"], indirect=True)
 def test_a_notice_ends_it_at_a_step_boundary_and_the_next_goes_on_from_there(
     trainings: Trainings,
 ) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integrations.conftest import Trainings, drained_once, killed_often
+from tests.integrations.conftest import Trainings, drained_once, killed_often, needs
 
-pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
 SCRIPT = "lightning_training"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs("lightning")]
 
 
 @pytest.mark.parametrize("trainings", ["two workers"], indirect=True)

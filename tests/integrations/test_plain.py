@@ -6,7 +6,6 @@ import pytest
 
 from tests.integrations.conftest import Trainings, drained_once, killed_often
 
-pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 SCRIPT = "plain_training"
 pytestmark = pytest.mark.slow
 

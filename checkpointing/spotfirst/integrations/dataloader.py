@@ -71,11 +71,6 @@ class ResumableLoader:
         """The epoch to be trained, from 0 on: how many were completed, or left for another."""
         return self._epoch
 
-    @property
-    def batches_to_drop(self) -> int:
-        """The used batches of an epoch that has been restored and not begun again."""
-        return int(self._position["fetched"] - self._position["ahead"]) if self._position else 0
-
     def __len__(self) -> int:
         return len(self._loader)
 

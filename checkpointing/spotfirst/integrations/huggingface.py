@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,13 @@ class SpotfirstCallback(TrainerCallback):
         _check(trainer)
         inner = trainer.get_train_dataloader()
         loader = ResumableLoader(inner, skip=self._skip(), before_fetch=self._boundary)
-        data = _Loader(_Batches(loader, self._is_over))
+        batches = _Batches(loader, self._is_over)
+        data = _Loader(batches)
         trainer.get_train_dataloader = lambda: data
         trainer.num_examples = _num_examples(trainer.num_examples, data, inner)
-        self._total = trainer.set_initial_training_values(trainer.args, data)[-1]
+        _, steps_per_epoch, *_, self._total = trainer.set_initial_training_values(
+            trainer.args, data
+        )
         optimizer = trainer.create_optimizer()
         scheduler = trainer.create_scheduler(self._total, optimizer)
         trainer._created_lr_scheduler = False  # as if they had been given to it: it keeps them
@@ -107,6 +110,9 @@ class SpotfirstCallback(TrainerCallback):
         # All is loaded, so there is nothing for it to find in the folder but its own state.
         trainer._load_from_checkpoint = lambda *_, **__: None
         trainer.args.restore_callback_states_from_checkpoint = True
+        trainer.args.ignore_data_skip = False
+        in_epoch = self._done % steps_per_epoch
+        batches.drops = in_epoch * trainer.args.gradient_accumulation_steps
         folder = Path(tempfile.mkdtemp(prefix="spotfirst-resume-"))
         (folder / "trainer_state.json").write_text(state.restored)
         return str(folder)
@@ -181,12 +187,14 @@ class _TrainerState:
 class _Batches(IterableDataset[Any]):
     """The batches as the Trainer counts them: it drops the used ones of an epoch by itself."""
 
-    def __init__(self, loader: ResumableLoader, is_over: Any) -> None:
+    def __init__(self, loader: ResumableLoader, is_over: Callable[[], bool]) -> None:
         self._loader = loader
         self._is_over = is_over
+        self.drops = 0
 
     def __iter__(self) -> Iterator[Any]:
-        yield from [None] * self._loader.batches_to_drop
+        drops, self.drops = self.drops, 0
+        yield from [None] * drops
         if not self._is_over():
             yield from self._loader
 
