@@ -54,6 +54,8 @@ _QUICK = [
 ]
 _GPU = [["spotfirst"], ["spotfirst_eager"], ["dcp_async"], ["torch_save"]]
 _LIMIT_S = 1800.0
+_WIDTH = 150
+"""Of the tables, where there is no terminal."""
 _COLUMNS = (
     "lost_s", "first_lost_s", "stall_s", "first_stall_s", "durable_s", "threads_s", "step_s",
     "noise_s", "others",
@@ -79,6 +81,8 @@ def measure(folder: Path, groups: Sequence[Sequence[str]], scale: str) -> dict[s
 def show(found: Sequence[Figure], measured: dict[str, dict[str, Any]]) -> None:
     """The figures, then what each writer took."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("figure", "value", "target", "", "what"):
         table.add_column(name, justify="right" if name in {"value", "target"} else "left")

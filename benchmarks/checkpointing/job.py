@@ -42,7 +42,7 @@ def plan(folder: Path, scale: str) -> Plan:
     """``quick``, ``full`` or ``gpu``."""
     if scale == "quick":
         return Plan(
-            folder, training.QUICK, saves=4, peer_saves=2, rounds=3, least=4, many=40,
+            folder, training.QUICK, saves=3, peer_saves=2, rounds=2, least=3, many=20,
             seaweedfs=False,
         )  # fmt: skip
     if scale == "gpu":
