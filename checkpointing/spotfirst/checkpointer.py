@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
 import torch  # noqa: TID253 - the Checkpointer is the part of Spotfirst that needs it
 from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID253
 
@@ -74,6 +75,9 @@ if TYPE_CHECKING:
 __all__ = ["Checkpointer", "Drained", "Superseded", "weights_sha256"]
 
 _log = logging.getLogger(__name__)
+
+_MEMORY_SHARE = 0.8
+"""Of the memory that is left, what the copy of a state may take."""
 
 
 class Checkpointer:
@@ -292,6 +296,8 @@ class Checkpointer:
         if self._saver is None:
             return
         self._schedule.boundary(self._saver)
+        if self._arena.size_bytes == 0:
+            self._make_room()
         if self._group is None or self._group.is_due(done):
             self._together(lambda: self._boundary(done))
 
@@ -485,6 +491,20 @@ class Checkpointer:
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
             memory_bytes=self._memory_bytes, part=part,
         )  # fmt: skip
+
+    def _make_room(self) -> None:
+        """After the first step the state has its final size: get memory for its copy."""
+        if self._group is not None:
+            leaves = self._collect_of_rank(self._group, 0).mine
+        else:
+            _, _, leaves = self._collect()
+        plan = self._planner.plan(leaves, self._settled if self._lazy else frozenset)
+        if self._memory_bytes is None:
+            available = psutil.virtual_memory().available
+            if plan.size_bytes > _MEMORY_SHARE * available:
+                self._memory_bytes = int(_MEMORY_SHARE * available) // 2
+        if self._memory_bytes is None or plan.size_bytes <= self._memory_bytes:
+            self._arena.prepare(plan.size_bytes, pinned=plan.on_gpu)
 
     def _settled(self) -> frozenset[int]:
         return settled_until_step(self._objects.values())

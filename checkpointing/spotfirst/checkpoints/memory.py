@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+import threading
 
 __all__ = ["ALIGNMENT", "Arena", "Block", "advise_huge", "move"]
 
@@ -50,6 +51,7 @@ class Arena:
         self._block: Block | None = None
         self._populated = 0
         self._pinned = False
+        self._lock = threading.Lock()
 
     @property
     def size_bytes(self) -> int:
@@ -61,24 +63,34 @@ class Arena:
 
         ``pinned``: known to CUDA, so that a GPU writes to it directly.
         """
-        block = self._block
-        if block is None or block.size_bytes < size_bytes or self._pinned != pinned:
-            self._unpin()
-            self._block = None  # the old memory goes before the new comes
-            block = self._block = Block(size_bytes)
-            self._populated = 0
-            if pinned:
-                self._pin(block)
-        return block
+        with self._lock:
+            block = self._block
+            if block is None or block.size_bytes < size_bytes or self._pinned != pinned:
+                self._unpin()
+                self._block = None  # the old memory goes before the new comes
+                block = self._block = Block(size_bytes)
+                self._populated = 0
+                if pinned:
+                    self._pin(block)
+            return block
+
+    def prepare(self, size_bytes: int, *, pinned: bool = False) -> None:
+        """Have ``size_bytes`` ready soon: a thread faults them in beside the training."""
+        self.fit(size_bytes, pinned=pinned)
+        threading.Thread(
+            target=self.populate, args=(size_bytes,), name="spotfirst-memory", daemon=True
+        ).start()
 
     def populate(self, end: int) -> None:
         """Fault the first ``end`` bytes in, so that copying to them is fast. Holds no GIL."""
-        block = self._block
-        assert block is not None, "fit() comes first"
-        while self._populated < min(end, block.size_bytes):
-            size = min(_POPULATE_BYTES, block.size_bytes - self._populated)
-            _advise(block.address + self._populated, size, _MADV_POPULATE_WRITE)
-            self._populated += size
+        while True:
+            with self._lock:  # by pieces: who needs the beginning does not wait for the end
+                block = self._block
+                if block is None or self._populated >= min(end, block.size_bytes):
+                    return
+                size = min(_POPULATE_BYTES, block.size_bytes - self._populated)
+                _advise(block.address + self._populated, size, _MADV_POPULATE_WRITE)
+                self._populated += size
 
     def _pin(self, block: Block) -> None:
         from torch.cuda import cudart

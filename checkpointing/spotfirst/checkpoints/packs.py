@@ -151,7 +151,7 @@ class PackWriter:
             missing = [at for at, part in enumerate(found) if part is None]
             end = max((start + size for start, size in cuts), default=0)
             whole = (
-                len(missing) == len(cuts) and end >= PACK_BYTES // 2 and item_bytes is None
+                len(missing) == len(cuts) and end >= PACK_BYTES // 8 and item_bytes is None
             )  # fmt: skip
             number = -1
             if whole:  # goes to the storage as it lies in memory

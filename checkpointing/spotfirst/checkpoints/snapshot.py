@@ -31,6 +31,7 @@ __all__ = ["Block", "Plan", "Planner", "Snapshot", "Torn", "settled_until_step"]
 _ITEM_ALIGNMENT = 64
 _LAZY_FROM_BYTES = 256 << 10
 """Below this, watching a tensor costs more than copying it."""
+_EARLY_BLOCKS = 2
 _SHARED_FROM_BYTES = 1 << 20
 """From here on several threads copy faster than one."""
 _SAMPLE_BYTES = 64
@@ -345,8 +346,9 @@ def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int
     """Where each leaf goes, and which chunks go together; the bytes of all.
 
     What is copied at once comes first and close together: scattered over all of the arena, small
-    leaves would fault most of its pages in while the training waits. A block begins at a multiple
-    of 4096, for disks; so do leaves of several chunks.
+    leaves would fault most of its pages in while the training waits. The first blocks are small, so
+    that writing begins early. A block begins at a multiple of 4096, for disks; so do leaves of
+    several chunks.
     """
     spans: list[_Span] = []
     end = 0
@@ -354,7 +356,8 @@ def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int
         size = leaves[number].size_bytes
         end = _up(end, ALIGNMENT if size >= CHUNK_BYTES else _ITEM_ALIGNMENT)
         for offset, length in chunk_cuts(size):
-            if not spans or end + length - spans[-1].start > PACK_BYTES:
+            most = PACK_BYTES if len(spans) > _EARLY_BLOCKS else PACK_BYTES // 4
+            if not spans or end + length - spans[-1].start > most:
                 end = _up(end, ALIGNMENT)
                 spans.append(_Span(end, end))
             spans[-1].chunks.append((number, offset, length, end - spans[-1].start))
