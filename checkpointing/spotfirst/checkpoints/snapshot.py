@@ -276,7 +276,11 @@ class Planner:
 
         It is called only when a leaf has moved since the last plan.
         """
-        signature = [(leaf.address, leaf.size_bytes) for leaf in leaves]
+        # Small ones are copied at once, wherever they are: generators' states are always new.
+        signature = [
+            (leaf.address if leaf.size_bytes >= _LAZY_FROM_BYTES else 0, leaf.size_bytes)
+            for leaf in leaves
+        ]
         signature.append((settled is frozenset, len(signature)))
         if self._plan is None or signature != self._signature:
             now = settled()

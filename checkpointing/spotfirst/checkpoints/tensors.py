@@ -33,8 +33,9 @@ class TensorCollector(ArrayCollector):
             return super().take(value, path)
         dtype = _checked_dtype(value, path)
         address, shape = value.data_ptr(), value.shape
-        flipped = value.is_conj() or value.is_neg()
-        key = (address, dtype, shape, value.stride(), value.device, flipped and value.is_conj())
+        conj = dtype.startswith("complex") and value.is_conj()
+        flipped = conj or value.is_neg()
+        key = (address, dtype, shape, value.stride(), value.device, conj, flipped)
         taken = self._taken.get(key)
         if taken is not None:
             return taken
