@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from spotfirst.checkpointer import weights_sha256
+from spotfirst.errors import InvalidSpec
 from spotfirst.integrations.accelerate import checkpointer
 from spotfirst.integrations.dataloader import ResumableLoader
 from tests.integrations.data import BATCH, EPOCHS, Net, Noisy, seed
@@ -26,6 +27,11 @@ def train(variant: str, *, resumable: bool) -> str:
     workers = 2 if variant == "two workers" else 0
     loader: Any = DataLoader(Noisy(), BATCH, shuffle=True, num_workers=workers)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    if variant == "refused":
+        try:
+            checkpointer(accelerator, model=model, loader=loader)
+        except InvalidSpec as error:
+            return str(error)
     saver = None
     done, first = 0, 0
     if resumable:

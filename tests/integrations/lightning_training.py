@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from spotfirst.checkpointer import weights_sha256
@@ -50,7 +51,9 @@ def train(variant: str, *, resumable: bool) -> str:
     )
     validation = DataLoader(Noisy(), 32)
     stop = EarlyStopping("val_loss", patience=50)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8, growth_interval=7)
     trainer = Trainer(
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)] if streamed else None,
         max_epochs=EPOCHS,
         accelerator="cpu",
         accumulate_grad_batches=1 if streamed else 2,
@@ -71,4 +74,4 @@ def train(variant: str, *, resumable: bool) -> str:
             return str(error)
     trainer.fit(module, loader, validation)
     # What a callback has counted belongs to the result.
-    return f"{weights_sha256(module)} {trainer.global_step} {stop.wait_count} {stop.best_score}"
+    return f"{weights_sha256(module)} {trainer.global_step} {stop.wait_count} {scaler.get_scale()}"

@@ -23,3 +23,8 @@ def test_a_notice_ends_it_at_a_step_boundary_and_the_next_goes_on_from_there(
 ) -> None:
     progress = drained_once(trainings)
     assert progress.released is not None
+
+
+@pytest.mark.parametrize("trainings", ["refused"], indirect=True)
+def test_a_loader_that_cannot_say_where_it_is_is_refused(trainings: Trainings) -> None:
+    assert "give ResumableLoader(loader)" in trainings.uninterrupted()

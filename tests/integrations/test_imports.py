@@ -6,12 +6,8 @@ import subprocess
 import sys
 
 WITHOUT = """
-import importlib, importlib.abc, sys
-class Gone(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"lightning", "transformers", "accelerate"}:
-            raise ModuleNotFoundError(name, name=name)
-sys.meta_path.insert(0, Gone())
+import importlib, sys
+sys.modules |= dict.fromkeys(["lightning", "transformers", "accelerate"])
 for module in ("lightning", "huggingface", "accelerate"):
     try:
         importlib.import_module(f"spotfirst.integrations.{module}")

@@ -18,13 +18,9 @@ AIRFLOW_PARTS = {"operators", "triggers", "hooks", "links", "decorators", "notif
 
 # Imports what it is told to, with some packages gone, and prints what went wrong for each module.
 PROBE = """
-import importlib, importlib.abc, json, sys, traceback
+import importlib, json, sys, traceback
 modules, blocked = json.load(sys.stdin)
-class Gone(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"{name} is blocked by this test", name=name)
-sys.meta_path.insert(0, Gone())
+sys.modules |= dict.fromkeys(blocked)  # so an import fails, and whoever only looks finds nothing
 failed = {}
 for module in modules:
     try:
@@ -88,7 +84,7 @@ def failures(names: list[str], blocked: set[str]) -> dict[str, str]:
 
 
 def test_the_probe_notices_a_blocked_import() -> None:
-    assert "blocked by this test" in failures(["torch"], {"torch"})["torch"]
+    assert "import of torch halted" in failures(["torch"], {"torch"})["torch"]
 
 
 def test_the_instance_side_imports_without_airflow_and_boto3() -> None:

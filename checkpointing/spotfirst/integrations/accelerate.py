@@ -14,17 +14,17 @@ true: gradients that are still being collected are not part of a checkpoint.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
 
 from spotfirst.checkpointer import Checkpointer
+from spotfirst.errors import InvalidSpec
 
-try:
-    import accelerate as _  # noqa: F401 - to say at once that it is missing
-except ImportError as error:
+if importlib.util.find_spec("accelerate") is None:
     msg = "spotfirst.integrations.accelerate needs Accelerate: pip install accelerate"
-    raise ImportError(msg, name="accelerate") from error
+    raise ImportError(msg, name="accelerate")
 
 __all__ = ["checkpointer"]
 
@@ -33,8 +33,13 @@ def checkpointer(accelerator: Any, **objects: Any) -> Checkpointer:
     """A Checkpointer of prepared ``objects``, the gradient scaler and the accelerator's counter.
 
     Models are saved without what ``prepare`` wraps around them. Options of the
-    :class:`~spotfirst.checkpointer.Checkpointer` are passed on.
+    :class:`~spotfirst.checkpointer.Checkpointer` are passed on. Raises :class:`InvalidSpec` for a
+    loader: its position would be lost.
     """
+    for name, value in objects.items():
+        if isinstance(value, torch.utils.data.DataLoader):
+            msg = f"{name} is a DataLoader: give ResumableLoader({name}), and train with that"
+            raise InvalidSpec(msg)
     unwrapped = {
         name: accelerator.unwrap_model(value) if isinstance(value, torch.nn.Module) else value
         for name, value in objects.items()

@@ -52,12 +52,14 @@ class ResumableLoader:
         *,
         skip: Callable[[Any, int], Any] | None = None,
         before_fetch: Callable[[], None] = lambda: None,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Callable[[], int] | None = None,
     ) -> None:
         self._loader = loader
         self._skip = skip
         self._before_fetch = before_fetch
-        self._ahead = ahead
+        self._ahead = ahead or (lambda: 0)
+        # Torch's own loader draws nothing for a batch that is still to be used: save the 50 us.
+        self._keeps_last = ahead is not None or type(loader) is not torch.utils.data.DataLoader
         self._epoch = 0
         self._begun = False
         self._used_here = False
@@ -115,7 +117,8 @@ class ResumableLoader:
             if not asked:
                 self._before_fetch()
             asked = False
-            self._last = self._generators()
+            if self._keeps_last:
+                self._last = self._generators()
             try:
                 batch = next(iterator)
             except StopIteration:
