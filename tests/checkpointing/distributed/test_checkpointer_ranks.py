@@ -69,13 +69,13 @@ def test_ranks_that_are_killed_at_random_end_with_the_same_weights_bit_for_bit(
     took_s = time.monotonic() - start
     chance = random.Random(3)
     for _ in range(KILLS):
-        train("b", chance.uniform(0.2, 0.6) * took_s)
+        train("b", chance.uniform(0.1, 0.6) * took_s)
     resumed = commits(tmp_path / "b")
     ends = train("b", None)
     assert [code for code, _ in ends] == [0, 0]
     found = [value for _, value in ends]
-    assert resumed  # some of it was there already
-    assert found[0]["first"] == resumed[-1]
+    assert len(Run(open_storage(str(tmp_path / "b")), "local").chain().refresh().claims) >= 3
+    assert found[0]["first"] in {resumed[-1], None}  # None: it was at its end
     assert values(found, "common", "own", "buffers") == values(expected, "common", "own", "buffers")
 
 

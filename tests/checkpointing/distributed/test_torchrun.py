@@ -30,6 +30,8 @@ def torchrun(run: Run, attempt: int, folder: Path, **environment: str) -> int:
         "SPOTFIRST_ATTEMPT": str(attempt),
         "SPOTFIRST_CHANNEL": str(folder),
         "OMP_NUM_THREADS": "1",
+        # Without it ranks that torchrun starts again may find the addresses of those that died.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     log = (folder / "log").open("w")
     with log:
