@@ -20,8 +20,10 @@ Not restored: the losses since the last logged step, which go into the next logg
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +116,7 @@ class SpotfirstCallback(TrainerCallback):
         in_epoch = self._done % steps_per_epoch
         batches.drops = in_epoch * trainer.args.gradient_accumulation_steps
         folder = Path(tempfile.mkdtemp(prefix="spotfirst-resume-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         (folder / "trainer_state.json").write_text(state.restored)
         return str(folder)
 
