@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -25,7 +26,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from spotfirst.channel import Channel, Drain
-from spotfirst.checkpointer import Checkpointer
+from spotfirst.checkpointer import Checkpointer, weights_sha256
 from spotfirst.checkpoints.packs import PackWriter
 from spotfirst.context import TrainerContext
 from spotfirst.distributed import SpotfirstReader, SpotfirstWriter
@@ -311,3 +312,11 @@ def unlike(storage: str) -> None:
     checkpointer.restore()
     checkpointer.step(1)
     checkpointer.save()
+
+
+def train_without_a_checkpointer(steps: int) -> str:
+    """The weights that `script.py` has to end with."""
+    model, optimizer = script.build()
+    for _ in range(steps):
+        script.train_one_step(model, optimizer)
+    return weights_sha256(model.module)
