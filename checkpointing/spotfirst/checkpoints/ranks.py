@@ -31,6 +31,7 @@ __all__ = [
     "merge",
     "part_name",
     "rank_trees",
+    "unlike",
     "wait_for_parts",
 ]
 
@@ -62,8 +63,9 @@ class RankPart(Record):
     """What one rank has written of a checkpoint.
 
     The trees in ``state`` are over ``arrays``. Only rank 0 has the trees in ``objects``: they are
-    over ``keys``. ``layout`` is the same on all ranks when their common objects are. With
-    ``error``, the rank could not save.
+    over ``keys``. ``layout`` is the same on all ranks when the names and shapes of their common
+    objects are, ``sample`` when some values of their plain tensors are. With ``error``, the rank
+    could not save.
     """
 
     rank: int
@@ -75,6 +77,7 @@ class RankPart(Record):
     objects: dict[str, Any] = {}
     keys: tuple[str, ...] = ()
     layout: str = ""
+    sample: str = ""
     new_bytes: int = 0
     error: str = ""
 
@@ -242,6 +245,11 @@ def merge(parts: Sequence[RankPart]) -> StateManifest:
         step=first.step, packs=merger.packs, arrays=tuple(merger.arrays), objects=objects,
         ranks=tuple(ranks),
     )  # fmt: skip
+
+
+def unlike(parts: Sequence[RankPart]) -> list[int]:
+    """The ranks whose plain tensors have other values than rank 0's, by a few samples."""
+    return [part.rank for part in parts if part.sample != parts[0].sample]
 
 
 def _is_same(parts: Sequence[RankPart], name: str) -> bool:

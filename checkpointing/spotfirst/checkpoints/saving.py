@@ -37,6 +37,7 @@ from spotfirst.checkpoints.ranks import (
     hand_in,
     merge,
     part_name,
+    unlike,
     wait_for_parts,
 )
 from spotfirst.checkpoints.retention import Retention, collect, prune
@@ -332,6 +333,12 @@ class Saver:
                 tier.known = known_parts(packs, (p for array in arrays for p in array.parts))
                 return None
             manifest = merge(ranks)
+            if odd := unlike(ranks):
+                self._warn(
+                    f"parameters or optimizer state of ranks {odd} are not those of rank 0, and no "
+                    "DTensors: a checkpoint has one value for all ranks. Wrap the model in "
+                    "DistributedDataParallel, or shard it"
+                )
             new_bytes = sum(each.new_bytes for each in ranks)
         name = f"{tier.claim:08d}/{self._saves:06d}.json"
         digest, size_bytes = self._patiently(

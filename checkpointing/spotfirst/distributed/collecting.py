@@ -30,6 +30,8 @@ __all__ = ["Collected", "Region", "ShardCollector", "collect", "regions_of"]
 
 _SPREAD_FROM_BYTES = 64 << 10
 """Smaller plain tensors are rank 0's."""
+_SAMPLES = 8
+_SAMPLED_ELEMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def collect(states: Mapping[str, Any], generators: Any, common: Mapping[str, Any
     beside = _beside_parameters(objects, shared, common)
     load = [0] * team.size
     pieces = []
+    plain = [n for n in range(len(shared.leaves)) if n not in shared.replica and n not in beside]
     for number, leaf in enumerate(shared.leaves):
         if number in shared.replica:
             replica, count = shared.replica[number]
@@ -163,6 +166,7 @@ def collect(states: Mapping[str, Any], generators: Any, common: Mapping[str, Any
     part = RankPart(
         rank=team.rank, step=step, pieces=tuple(pieces),
         state=RankState(objects=ranked, rng=rng), layout=layout.hexdigest(),
+        sample=_sample([shared.leaves[number].value for number in plain]),
         keys=tuple(shared.paths) if first else (), objects=objects if first else {},
     )  # fmt: skip
     # One numbering for both, for comparisons.
@@ -170,6 +174,16 @@ def collect(states: Mapping[str, Any], generators: Any, common: Mapping[str, Any
         objects={**objects, **{n: t for n, t in ranked.items() if n not in common}},
         leaves=shared.leaves, mine=mine, part=part,
     )  # fmt: skip
+
+
+def _sample(values: list[Any]) -> str:
+    """A digest of the first elements of a few tensors: cheap, also where they are on a GPU."""
+    hasher = blake3()
+    tensors = [v for v in values if isinstance(v, torch.Tensor) and v.numel() and v.is_contiguous()]
+    for value in tensors[:: max(1, len(tensors) // _SAMPLES)]:
+        first = value.reshape(-1)[:_SAMPLED_ELEMENTS].cpu().resolve_conj().resolve_neg()
+        hasher.update(first.view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def _beside_parameters(

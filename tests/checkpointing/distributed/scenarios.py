@@ -320,3 +320,13 @@ def train_without_a_checkpointer(steps: int) -> str:
     for _ in range(steps):
         script.train_one_step(model, optimizer)
     return weights_sha256(model.module)
+
+
+def each_for_itself(storage: str) -> list[str]:
+    """The ranks train without talking to each other. Returns the warnings."""
+    torch.manual_seed(rank())
+    model = torch.nn.Linear(2, 2)
+    checkpointer = Checkpointer(model=model, storage=storage)
+    for _ in checkpointer.steps(1):
+        pass
+    return list(checkpointer._reporter.progress.warnings)

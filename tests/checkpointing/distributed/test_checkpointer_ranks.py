@@ -147,6 +147,11 @@ def test_ranks_with_other_models_are_refused(ranks: Ranks, tmp_path: Path) -> No
     assert commits(tmp_path) == []
 
 
+def test_a_model_that_differs_from_rank_to_rank_is_told(ranks: Ranks, tmp_path: Path) -> None:
+    (told, *_), _ = ranks.run("each_for_itself", 2, storage=str(tmp_path))
+    assert "of ranks [1] are not those of rank 0" in told
+
+
 def test_several_processes_without_a_group_are_refused(ranks: Ranks, tmp_path: Path) -> None:
     ends = ranks.ends("without_a_group", 2, storage=str(tmp_path / "s"), quiet=True)
     assert all("init_process_group" in message for _, message in ends), ends
