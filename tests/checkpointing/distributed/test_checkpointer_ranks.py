@@ -219,3 +219,18 @@ def test_parts_that_a_dead_rank_has_left_are_garbage_once_there_is_a_newer_check
     collect(run.packs(), chain)
     assert not run.packs().exists(left)
     assert run.packs().exists(under_way)
+
+
+def test_all_ranks_go_back_when_one_cannot_read_the_newest_checkpoint(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    for steps in (2, 4):
+        ranks.run("train_steps", 2, storage=str(tmp_path), kind="fsdp", steps=steps)
+    name = max(pack.name for pack in newest(tmp_path).packs if "-00001-" in pack.name)
+    path = tmp_path / "runs/local/packs" / name
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1  # in what only rank 1 reads: its generators
+    path.write_bytes(data)
+    found = ranks.run("restored", 2, storage=str(tmp_path), kind="fsdp")
+    assert [each["step"] for each in found] == [2, 2]
+    assert "another rank cannot read" in found[0]["warnings"][0]
