@@ -61,6 +61,13 @@ def wrapped(kind: str, seed: int) -> torch.nn.Module:
         fully_shard(net, mesh=mesh)
     elif kind == "ddp" and dist.is_initialized():
         return DistributedDataParallel(net)
+    elif kind == "2d":
+        shape = (2, dist.get_world_size() // 2)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+        net.norm = torch.nn.Identity()  # type: ignore[assignment]
+        plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        parallelize_module(net, mesh["tensor"], plan)
+        fully_shard(net, mesh=mesh["data"])
     elif kind == "tp" and dist.is_initialized():
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}

@@ -102,6 +102,17 @@ def test_another_number_of_ranks_has_the_same_weights_and_says_what_differs(
         assert all(f"here are {world_size}" in each["warnings"][0] for each in found)
 
 
+@pytest.mark.parametrize(("kind", "then"), [("hsdp", "fsdp"), ("2d", "tp")])
+def test_a_state_sharded_along_two_dimensions_is_the_same_when_it_is_sharded_otherwise(
+    ranks: Ranks, tmp_path: Path, kind: str, then: str
+) -> None:
+    saved = ranks.run("train_steps", 4, storage=str(tmp_path), kind=kind, steps=2)
+    same = ranks.run("restored", 4, storage=str(tmp_path), kind=kind)
+    assert values(same, "common", "own", "buffers") == values(saved, "common", "own", "buffers")
+    other = ranks.run("restored", 2, storage=str(tmp_path), kind=then)
+    assert {each["common"] for each in other} == {saved[0]["common"]}
+
+
 def test_what_was_saved_by_one_process_goes_on_in_several(ranks: Ranks, tmp_path: Path) -> None:
     saved = ranks.run("train_steps", 1, storage=str(tmp_path), kind="fsdp", steps=3)
     found = ranks.run("restored", 2, storage=str(tmp_path), kind="fsdp")
