@@ -99,7 +99,8 @@ class Checkpointer:
     changes parameters through ``.data`` elsewhere than after ``optimizer.step()``.
     ``memory_bytes`` is what the copy may take; by default, all of the state, if that is there.
     ``local`` is a folder on a fast local disk (or ``SPOTFIRST_LOCAL_CHECKPOINTS``): each checkpoint
-    goes there first, so that a process that is started again on this machine reads it from there.
+    goes there first, so that a process that is started again on this machine reads it from there
+    (of a single process only).
     ``compress`` is for storages slower than some tens of MB/s; ``"auto"`` measures whether it pays.
     ``strict=False`` restores what fits of a checkpoint of other objects, and names in a warning
     what it skipped: that begins anew. Otherwise such a checkpoint is refused.
@@ -219,7 +220,9 @@ class Checkpointer:
             run.packs(), chain, attempt, claim, retention=retention or Retention(),
             pinned=run.pinned,
         )  # fmt: skip
-        local = local_tier(run, attempt, claim, self._local) if self._group is None else None
+        alone = self._group is None or self._group.size == 1
+        # Rank 0 could not see what the others have written to the disks of other machines.
+        local = local_tier(run, attempt, claim, self._local) if alone else None
         restored = self._load_local(local, tier, layout) if local else None
         if restored is None:
             restored = patiently(

@@ -11,6 +11,7 @@ module                what it is about
 ``period``            how often to checkpoint; ``pace`` measures what it follows from
 ``schedule``          when the next one is due
 ``last``              what can still be stored when there is little time left
+``ranks``             one checkpoint of several ranks: each writes its part, the first merges
 ``restoring``         which checkpoint a run goes on from
 ``files``             checkpoints of scripts that only write files
 ===================== ===========================================================================

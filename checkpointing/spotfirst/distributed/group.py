@@ -4,6 +4,10 @@ Only rank 0 reads the clock, the agent's channel and the chain; the others do wh
 meet at the end of a step: rank 0 broadcasts orders, the last of which names the step of the next
 meeting. Meetings are about a quarter of a second apart, so a fast loop does not pay for them, and
 all ranks snapshot the same step and leave at the same step.
+
+When torchrun starts the ranks again after a crash, they claim anew, within the same attempt. For
+that, set ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` for torchrun: else new ranks may find the
+addresses of the dead ones in its store (seen with torch 2.13 and gloo, also without Spotfirst).
 """
 
 from __future__ import annotations
