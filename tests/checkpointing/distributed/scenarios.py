@@ -337,3 +337,12 @@ def each_for_itself(storage: str) -> list[str]:
     for _ in checkpointer.steps(1):
         pass
     return list(checkpointer._reporter.progress.warnings)
+
+
+def alone_in_a_group(storage: str, local: str) -> dict[str, Any]:
+    """One process with a process group, as under torchrun with one GPU, and FSDP2."""
+    dist.init_process_group("gloo", init_method=f"file://{storage}-store", rank=0, world_size=1)
+    trainer = Trainer("fsdp", storage, period_s=1e9, local=local)
+    for _ in trainer.checkpointer.steps(trainer.checkpointer.restore() + 2):
+        trainer.train_one_step()
+    return trainer.digest() | {"step": trainer.checkpointer._step}

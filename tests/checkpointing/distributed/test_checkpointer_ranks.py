@@ -245,3 +245,14 @@ def test_all_ranks_go_back_when_one_cannot_read_the_newest_checkpoint(
     found = ranks.run("restored", 2, storage=str(tmp_path), kind="fsdp")
     assert [each["step"] for each in found] == [2, 2]
     assert "another rank cannot read" in found[0]["warnings"][0]
+
+
+def test_a_process_group_of_one_saves_to_its_local_disk_too(ranks: Ranks, tmp_path: Path) -> None:
+    places = {"storage": str(tmp_path / "s"), "local": str(tmp_path / "l")}
+    ranks.run("alone_in_a_group", 1, **places)
+    (tmp_path / "s-store").unlink()
+    (found,) = ranks.run("alone_in_a_group", 1, **places)
+    (expected,) = ranks.run("train_steps", 1, storage=str(tmp_path / "e"), kind="fsdp", steps=4)
+    assert found["step"] == 4
+    assert (found["common"], found["own"]) == (expected["common"], expected["own"])
+    assert commits(tmp_path / "l") == [4]
