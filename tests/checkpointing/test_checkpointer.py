@@ -240,7 +240,7 @@ def test_a_save_that_fails_is_told_and_the_next_one_tries_again(
     checkpointer.restore()
     checkpointer.step(1)
     with monkeypatch.context() as patched:
-        patched.setattr(PackWriter, "add", _raise(ValueError("no such thing")))
+        patched.setattr(PackWriter, "place", _raise(ValueError("no such thing")))
         assert checkpointer.save(wait=False)
         assert checkpointer._saver is not None
         assert isinstance(checkpointer._saver.finish(), ValueError)
@@ -271,7 +271,7 @@ def test_a_drain_whose_checkpoint_fails_keeps_the_previous_one_and_still_release
     checkpointer.step(1)
     checkpointer.save()
     ask_to_drain(context)
-    monkeypatch.setattr(PackWriter, "add", _raise(ValueError("no such thing")))
+    monkeypatch.setattr(PackWriter, "place", _raise(ValueError("no such thing")))
     with pytest.raises(Drained):
         checkpointer.step(2)
     assert [commit.step for _, commit in _commits(run)] == [1]

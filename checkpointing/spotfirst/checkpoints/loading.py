@@ -16,7 +16,7 @@ from spotfirst.checkpoints.manifest import ArrayRef, StateManifest
 from spotfirst.checkpoints.packs import fetch
 from spotfirst.checkpoints.regions import RegionPlan
 from spotfirst.checkpoints.statetree import Leaf, unflatten, walk_leaves
-from spotfirst.checkpoints.tensors import empty_for, is_plain
+from spotfirst.checkpoints.tensors import Room, is_plain
 from spotfirst.errors import CorruptObject
 from spotfirst.storage import Storage
 
@@ -31,6 +31,7 @@ class StateReader:
         self._manifest = manifest
         self._tensors: dict[int, torch.Tensor] = {}
         self._regions = RegionPlan(manifest.packs)
+        self._room = Room()
         self._new_bytes = 0
         self._available_bytes = psutil.virtual_memory().available
 
@@ -58,7 +59,7 @@ class StateReader:
             target = targets.get(name)
             if target is None or tag != "tensor" or not is_plain(target):
                 self._reserve(array.size_bytes)
-                target = empty_for(array)
+                target = self._room.empty(array)
             self._tensors[index] = target.detach()
             self._regions.add(array, (0,) * len(array.shape), target.detach())
 

@@ -12,7 +12,7 @@ import mmap
 import sys
 import threading
 
-__all__ = ["ALIGNMENT", "Arena", "Block", "advise_huge", "move"]
+__all__ = ["ALIGNMENT", "Arena", "Block", "move"]
 
 ALIGNMENT = 4096
 """Of everything that is written to a disk without passing the page cache."""
@@ -31,16 +31,20 @@ _MOVE_SMALL = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_
 
 
 class Block:
-    """``size_bytes`` of page-aligned memory. Its pages are the kernel's until they are touched."""
+    """``size_bytes`` of page-aligned memory. Its pages are the kernel's until they are touched.
 
-    def __init__(self, size_bytes: int) -> None:
+    Unless it is ``inherited``, a child of a fork does not have it.
+    """
+
+    def __init__(self, size_bytes: int, *, inherited: bool = False) -> None:
         rounded = -(-max(1, size_bytes) // _HUGE_BYTES) * _HUGE_BYTES
         self._map = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.size_bytes = rounded
         self.view = memoryview(self._map)
         """All of it."""
-        _advise(self.address, rounded, _MADV_DONTFORK)
+        if not inherited:
+            _advise(self.address, rounded, _MADV_DONTFORK)
         _advise(self.address, rounded, _MADV_HUGEPAGE)
 
 
@@ -63,6 +67,9 @@ class Arena:
 
         ``pinned``: known to CUDA, so that a GPU writes to it directly.
         """
+        block = self._block
+        if block is not None and block.size_bytes >= size_bytes and self._pinned == pinned:
+            return block  # not behind a thread that faults it in
         with self._lock:
             block = self._block
             if block is None or block.size_bytes < size_bytes or self._pinned != pinned:
@@ -108,14 +115,6 @@ class Arena:
 
             cudart().cudaHostUnregister(self._block.address)  # type: ignore[no-untyped-call]
         self._pinned = False
-
-
-def advise_huge(address: int, size_bytes: int) -> None:
-    """Ask for huge pages for memory that somebody else allocated, before it is touched."""
-    start = -(-address // _HUGE_BYTES) * _HUGE_BYTES
-    end = (address + size_bytes) // _HUGE_BYTES * _HUGE_BYTES
-    if end > start:
-        _advise(start, end - start, _MADV_HUGEPAGE)
 
 
 def move(target: int, source: int, size_bytes: int) -> None:

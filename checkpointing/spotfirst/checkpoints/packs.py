@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import xxhash
 
@@ -30,6 +31,7 @@ __all__ = [
     "Location",
     "PackWriter",
     "Wanted",
+    "Write",
     "chunk_cuts",
     "chunk_digest",
     "fetch",
@@ -47,6 +49,10 @@ _READ_BYTES = 8 << 20
 _DIRECT_BYTES = 1 << 20
 """Chunks of at most this size that lie side by side are read together."""
 _READERS = 8
+
+
+Write = Callable[[], None]
+"""Puts one pack into the storage."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,22 @@ class PackWriter:
         With ``item_bytes``, the element size of each chunk, they are compressed. The pack of small,
         scattered or compressed chunks is written later, by :meth:`finish` at the latest.
         """
+        parts, writes = self.place(block, cuts, digests, item_bytes)
+        for write in writes:
+            write()
+        return parts
+
+    def place(
+        self,
+        block: memoryview,
+        cuts: Sequence[tuple[int, int]],
+        digests: Sequence[str],
+        item_bytes: Sequence[int] | None = None,
+    ) -> tuple[list[Part], list[Write]]:
+        """As :meth:`add`, but nothing is written: that is left to who calls the writes.
+
+        Until then the memory of ``block`` must stay as it is.
+        """
         with self._lock:
             found = [
                 self._present(digest, size) for (_, size), digest in zip(cuts, digests, strict=True)
@@ -160,8 +182,9 @@ class PackWriter:
                     self._place(Part(pack=number, offset=start, size_bytes=size, digest=digest))
                     for (start, size), digest in zip(cuts, digests, strict=True)
                 ]
+        writes: list[Write] = []
         if whole:
-            self._write(number, block[:end])
+            writes.append(partial(self._write, number, block[:end]))
             missing = []
         packed: dict[int, bytes | None] = {}
         if item_bytes is not None:  # takes long: not with the lock held
@@ -192,18 +215,25 @@ class PackWriter:
                         Part(pack=pack, offset=offset, size_bytes=size, digest=digests[number])
                     )
                 found[number] = part
-        for pack, memory, size in full:
-            self._write(pack, memory.view[:size])
-        return [part for part in found if part is not None]
+        writes += [partial(self._write, pack, memory.view[:size]) for pack, memory, size in full]
+        return [part for part in found if part is not None], writes
 
     def finish(self) -> tuple[PackRef, ...]:
         """Write what is left; the packs that the parts' numbers are about."""
+        packs, writes = self.close()
+        for write in writes:
+            write()
+        return packs
+
+    def close(self) -> tuple[tuple[PackRef, ...], list[Write]]:
+        """As :meth:`finish`, but nothing is written: that is left to who calls the writes."""
         full: list[tuple[int, Block, int]] = []
         with self._lock:
             self._close_pending(full)
-        for pack, memory, size in full:
-            self._write(pack, memory.view[:size])
-        return tuple(self._refs)
+        writes: list[Write] = [
+            partial(self._write, pack, memory.view[:size]) for pack, memory, size in full
+        ]
+        return tuple(self._refs), writes
 
     def location(self, part: Part) -> Location | None:
         """Where a part of :meth:`add` is; ``None`` while its pack is not in the storage.

@@ -22,7 +22,14 @@ import msgspec
 
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.checkpoints.codec import pays
-from spotfirst.checkpoints.manifest import ArrayRef, Part, RankState, StateManifest, write_manifest
+from spotfirst.checkpoints.manifest import (
+    ArrayRef,
+    PackRef,
+    Part,
+    RankState,
+    StateManifest,
+    write_manifest,
+)
 from spotfirst.checkpoints.packs import (
     PACK_BYTES,
     Location,
@@ -306,25 +313,27 @@ class Saver:
         return self._compressed
 
     def _commit(self, snapshot: Snapshot, save: _TierSave) -> Saved | None:
-        parts = save.finish(len(snapshot.leaves))
-        if self._abandoned:
-            save.discard()
-            return None
-        packs = save.writer.finish()
-        save.is_written = True
+        # The manifest is made and written while the last packs are: only the commit waits for them.
+        parts = save.parts(len(snapshot.leaves))
+        packs = save.close(self._workers)
         arrays = tuple(
             ArrayRef(dtype=leaf.dtype, shape=leaf.shape, parts=tuple(parts[number]))
             for number, leaf in enumerate(snapshot.leaves)
         )
         tier = save.tier
         what = f"save the checkpoint of step {snapshot.step}"
-        new_bytes = save.writer.new_bytes
+        name = f"{tier.claim:08d}/{self._saves:06d}.json"
         if self._team is None or snapshot.part is None:
             manifest = StateManifest(
                 step=snapshot.step, packs=packs, arrays=arrays, objects=snapshot.objects,
                 ranks=(RankState(objects=snapshot.ranked, rng=snapshot.rng),),
             )  # fmt: skip
+            digest, size_bytes = self._write_manifest(tier, what, name, manifest)
+            save.wait_written()
+            new_bytes = save.writer.new_bytes
         else:
+            save.wait_written()
+            new_bytes = save.writer.new_bytes
             part = msgspec.structs.replace(
                 snapshot.part, packs=packs, arrays=arrays, new_bytes=new_bytes
             )
@@ -340,11 +349,9 @@ class Saver:
                     "DistributedDataParallel, or shard it"
                 )
             new_bytes = sum(each.new_bytes for each in ranks)
-        name = f"{tier.claim:08d}/{self._saves:06d}.json"
-        digest, size_bytes = self._patiently(
-            tier, what, lambda: write_manifest(tier.packs, name, manifest)
-        )
+            digest, size_bytes = self._write_manifest(tier, what, name, manifest)
         if self._is_abandoned():
+            save.discard()
             return None
         seq = self._patiently(
             tier, what,
@@ -358,6 +365,11 @@ class Saver:
         self._remove_parts(tier)
         took_s = self._monotonic() - snapshot.taken_at
         return Saved(seq, snapshot.step, took_s, new_bytes + size_bytes)
+
+    def _write_manifest(
+        self, tier: Tier, what: str, name: str, manifest: StateManifest
+    ) -> tuple[str, int]:
+        return self._patiently(tier, what, lambda: write_manifest(tier.packs, name, manifest))
 
     # -- of several ranks ---------------------------------------------------------------------
 
@@ -435,16 +447,12 @@ class _TierSave:
             tier.packs, pack_prefix(tier.claim, number, rank), tier.known,
             write=lambda action: write(tier, action),
         )  # fmt: skip
-        self.tasks: list[tuple[Future[list[Part]], Block]] = []
-        self.is_written = False
+        self._placed: list[tuple[Future[list[Part]], Block]] = []
+        self._tasks: list[tuple[Future[None], int]] = []
 
     def stored_bytes(self) -> int:
         """How much of the snapshot is stored. What is small waits for the last pack."""
-        return sum(
-            len(block.memory)
-            for task, block in list(self.tasks)
-            if task.done() and (self.is_written or len(block.memory) >= PACK_BYTES // 2)
-        )
+        return sum(size for task, size in list(self._tasks) if task.done())
 
     def submit(
         self,
@@ -455,28 +463,49 @@ class _TierSave:
         items: list[int] | None,
     ) -> None:
         """Hash (once for all tiers), compress if asked to, and write a block, by a free worker."""
-        task = workers.submit(
-            lambda: self.writer.add(block.memory, block.cuts, digests.get(), items),
-            priority=priority,
-        )
-        self.tasks.append((task, block))
+        placed: Future[list[Part]] = Future()
+
+        def work() -> None:
+            try:
+                parts, writes = self.writer.place(block.memory, block.cuts, digests.get(), items)
+            except BaseException as error:
+                placed.set_exception(error)
+                raise
+            placed.set_result(parts)
+            for write in writes:
+                write()
+
+        size = len(block.memory) if len(block.memory) >= PACK_BYTES // 8 else 0
+        self._placed.append((placed, block))
+        self._tasks.append((workers.submit(work, priority=priority), size))
 
     def wait(self) -> None:
-        """Until all blocks so far are written; what went wrong is raised by :meth:`finish`."""
-        wait([task for task, _ in self.tasks])
+        """Until all blocks so far are written; what went wrong is raised later."""
+        wait([task for task, _ in self._tasks])
 
-    def finish(self, leaves: int) -> list[list[Part]]:
-        """The parts of each leaf, all written."""
+    def parts(self, leaves: int) -> list[list[Part]]:
+        """The parts of each leaf, known before they are written."""
         parts: list[list[Part]] = [[] for _ in range(leaves)]
-        for task, block in self.tasks:
-            for leaf, part in zip(block.leaves, task.result(), strict=True):
+        for placed, block in self._placed:
+            for leaf, part in zip(block.leaves, placed.result(), strict=True):
                 parts[leaf].append(part)
         return parts
+
+    def close(self, workers: Workers) -> tuple[PackRef, ...]:
+        """Have the last pack written; all packs."""
+        packs, writes = self.writer.close()
+        self._tasks += [(workers.submit(write), 0) for write in writes]
+        return packs
+
+    def wait_written(self) -> None:
+        """Until every pack is stored; raises what went wrong with one of them."""
+        for task, _ in self._tasks:
+            task.result()
 
     def discard(self) -> None:
         """Remove what was written, when that can be; else the next collection does."""
         try:
-            for task, _ in self.tasks:
+            for task, _ in self._tasks:
                 if not task.cancel():
                     task.exception()
             self.writer.discard()

@@ -351,14 +351,14 @@ def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int
 
     What is copied at once comes first and close together: scattered over all of the arena, small
     leaves would fault most of its pages in while the training waits. The first blocks are small, so
-    that writing begins early. A block begins at a multiple of 4096, for disks; so do leaves of
-    several chunks.
+    that writing begins early. A block begins at a multiple of 4096, for disks; so do large
+    leaves.
     """
     spans: list[_Span] = []
     end = 0
     for number in sorted(range(len(leaves)), key=lambda n: n in lazy):
         size = leaves[number].size_bytes
-        end = _up(end, ALIGNMENT if size >= CHUNK_BYTES else _ITEM_ALIGNMENT)
+        end = _up(end, ALIGNMENT if size >= _LAZY_FROM_BYTES else _ITEM_ALIGNMENT)
         for offset, length in chunk_cuts(size):
             most = PACK_BYTES if len(spans) > _EARLY_BLOCKS else PACK_BYTES // 4
             if not spans or end + length - spans[-1].start > most:

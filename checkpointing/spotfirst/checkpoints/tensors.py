@@ -8,13 +8,14 @@ from typing import Any
 import torch  # noqa: TID253 - this module is about tensors; only the Checkpointer's side imports it
 
 from spotfirst.checkpoints.manifest import ArrayRef
-from spotfirst.checkpoints.memory import advise_huge
+from spotfirst.checkpoints.memory import ALIGNMENT, Block
 from spotfirst.checkpoints.statetree import ITEM_BYTES, ArrayCollector, Leaf
 from spotfirst.errors import UnsupportedState
 
-__all__ = ["TensorCollector", "bytes_of", "empty_for", "is_plain", "writable_bytes"]
+__all__ = ["Room", "TensorCollector", "bytes_of", "is_plain", "writable_bytes"]
 
-_HUGE_FROM_BYTES = 4 << 20
+_ROOMY_BYTES = 256 << 10
+_ROOM_BYTES = 256 << 20
 
 
 class TensorCollector(ArrayCollector):
@@ -74,12 +75,27 @@ def writable_bytes(value: torch.Tensor) -> memoryview:
     return flat.numpy().data
 
 
-def empty_for(array: ArrayRef) -> torch.Tensor:
-    """A tensor on the CPU for a stored array, of undefined content."""
-    value = torch.empty(array.shape, dtype=getattr(torch, array.dtype))
-    if array.size_bytes >= _HUGE_FROM_BYTES:
-        advise_huge(value.data_ptr(), array.size_bytes)
-    return value
+class Room:
+    """Memory for new tensors: side by side in huge pages, each at the beginning of a page.
+
+    So a disk writes right into them, and their first touch costs a fraction. Each has a storage of
+    its own, as any tensor.
+    """
+
+    def __init__(self) -> None:
+        self._block: Block | None = None
+        self._used = 0
+
+    def empty(self, array: ArrayRef) -> torch.Tensor:
+        """A tensor on the CPU for a stored array, of undefined content."""
+        dtype, size = getattr(torch, array.dtype), array.size_bytes
+        if size < _ROOMY_BYTES:
+            return torch.empty(array.shape, dtype=dtype)
+        if self._block is None or self._used + size > self._block.size_bytes:
+            self._block, self._used = Block(max(size, _ROOM_BYTES), inherited=True), 0
+        raw = torch.frombuffer(self._block.view[self._used : self._used + size], dtype=torch.uint8)
+        self._used += -(-size // ALIGNMENT) * ALIGNMENT
+        return raw.view(dtype).view(array.shape)
 
 
 _NAMES: dict[torch.dtype, str] = {
