@@ -19,7 +19,7 @@ from spotfirst.checkpoints.manifest import (
     write_manifest,
 )
 from spotfirst.checkpoints.memory import Arena
-from spotfirst.checkpoints.packs import PackWriter, chunk_digest, known_parts, pack_prefix
+from spotfirst.checkpoints.packs import Location, PackWriter, chunk_digest, known_parts, pack_prefix
 from spotfirst.checkpoints.snapshot import Planner, Snapshot
 from spotfirst.checkpoints.statetree import flatten
 from spotfirst.checkpoints.tensors import TensorCollector
@@ -56,14 +56,12 @@ def store(
     taken: Snapshot,
     *,
     before: Commit | None = None,
+    known: dict[str, Location] | None = None,
     claim: int = 1,
     save: int | None = None,
 ) -> Commit:
     """What :class:`Saver` does before the commit, without threads."""
-    known = {}
-    if before is not None:
-        old = manifest_of(packs, before)
-        known = known_parts(old.packs, (part for array in old.arrays for part in array.parts))
+    known = known_of(packs, before) if known is None else known
     number = next(_numbers) if save is None else save
     writer = PackWriter(packs, pack_prefix(claim, number), known)
     parts: list[list[Any]] = [[] for _ in taken.leaves]
@@ -89,6 +87,14 @@ def store(
         attempt=1, at=LONG_AGO, nonce="n", step=taken.step, manifest=name, digest=digest,
         content="state", size_bytes=manifest.size_bytes + size, new_bytes=writer.new_bytes,
     )  # fmt: skip
+
+
+def known_of(packs: Storage, commit: Commit | None) -> dict[str, Location]:
+    """What a checkpoint after ``commit`` need not write."""
+    if commit is None:
+        return {}
+    old = manifest_of(packs, commit)
+    return known_parts(old.packs, (part for array in old.arrays for part in array.parts))
 
 
 def manifest_of(packs: Storage, commit: Commit) -> StateManifest:
