@@ -271,14 +271,14 @@ def fail_on_rank_1(storage: str) -> list[str]:
         trainer.train_one_step()
         checkpointer.step(step)
         if rank() == 1 and step == 2:
-            working = PackWriter.add
-            PackWriter.add = broken  # type: ignore[method-assign]
+            working = PackWriter.place
+            PackWriter.place = broken  # type: ignore[method-assign]
         try:
             checkpointer.save()
         except Exception as error:  # noqa: BLE001 - the test looks at it
             errors.append(f"{step}: {error}")
         if rank() == 1 and step == 2:
-            PackWriter.add = working  # type: ignore[method-assign]
+            PackWriter.place = working  # type: ignore[method-assign]
     return errors
 
 
