@@ -85,16 +85,18 @@ def lose(training: Training, writer: Writer, *, saves: int, least: int, warm_up:
     for _ in range(warm_up):
         training.step()
     busy, own, start = _busy_s(), _own_s(), time.perf_counter()
-    without = [_without(training, least)]
+    without = [_without(training, writer, least)]
     with_: list[Window] = []
     for _ in range(saves):
         with_.append(_with(training, writer, least))
-        without.append(_without(training, max(least, min(len(with_[-1].steps), 2 * least))))
+        without.append(_without(training, writer, max(least, min(len(with_[-1].steps), 2 * least))))
         writer.tidy()
     elapsed = time.perf_counter() - start
     for number, window in enumerate(with_):
         beside = without[number].steps + without[number + 1].steps
         window.lost_s = window.total_s - len(window.steps) * median(beside)
+    # What is made ready beside the first steps is part of the first checkpoint's price.
+    with_[0].lost_s += max(0.0, without[0].total_s - least * median(without[0].steps))
     nothing = [
         abs(sum(window.steps) - len(window.steps) * median(before.steps + after.steps))
         for before, window, after in zip(without, without[1:], without[2:], strict=False)
@@ -103,8 +105,15 @@ def lose(training: Training, writer: Writer, *, saves: int, least: int, warm_up:
     return Losses(with_, without, median(nothing) if nothing else 0.0, max(0.0, others))
 
 
-def _without(training: Training, steps: int) -> Window:
-    return Window([training.step() for _ in range(steps)])
+def _without(training: Training, writer: Writer, steps: int) -> Window:
+    return Window([_step(training, writer) for _ in range(steps)])
+
+
+def _step(training: Training, writer: Writer) -> float:
+    start = time.perf_counter()
+    training.step()
+    writer.stepped()
+    return time.perf_counter() - start
 
 
 def _with(training: Training, writer: Writer, least: int) -> Window:
@@ -115,7 +124,7 @@ def _with(training: Training, writer: Writer, least: int) -> Window:
     after = 0
     # One step more than it takes: what is cleaned up after the commit counts too.
     while len(window.steps) < least or after < 2:
-        window.steps.append(training.step())
+        window.steps.append(_step(training, writer))
         after += writer.took_s() is not None
         if len(window.steps) > _LIMIT_STEPS:
             msg = f"the checkpoint was not durable after {_LIMIT_STEPS} steps; see the log above"

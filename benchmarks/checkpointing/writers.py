@@ -32,6 +32,9 @@ class Writer(Protocol):
     def begin(self) -> None:
         """Begin to save the step last finished; returns when training may go on."""
 
+    def stepped(self) -> None:
+        """Called after every step, as a training script would."""
+
     def took_s(self) -> float | None:
         """From :meth:`begin` until it was durable; ``None`` while it is not."""
 
@@ -62,10 +65,13 @@ class Spotfirst:
         """See :class:`Writer`."""
         self._seq = self._newest()
         self._waits.clear()
-        self.checkpointer.step(self._training.done)
         if not self.checkpointer.save(wait=False):
             msg = "the previous checkpoint is still being written; it should have been waited for"
             raise RuntimeError(msg)
+
+    def stepped(self) -> None:
+        """See :class:`Writer`."""
+        self.checkpointer.step(self._training.done)
 
     def took_s(self) -> float | None:
         """See :class:`Writer`."""
@@ -112,6 +118,9 @@ class TorchSave:
             os.fsync(file.fileno())
         self._took_s = time.perf_counter() - start
 
+    def stepped(self) -> None:
+        """See :class:`Writer`."""
+
     def took_s(self) -> float | None:
         """See :class:`Writer`."""
         return self._took_s
@@ -153,6 +162,9 @@ class DcpAsync:
         )
         assert isinstance(future, Future)
         future.add_done_callback(done)
+
+    def stepped(self) -> None:
+        """See :class:`Writer`."""
 
     def took_s(self) -> float | None:
         """See :class:`Writer`."""

@@ -22,7 +22,8 @@ _MADV_DONTFORK = 10
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
 _HUGE_BYTES = 2 << 20
-_POPULATE_BYTES = 64 << 20
+_POPULATE_BYTES = 4 << 20
+"""At once: meanwhile the rest of the process cannot map memory, as torch does in every step."""
 _LARGE_BYTES = 256 << 10
 _MOVE = ctypes.memmove
 _MOVE_SMALL = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(

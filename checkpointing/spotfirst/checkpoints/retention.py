@@ -98,18 +98,27 @@ def prune(chain: CheckpointChain, attempt: int, retention: Retention) -> bool:
 
 
 def collect(
-    packs: Storage, chain: CheckpointChain, pinned: Collection[int] = ()
+    packs: Storage,
+    chain: CheckpointChain,
+    pinned: Collection[int] = (),
+    names: dict[str, frozenset[str]] | None = None,
 ) -> tuple[int, int]:
     """Remove garbage; how many objects and bytes that were. Asks and raises as :func:`garbage`."""
-    found = garbage(packs, chain, pinned)
+    found = garbage(packs, chain, pinned, names)
     packs.delete_many([name for name, _ in found])
     return len(found), sum(size for _, size in found)
 
 
 def garbage(
-    packs: Storage, chain: CheckpointChain, pinned: Collection[int] = ()
+    packs: Storage,
+    chain: CheckpointChain,
+    pinned: Collection[int] = (),
+    names: dict[str, frozenset[str]] | None = None,
 ) -> list[tuple[str, int]]:
     """What may go, as (name, size in bytes).
+
+    ``names`` remembers what each manifest names, by its digest: reading one again takes the
+    interpreter's time from the training.
 
     ``chain`` has been read *before* ``pinned`` was: who pins looks at the chain afterwards. Reads
     the manifests that stay. One that is damaged names nothing that could be restored; when it is
@@ -120,16 +129,21 @@ def garbage(
         return []
     staying = [commit for _, commit in chain.commits]
     staying += [commit for seq, commit in chain.pruned.items() if seq in pinned]
+    names = {} if names is None else names
     named: set[str] = set()
     for commit in staying:
-        try:
-            manifest = read_manifest(packs, commit.manifest, commit.digest)
-        except (CorruptObject, ObjectMissing):
-            if commit is newest[1]:
-                raise
-            continue  # it cannot be restored, so what it named is of no use
+        if commit.digest not in names:
+            try:
+                manifest = read_manifest(packs, commit.manifest, commit.digest)
+            except (CorruptObject, ObjectMissing):
+                if commit is newest[1]:
+                    raise
+                continue  # it cannot be restored, so what it named is of no use
+            names[commit.digest] = frozenset(pack.name for pack in manifest.packs)
         named.add(commit.manifest)
-        named.update(pack.name for pack in manifest.packs)
+        named |= names[commit.digest]
+    for digest in names.keys() - {commit.digest for commit in staying}:
+        del names[digest]
     limit = _age(newest[1].manifest) or (0, 0)
     return [
         (name, size)

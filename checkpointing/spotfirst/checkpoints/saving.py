@@ -81,7 +81,8 @@ class Saved:
 class Tier:
     """A place that checkpoints are saved to; ``claim`` is the number of our claim in the chain.
 
-    ``known`` is what its newest checkpoint holds, ``pinned`` asks which ones others start from. An ``expendable`` tier that fails is given up.
+    ``known`` is what its newest checkpoint holds, ``pinned`` asks which ones others start from,
+    ``names`` remembers what the manifests of kept ones name. An ``expendable`` tier that fails is given up.
     """
 
     packs: Storage
@@ -92,6 +93,7 @@ class Tier:
     retention: Retention = field(default_factory=Retention)
     known: dict[str, Location] = field(default_factory=dict)
     pinned: Callable[[], Collection[int]] = frozenset
+    names: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Saver:
@@ -362,6 +364,7 @@ class Saver:
             ),
         )  # fmt: skip
         tier.known = known_parts(packs, (part for array in arrays for part in array.parts))
+        tier.names[digest] = frozenset(pack.name for pack in manifest.packs)
         self._remove_parts(tier)
         took_s = self._monotonic() - snapshot.taken_at
         return Saved(seq, snapshot.step, took_s, new_bytes + size_bytes)
@@ -414,7 +417,7 @@ class Saver:
             return
         try:
             if prune(tier.chain, tier.attempt, tier.retention):
-                collect(tier.packs, tier.chain, tier.pinned())
+                collect(tier.packs, tier.chain, tier.pinned(), tier.names)
         except (StorageError, FormatError) as error:
             _log.warning("could not remove old checkpoints, will try again: %s", error)
 
