@@ -34,7 +34,6 @@ from spotfirst.checkpoints.packs import (
     PACK_BYTES,
     Location,
     PackWriter,
-    chunk_digest,
     known_parts,
     pack_prefix,
 )
@@ -527,8 +526,5 @@ class _Once:
     def get(self) -> list[str]:
         with self._lock:
             if self._digests is None:
-                memory = self._block.memory
-                self._digests = [
-                    chunk_digest(memory[start : start + size]) for start, size in self._block.cuts
-                ]
+                self._digests = self._block.hashed()
             return self._digests

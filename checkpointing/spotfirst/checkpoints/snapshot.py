@@ -22,7 +22,7 @@ from typing import Any
 import torch  # noqa: TID253 - this module copies tensors; only the Checkpointer's side imports it
 
 from spotfirst.checkpoints.memory import ALIGNMENT, Arena, move
-from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts
+from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts, chunk_digest
 from spotfirst.checkpoints.ranks import RankPart
 from spotfirst.checkpoints.statetree import Leaf
 
@@ -45,12 +45,21 @@ class Torn(Exception):
 class Block:
     """Neighbouring chunks, about as large as a pack.
 
-    ``cuts`` has (offset, size) within ``memory`` for each chunk, ``leaves`` the leaf it is of.
+    ``cuts`` has (offset, size) within ``memory`` for each chunk, ``leaves`` the leaf it is of, and
+    ``digests`` its digest, where that is known already.
     """
 
     memory: memoryview
     cuts: list[tuple[int, int]]
     leaves: list[int]
+    digests: list[str | None]
+
+    def hashed(self) -> list[str]:
+        """The digests of all chunks."""
+        return [
+            known or chunk_digest(self.memory[start : start + size])
+            for known, (start, size) in zip(self.digests, self.cuts, strict=True)
+        ]
 
 
 @dataclass
@@ -185,15 +194,20 @@ class Snapshot:
                     shift = span.start
                 start = span.start - shift
                 self._arena.populate(span.end - shift)
-                cuts, leaves = [], []
+                memory = self._memory.view[start : start + span.end - span.start]
+                block = Block(memory, [], [], [])
                 for leaf, offset, size, position in span.chunks:
+                    digest = None
                     if self._piecemeal:
                         self._copy_piece(leaf, offset, size, start + position)
                     elif leaf in self._lazy:
                         self._copy_lazily(leaf, offset, size)
-                    cuts.append((position, size))
-                    leaves.append(leaf)
-                yield Block(self._memory.view[start : start + span.end - span.start], cuts, leaves)
+                        # Now: it is in the processor's cache, and in a moment it is not.
+                        digest = chunk_digest(memory[position : position + size])
+                    block.cuts.append((position, size))
+                    block.leaves.append(leaf)
+                    block.digests.append(digest)
+                yield block
             self._prove()
         finally:
             self._copied.set()
