@@ -170,6 +170,10 @@ class Checkpointer:
             self.step(step + 1)
         self.close()
 
+    def expect(self, total_steps: int) -> None:
+        """Say how many steps there are in all, where that is known only after :meth:`restore`."""
+        self._reporter.tell(total_steps=total_steps)
+
     def report(self, **metrics: Any) -> None:
         """Metrics of the current step: numbers, or tensors of one element."""
         self._reporter.measure(metrics)

@@ -236,10 +236,7 @@ def _stored(packs: Storage, *chunks: bytes) -> tuple[str, list[Part]]:
 
 
 def _wanted(name: str, parts: list[Part]) -> list[Wanted]:
-    return [
-        Wanted(name, part, memoryview(bytearray(part.size_bytes)))
-        for part in parts
-    ]
+    return [Wanted(name, part, memoryview(bytearray(part.size_bytes))) for part in parts]
 
 
 def test_chunks_are_read_into_the_memory_that_is_given(packs: Storage) -> None:

@@ -195,7 +195,8 @@ class Agent:
     def _start_command(self) -> Command:
         self._tell.enter("starting")
         environment = command_environment(
-            os.environ,
+            # torchrun's shared store hands ranks that it starts anew the addresses of dead ones.
+            {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **os.environ},
             self._spec.env,
             {
                 "SPOTFIRST_STORAGE": self._settings.storage_url,

@@ -93,7 +93,7 @@ class SpotfirstCallback(Callback):
         """Say how many steps there will be, which only now is known."""
         total = trainer.estimated_stepping_batches
         if self._checkpointer is not None and 0 < total < math.inf:
-            self._checkpointer._reporter.tell(total_steps=int(total))
+            self._checkpointer.expect(int(total))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
