@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import wait
 from datetime import timedelta
 from typing import Any
@@ -273,27 +273,28 @@ class Bulk:
 
     # -- reading ------------------------------------------------------------------------------
 
-    def get_into(self, key: str, start: int, target: memoryview) -> int:
-        """Fill ``target`` with the object's bytes from ``start`` on; how many there were."""
+    def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
+        """Fill ``targets`` with the object's bytes from ``start`` on; how many there were."""
         if self._proxied:
             raise Unable
-        if not len(target):
+        targets = [target for target in targets if len(target)]
+        if not targets:
             return 0
         signed = key in self._signed
         try:
-            return self._get_into(key, start, target)
+            return self._get_into(key, start, targets)
         except PermissionError:
             if not signed:
                 raise
             self._signed.pop(key, None)  # with credentials that have run out since
-            return self._get_into(key, start, target)
+            return self._get_into(key, start, targets)
 
-    def _get_into(self, key: str, start: int, target: memoryview) -> int:
+    def _get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
         url = self._sign(key)
-        headers = {"Range": f"bytes={start}-{start + len(target) - 1}"}
+        headers = {"Range": f"bytes={start}-{start + sum(map(len, targets)) - 1}"}
         connection, response = self._get(url, headers)
         try:
-            found = self._body(response, start, target)
+            found = self._body(response, start, targets)
         except BaseException:
             connection.close()
             raise
@@ -326,7 +327,9 @@ class Bulk:
             connection.close()
             raise
 
-    def _body(self, response: http.client.HTTPResponse, start: int, target: memoryview) -> int:
+    def _body(
+        self, response: http.client.HTTPResponse, start: int, targets: Sequence[memoryview]
+    ) -> int:
         if response.status == 416:  # it begins behind the object's end
             response.read()
             return 0
@@ -338,18 +341,23 @@ class Bulk:
             raise _refused(response.status, text, f"{response.status} {response.reason}")
         size = int(response.getheader("Content-Length") or -1)
         wrong = response.status == 206 and not said.startswith(f"bytes {start}-{start + size - 1}/")
-        if not 0 <= size <= len(target) or wrong:
-            msg = f"asked for {len(target)} bytes from {start}, it sends {size}, range {said!r}"
+        wanted = sum(map(len, targets))
+        if not 0 <= size <= wanted or wrong:
+            msg = f"asked for {wanted} bytes from {start}, it sends {size}, range {said!r}"
             raise http.client.HTTPException(msg)
         done = 0
+        left = list(reversed(targets))
         ends = time.monotonic() + _longest_s(size)
         while done < size:
             # One recv each, without the GIL, into the target itself.
-            got = response.fp.readinto1(target[done:size])
+            got = response.fp.readinto1(left[-1][: size - done])
             if not got:
                 msg = f"it ended after {done} of {size} bytes"
                 raise ConnectionResetError(msg)
             done += got
+            target = left.pop()
+            if got < len(target):
+                left.append(target[got:])
             if time.monotonic() > ends:
                 msg = f"only {done} of {size} bytes have come so far"
                 raise TimeoutError(msg)

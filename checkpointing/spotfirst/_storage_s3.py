@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,9 +196,28 @@ class S3Storage(Storage):
     def _read_into(self, full: str, start: int, target: memoryview) -> int:
         try:
             bulk, key = self._bulk(full)
-            return bulk.get_into(key, start, target)
+            return bulk.get_into(key, start, [target])
         except Unable:
             return super()._read_into(full, start, target)
+
+    reads_apart = False  # a request costs more than the bytes of a small tensor
+
+    def read_scattered(self, path: str, start: int, targets: Sequence[memoryview]) -> None:
+        """One request for all of them."""
+        pieces = [target.cast("B") for target in targets]
+
+        def read(full: str) -> int | None:
+            try:
+                bulk, key = self._bulk(full)
+                return bulk.get_into(key, start, pieces)
+            except Unable:
+                return None
+
+        found = self._call("read", path, read, tries=3)
+        if found is None:
+            super().read_scattered(path, start, pieces)
+            return
+        self._check_end(path, start, sum(map(len, pieces)), found)
 
     def _bulk(self, full: str) -> tuple[Bulk, str]:
         client = self._fs

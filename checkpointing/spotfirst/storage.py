@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -156,12 +156,24 @@ class Storage(ABC):
         """
         target = target.cast("B")
         found = self._call("read", path, lambda full: self._read_into(full, start, target), tries=3)
-        if found != len(target):
+        self._check_end(path, start, len(target), found)
+
+    def _check_end(self, path: str, start: int, wanted: int, found: int) -> None:
+        if found != wanted:
             msg = (
-                f"{self.url}/{path} is damaged: it ends {len(target) - found} bytes before "
-                f"{start + len(target)}"
+                f"{self.url}/{path} is damaged: it ends {wanted - found} bytes before "
+                f"{start + wanted}"
             )
             raise CorruptObject(msg)
+
+    reads_apart = True
+    """Whether neighbouring pieces are read as fast one by one as with one call."""
+
+    def read_scattered(self, path: str, start: int, targets: Sequence[memoryview]) -> None:
+        """As :meth:`read_into`, into pieces of memory whose bytes follow each other in the object."""
+        for target in targets:
+            self.read_into(path, start, target)
+            start += len(target)
 
     def create(self, path: str, data: bytes) -> bool:
         """Create the object only if there is none; whether *our* bytes are now there.

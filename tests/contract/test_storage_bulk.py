@@ -82,6 +82,16 @@ def test_any_range_is_read_and_nothing_beside_it(storage: Storage) -> None:
         assert bytes(around[:10]) == bytes(around[10 + size :]) == b"\xee" * 10
 
 
+def test_pieces_of_memory_are_filled_one_after_the_other(storage: Storage) -> None:
+    data = pattern(5 * MIB + 3)
+    storage.write_from("x", data)
+    pieces = [memory(size) for size in (3, 0, 2 * MIB, 1, 700_000, 64)]
+    storage.read_scattered("x", 1000, pieces)
+    assert b"".join(pieces) == data[1000 : 1000 + sum(map(len, pieces))]
+    with pytest.raises(CorruptObject, match="ends 10 bytes before"):
+        storage.read_scattered("x", len(data) - 20, [memory(15), memory(15)])
+
+
 def test_an_object_is_replaced_by_a_shorter_one(storage: Storage) -> None:
     storage.write_from("x", pattern(3 * MIB))
     storage.write_from("x", memoryview(b"short"))

@@ -329,7 +329,8 @@ def fetch(packs: Storage, wanted: Iterable[Wanted], *, readers: int = _READERS) 
     targets then hold anything.
     """
     with ThreadPoolExecutor(readers, thread_name_prefix="spotfirst-read") as pool:
-        futures: list[Future[int]] = [pool.submit(_read_run, packs, run) for run in _runs(wanted)]
+        runs = _runs(wanted, apart=packs.reads_apart)
+        futures: list[Future[int]] = [pool.submit(_read_run, packs, run) for run in runs]
         try:
             return sum(future.result() for future in futures)
         except BaseException:
@@ -345,8 +346,8 @@ def read_chunk(packs: Storage, pack: str, part: Part) -> bytearray:
     return data
 
 
-def _runs(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
-    """Chunks to read with one call: a large one alone, small neighbours together."""
+def _runs(wanted: Iterable[Wanted], *, apart: bool) -> Iterable[list[Wanted]]:
+    """Chunks to read with one call: neighbours, and with ``apart`` only small ones."""
     run: list[Wanted] = []
     end = size = 0
     for each in sorted(wanted, key=lambda w: (w.pack, w.part.offset)):
@@ -354,8 +355,7 @@ def _runs(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
         fits = (
             run
             and run[-1].pack == each.pack
-            and part.stored_bytes < _DIRECT_BYTES
-            and run[-1].part.stored_bytes < _DIRECT_BYTES
+            and (not apart or max(part.stored_bytes, run[-1].part.stored_bytes) < _DIRECT_BYTES)
             and 0 <= part.offset - end < _DIRECT_BYTES // 16
             and size + part.stored_bytes <= _READ_BYTES
         )
@@ -369,12 +369,24 @@ def _runs(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
         yield run
 
 
+def _with_gaps(run: list[Wanted]) -> Iterable[memoryview]:
+    """The targets of a run, and memory for what lies between them."""
+    end = run[0].part.offset
+    for each in run:
+        if each.part.offset > end:
+            yield memoryview(bytearray(each.part.offset - end))
+        yield each.target
+        end = each.part.offset + each.part.stored_bytes
+
+
 def _read_run(packs: Storage, run: list[Wanted]) -> int:
     first, last = run[0], run[-1]
     start = first.part.offset
     size = last.part.offset + last.part.stored_bytes - start
     if len(run) == 1 and not first.part.packed_bytes:
         packs.read_into(first.pack, start, first.target)
+    elif not packs.reads_apart and not any(each.part.packed_bytes for each in run):
+        packs.read_scattered(first.pack, start, list(_with_gaps(run)))
     else:
         together = memoryview(bytearray(size))
         packs.read_into(first.pack, start, together)
