@@ -27,7 +27,7 @@ from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage, open_storage
 
 TRAINER = Path(__file__).with_name("trainer.py")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Metadata:
