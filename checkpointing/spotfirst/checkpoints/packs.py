@@ -10,6 +10,7 @@ never have the same name, and a name is written once. This is what garbage colle
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,10 +46,12 @@ CHUNK_BYTES = 8 << 20
 PACK_BYTES = 64 << 20
 """When a pack is full. Large enough for a disk and for S3, small enough to write several at once."""
 
-_READ_BYTES = 8 << 20
+_READ_BYTES = 16 << 20
 _DIRECT_BYTES = 1 << 20
 """Chunks of at most this size that lie side by side are read together."""
 _READERS = 8
+_REQUESTS = min(32, max(4, 2 * (os.cpu_count() or 1)))
+"""At once to a server: more would only take the cores from each other."""
 
 
 Write = Callable[[], None]
@@ -322,12 +325,13 @@ class Wanted:
     target: memoryview
 
 
-def fetch(packs: Storage, wanted: Iterable[Wanted], *, readers: int = _READERS) -> int:
+def fetch(packs: Storage, wanted: Iterable[Wanted], *, readers: int | None = None) -> int:
     """Read chunks into their memory, several at once, each verified; the bytes read.
 
     A chunk that is wrong or missing raises :class:`CorruptObject` or :class:`ObjectMissing`; the
     targets then hold anything.
     """
+    readers = readers or (_READERS if packs.reads_apart else _REQUESTS)
     with ThreadPoolExecutor(readers, thread_name_prefix="spotfirst-read") as pool:
         runs = _runs(wanted, apart=packs.reads_apart)
         futures: list[Future[int]] = [pool.submit(_read_run, packs, run) for run in runs]
