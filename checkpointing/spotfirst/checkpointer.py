@@ -149,6 +149,7 @@ class Checkpointer:
         self._compress = compress
         self._arena = Arena()
         self._planner = Planner()
+        self._has_room = False
         self._saver: Saver | None = None
         self._step: int | None = None
         self._left: Drained | Superseded | None = None
@@ -303,7 +304,7 @@ class Checkpointer:
         if self._saver is None:
             return
         self._schedule.boundary(self._saver)
-        if self._arena.size_bytes == 0:
+        if not self._has_room:
             self._make_room()
         if self._group is None or self._group.is_due(done):
             self._together(lambda: self._boundary(done))
@@ -501,6 +502,7 @@ class Checkpointer:
 
     def _make_room(self) -> None:
         """After the first step the state has its final size: get memory for its copy."""
+        self._has_room = True
         if self._group is not None:
             leaves = self._collect_of_rank(self._group, 0).mine
         else:
