@@ -35,7 +35,7 @@ from spotfirst.checkpoints.loading import StateReader, differences
 from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
-from spotfirst.checkpoints.packs import Location, known_parts
+from spotfirst.checkpoints.packs import Location, known_arrays
 from spotfirst.checkpoints.ranks import Team, rank_trees
 from spotfirst.checkpoints.restoring import Restored, load_newest
 from spotfirst.checkpoints.retention import Retention
@@ -715,8 +715,7 @@ def _known(restored: Restored[tuple[Any, Any, StateManifest]] | None) -> dict[st
     if restored is None or restored.seq is None:
         return {}
     manifest = restored.value[2]
-    parts = (part for a in manifest.arrays for region in a.regions for part in region.parts)
-    return known_parts(manifest.packs, parts)
+    return known_arrays(manifest.packs, manifest.arrays)
 
 
 def _before_optimizer_steps(saver: Saver) -> None:

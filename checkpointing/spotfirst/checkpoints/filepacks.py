@@ -14,6 +14,7 @@ from spotfirst.checkpoints.packs import (
     Location,
     PackWriter,
     chunk_digest,
+    manifest_name,
     pack_prefix,
 )
 from spotfirst.checkpoints.settling import Signature
@@ -59,7 +60,7 @@ class Save:
     def __init__(
         self, packs: Storage, claim: int, number: int, known: Mapping[str, Location]
     ) -> None:
-        self.manifest = f"{claim:08d}/{number:06d}.json"
+        self.manifest = manifest_name(claim, number)
         self.writer = PackWriter(packs, pack_prefix(claim, number), known)
         self.number = number
         self._parts: dict[str, Part] = {}

@@ -34,9 +34,9 @@ from spotfirst.checkpoints.manifest import FilesManifest, write_manifest
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.checkpoints.packs import PACK_BYTES, Location
 from spotfirst.checkpoints.restoring import load_newest
-from spotfirst.checkpoints.retention import Retention, collect, prune
+from spotfirst.checkpoints.retention import Retention, tidy
 from spotfirst.checkpoints.settling import Settling, Signature, same_bytes, signature
-from spotfirst.errors import FormatError, StorageError
+from spotfirst.errors import StorageError
 from spotfirst.patience import Sleep
 from spotfirst.run import Run
 from spotfirst.wire import Clock, utc_now
@@ -321,7 +321,7 @@ class FileCheckpoints:
         )  # fmt: skip
         self._captured = captured
         self._accept(unsure, self.step + 1)
-        self._clean()
+        tidy(self._packs, self._chain, self._attempt, self._retention, pinned=self._run.pinned)
         return seq
 
     def _accept(self, newest: Unsure, step: int) -> None:
@@ -343,14 +343,6 @@ class FileCheckpoints:
             save.writer.discard()
         except StorageError as error:
             _log.warning("could not remove an unfinished checkpoint, will try again: %s", error)
-
-    def _clean(self) -> None:
-        """Let go of checkpoints that are not to be kept. What fails here is done the next time."""
-        try:
-            if prune(self._chain, self._attempt, self._retention):
-                collect(self._packs, self._chain, self._run.pinned())
-        except (StorageError, FormatError) as error:
-            _log.warning("could not remove old checkpoints, will try again: %s", error)
 
     # -- sharing packs ----------------------------------------------------------------------
 

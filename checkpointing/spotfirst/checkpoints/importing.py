@@ -26,6 +26,7 @@ from spotfirst.checkpoints.packs import (
     PackWriter,
     chunk_cuts,
     chunk_digest,
+    manifest_name,
     pack_prefix,
 )
 from spotfirst.checkpoints.statetree import ITEM_BYTES, Leaf, flatten
@@ -102,7 +103,7 @@ def commit_weights(
         manifest = StateManifest(
             step=step, packs=writer.finish(), arrays=tuple(arrays), objects={name: weights.tree}
         )
-        path = f"{claim:08d}/{1:06d}.json"
+        path = manifest_name(claim, 1)
         digest, size_bytes = write_manifest(packs, path, manifest)
         read_manifest(packs, path, digest)  # nothing is committed that nobody can read
     except BaseException:

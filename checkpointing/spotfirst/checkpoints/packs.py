@@ -21,7 +21,7 @@ from functools import partial
 import xxhash
 
 from spotfirst.checkpoints.codec import decode, encode
-from spotfirst.checkpoints.manifest import PackRef, Part
+from spotfirst.checkpoints.manifest import ArrayRef, PackRef, Part
 from spotfirst.checkpoints.memory import Block
 from spotfirst.errors import CorruptObject
 from spotfirst.storage import Storage
@@ -36,7 +36,9 @@ __all__ = [
     "chunk_cuts",
     "chunk_digest",
     "fetch",
+    "known_arrays",
     "known_parts",
+    "manifest_name",
     "pack_prefix",
     "read_chunk",
 ]
@@ -84,6 +86,18 @@ def chunk_cuts(size_bytes: int) -> list[tuple[int, int]]:
 def pack_prefix(claim: int, save: int, rank: int = 0) -> str:
     """How the names of one save's packs begin: claim, number of the save, rank."""
     return f"{claim:08d}/{save:06d}-{rank:05d}"
+
+
+def manifest_name(claim: int, save: int) -> str:
+    """The name of one save's manifest."""
+    return f"{claim:08d}/{save:06d}.json"
+
+
+def known_arrays(packs: Sequence[PackRef], arrays: Iterable[ArrayRef]) -> dict[str, Location]:
+    """:func:`known_parts` of the arrays of a state."""
+    return known_parts(
+        packs, (part for array in arrays for region in array.regions for part in region.parts)
+    )
 
 
 def known_parts(packs: Sequence[PackRef], parts: Iterable[Part]) -> dict[str, Location]:

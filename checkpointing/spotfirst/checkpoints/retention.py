@@ -13,18 +13,21 @@ A collection that was cut short leaves objects that the next one finds.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.checkpoints.manifest import read_manifest
-from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing
+from spotfirst.errors import CorruptObject, FormatError, InvalidSpec, ObjectMissing, StorageError
 from spotfirst.storage import Storage
 from spotfirst.wire import Record
 
-__all__ = ["Retention", "best_first", "collect", "garbage", "kept", "prune"]
+__all__ = ["Retention", "best_first", "collect", "garbage", "kept", "prune", "tidy"]
+
+_log = logging.getLogger(__name__)
 
 _OBJECT = re.compile(r"(\d{8})/(\d{6})\b.*")
 
@@ -107,6 +110,26 @@ def collect(
     found = garbage(packs, chain, pinned, names)
     packs.delete_many([name for name, _ in found])
     return len(found), sum(size for _, size in found)
+
+
+def tidy(
+    packs: Storage,
+    chain: CheckpointChain,
+    attempt: int,
+    retention: Retention,
+    *,
+    pinned: Callable[[], Collection[int]],
+    names: dict[str, frozenset[str]] | None = None,
+) -> None:
+    """Let go of checkpoints that are not to be kept. What fails here is done the next time.
+
+    Raises :class:`ClaimLost`.
+    """
+    try:
+        if prune(chain, attempt, retention):
+            collect(packs, chain, pinned(), names)
+    except (StorageError, FormatError) as error:
+        _log.warning("could not remove old checkpoints, will try again: %s", error)
 
 
 def garbage(

@@ -34,7 +34,8 @@ from spotfirst.checkpoints.packs import (
     PACK_BYTES,
     Location,
     PackWriter,
-    known_parts,
+    known_arrays,
+    manifest_name,
     pack_prefix,
 )
 from spotfirst.checkpoints.ranks import (
@@ -46,11 +47,11 @@ from spotfirst.checkpoints.ranks import (
     unlike,
     wait_for_parts,
 )
-from spotfirst.checkpoints.retention import Retention, collect, prune
+from spotfirst.checkpoints.retention import Retention, tidy
 from spotfirst.checkpoints.snapshot import Block, Snapshot, Torn
 from spotfirst.checkpoints.statetree import ITEM_BYTES
 from spotfirst.checkpoints.workers import Workers
-from spotfirst.errors import ClaimLost, FormatError, StorageError
+from spotfirst.errors import ClaimLost, StorageError
 from spotfirst.patience import Sleep, patiently
 from spotfirst.storage import Storage
 
@@ -323,7 +324,7 @@ class Saver:
         )
         tier = save.tier
         what = f"save the checkpoint of step {snapshot.step}"
-        name = f"{tier.claim:08d}/{self._saves:06d}.json"
+        name = manifest_name(tier.claim, self._saves)
         if self._team is None or snapshot.part is None:
             manifest = StateManifest(
                 step=snapshot.step, packs=packs, arrays=arrays, objects=snapshot.objects,
@@ -340,7 +341,7 @@ class Saver:
             )
             ranks = self._rank_parts(tier, what, part)
             if not ranks:
-                tier.known = known_parts(packs, (p for array in arrays for p in array.parts))
+                tier.known = known_arrays(packs, arrays)
                 return None
             manifest = merge(ranks)
             if odd := unlike(ranks):
@@ -362,7 +363,7 @@ class Saver:
                 new_bytes=new_bytes + size_bytes, metrics=snapshot.metrics,
             ),
         )  # fmt: skip
-        tier.known = known_parts(packs, (part for array in arrays for part in array.parts))
+        tier.known = known_arrays(packs, arrays)
         tier.names[digest] = frozenset(pack.name for pack in manifest.packs)
         self._remove_parts(tier)
         took_s = self._monotonic() - snapshot.taken_at
@@ -411,14 +412,16 @@ class Saver:
             tier.packs.delete_many(names)
 
     def _clean(self, tier: Tier) -> None:
-        """Let go of checkpoints that are not to be kept. What fails here is done the next time."""
         if self.in_a_hurry:
             return
-        try:
-            if prune(tier.chain, tier.attempt, tier.retention):
-                collect(tier.packs, tier.chain, tier.pinned(), tier.names)
-        except (StorageError, FormatError) as error:
-            _log.warning("could not remove old checkpoints, will try again: %s", error)
+        tidy(
+            tier.packs,
+            tier.chain,
+            tier.attempt,
+            tier.retention,
+            pinned=tier.pinned,
+            names=tier.names,
+        )
 
     def _is_abandoned(self) -> bool:
         return self._abandoned

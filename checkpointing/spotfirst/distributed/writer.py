@@ -38,12 +38,12 @@ from spotfirst.checkpoints.memory import Arena
 from spotfirst.checkpoints.packs import (
     Location,
     PackWriter,
-    chunk_digest,
-    known_parts,
+    known_arrays,
+    manifest_name,
     pack_prefix,
 )
 from spotfirst.checkpoints.ranks import Merger, Piece, RankPart
-from spotfirst.checkpoints.retention import Retention, collect, prune
+from spotfirst.checkpoints.retention import Retention, tidy
 from spotfirst.checkpoints.snapshot import Block, Planner, Snapshot
 from spotfirst.checkpoints.statetree import Leaf, flatten, renumber
 from spotfirst.checkpoints.tensors import TensorCollector
@@ -189,7 +189,7 @@ class SpotfirstWriter(StorageWriter):
         )  # fmt: skip
         # Valid once this save is committed, which the next plan tells.
         ours.known_of = _manifest_name(order)
-        ours.known = known_parts(part.packs, (p for array in arrays for p in array.parts))
+        ours.known = known_arrays(part.packs, arrays)
         future: Future[list[WriteResult]] = Future()
         future.set_result([WriteResult(MetadataIndex(""), part.new_bytes, encode(part))])
         return future
@@ -243,8 +243,7 @@ class SpotfirstWriter(StorageWriter):
                 _log.warning("cannot read the newest checkpoint, writing all anew: %s", error)
                 return {}
             if isinstance(manifest, StateManifest):
-                regions = (region for array in manifest.arrays for region in array.regions)
-                ours.known = known_parts(manifest.packs, (p for r in regions for p in r.parts))
+                ours.known = known_arrays(manifest.packs, manifest.arrays)
                 ours.known_of = order.newest
         return ours.known
 
@@ -272,11 +271,7 @@ class SpotfirstWriter(StorageWriter):
 
     def _clean(self, ours: Session, attempt: int, packs: Storage) -> None:
         retention = self._retention or ours.retention or Retention()
-        try:
-            if prune(ours.chain, attempt, retention):
-                collect(packs, ours.chain, ours.run.pinned())
-        except (StorageError, FormatError) as error:
-            _log.warning("could not remove old checkpoints, will try again: %s", error)
+        tidy(packs, ours.chain, attempt, retention, pinned=ours.run.pinned)
 
 
 def step_of(checkpoint_id: str | os.PathLike[str] | int | None) -> int | None:
@@ -368,8 +363,7 @@ def _merged(step: int, metadata: Metadata, parts: list[RankPart]) -> StateManife
 
 
 def _add(writer: PackWriter, block: Block) -> list[Part]:
-    digests = [chunk_digest(block.memory[start : start + size]) for start, size in block.cuts]
-    return writer.add(block.memory, block.cuts, digests)
+    return writer.add(block.memory, block.cuts, block.hashed())
 
 
 def _discard(writer: PackWriter) -> None:
@@ -380,4 +374,4 @@ def _discard(writer: PackWriter) -> None:
 
 
 def _manifest_name(order: _Order) -> str:
-    return f"{order.claim:08d}/{order.save:06d}.json"
+    return manifest_name(order.claim, order.save)
