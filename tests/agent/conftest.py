@@ -25,6 +25,7 @@ from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage, open_storage
+from tests.waiting import wait_until
 
 TRAINER = Path(__file__).with_name("trainer.py")
 PATIENCE_S = 60.0
@@ -108,14 +109,14 @@ class Instance:
             beat = self.beat()
             return beat if beat is not None and seen(beat) else None
 
-        return wait_for(look, f"{what or 'the beat'}; the last was {self.beat()}")
+        return wait_until(look, f"{what or 'the beat'}; the last was {self.beat()}")
 
     def until_step(self, step: int) -> Heartbeat:
         return self.until(lambda b: (b.progress.step or 0) >= step, f"step {step}")
 
     def until_running(self) -> int:
         """The process id of the command, once it has been seen."""
-        return int(wait_for(lambda: self.log_line("pid "), "the command").split()[-1])
+        return int(wait_until(lambda: self.log_line("pid "), "the command").split()[-1])
 
     def log_line(self, start: str) -> str:
         path = self._lab.work / f"{self.run.run_id}-{self.attempt}" / "output.log"
@@ -134,10 +135,10 @@ class Instance:
 
         After an interruption it waits for the fleet, which this then plays: it shuts down.
         """
-        wait_for(
+        wait_until(
             lambda: self.process.poll() is not None or self.run.exit_report(self.attempt),
             "the end of the agent",
-            within_s,
+            patience_s=within_s,
         )
         reported = self.run.exit_report(self.attempt)
         if reported is not None and reported.cause == "interrupted":
@@ -219,14 +220,6 @@ class Lab:
         for process in self._processes:
             process.kill()
             process.wait()
-
-
-def wait_for(look: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
-    end = time.monotonic() + within_s
-    while not (found := look()):
-        assert time.monotonic() < end, f"waited {within_s:g} s for {what}"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture

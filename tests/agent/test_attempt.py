@@ -12,8 +12,9 @@ import pytest
 
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.spec import CodeRef, RunSpec
+from tests.waiting import wait_until
 
-from .conftest import Lab, wait_for
+from .conftest import Lab
 
 
 def now() -> datetime:
@@ -161,7 +162,7 @@ def test_an_interrupted_instance_is_left_to_the_fleet_which_may_take_it_for_free
     lab.metadata.interrupt(60)
     instance.until(lambda beat: beat.notice is not None)
     instance.hand_over(to=2)
-    wait_for(lambda: instance.run.exit_report(1), "the exit report")
+    wait_until(lambda: instance.run.exit_report(1), "the exit report")
     with pytest.raises(subprocess.TimeoutExpired):
         instance.process.wait(1)
     assert instance.exit().cause == "interrupted"
@@ -264,12 +265,12 @@ def test_in_files_mode_a_successor_goes_on_from_the_files(lab: Lab) -> None:
     run = lab.shell(COUNTER, checkpoint_mode="files", checkpoint_period_s=0.3)
     first = lab.start(run)
     first.until_running()
-    wait_for(lambda: first.log_line("from"), "the script")
+    wait_until(lambda: first.log_line("from"), "the script")
     time.sleep(0.5)
     second = lab.start(run, attempt=2)
     report = first.exit()
     assert (report.cause, report.progress.released) == ("handed_over", True)
-    start = int(wait_for(lambda: second.log_line("from"), "the second script").split()[1])
+    start = int(wait_until(lambda: second.log_line("from"), "the second script").split()[1])
     assert start > 0
     time.sleep(0.3)
     second.hand_over()
@@ -304,9 +305,9 @@ def test_in_files_mode_a_file_that_was_being_written_at_the_end_is_kept_as_it_wa
         env={"GO": str(go)},
     )  # fmt: skip
     instance = lab.start(run)
-    wait_for(lambda: run.chain().refresh().commits, "the first write")
+    wait_until(lambda: run.chain().refresh().commits, "the first write")
     go.touch()
-    wait_for(lambda: instance.log_line("half"), "the second write")
+    wait_until(lambda: instance.log_line("half"), "the second write")
     instance.hand_over()
     report = instance.exit()
     assert report.cause == "handed_over"

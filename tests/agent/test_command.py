@@ -15,8 +15,7 @@ import pytest
 
 from spotfirst.agent.command import Command, command_environment, find_program
 from spotfirst.errors import InvalidSpec
-
-from .conftest import wait_for
+from tests.waiting import wait_until
 
 
 class Runner:
@@ -36,7 +35,7 @@ class Runner:
         return command
 
     def pid(self) -> int:
-        return int(wait_for(lambda: self.output.endswith(b"\n") and self.output, "a pid"))
+        return int(wait_until(lambda: self.output.endswith(b"\n") and self.output, "a pid"))
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def is_gone(pid: int) -> bool:
 
 
 def finished(command: Command) -> int:
-    wait_for(lambda: command.poll() is not None, "the command's end")
+    wait_until(lambda: command.poll() is not None, "the command's end")
     return command.end()
 
 
@@ -126,13 +125,13 @@ def test_children_that_outlive_the_command_go_as_well(run: Runner) -> None:
     command = run("sh", "-c", "sleep 60 >/dev/null & echo $!")
     child = run.pid()
     assert finished(command) == 0
-    wait_for(lambda: is_gone(child), "the child's end")
+    wait_until(lambda: is_gone(child), "the child's end")
 
 
 def test_children_in_a_session_of_their_own_go_as_well(run: Runner) -> None:
     command = run("sh", "-c", "setsid sleep 60 & echo $!; wait")
     child = run.pid()
-    wait_for(lambda: os.getsid(child) == child, "the new session")
+    wait_until(lambda: os.getsid(child) == child, "the new session")
     command.end()
     assert is_gone(child)
 
@@ -154,14 +153,14 @@ def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        wait_for(lambda: psutil.Process(child).name() == "sleep", "the command")
+        wait_until(lambda: psutil.Process(child).name() == "sleep", "the command")
         parent.kill()
-    wait_for(lambda: is_gone(child), "the command's end")
+    wait_until(lambda: is_gone(child), "the command's end")
 
 
 def test_output_is_taken_while_nobody_waits_for_it(run: Runner) -> None:
     command = run("sh", "-c", "head -c 5000000 /dev/zero; sleep 60")
-    wait_for(lambda: len(run.output) == 5_000_000, "all output")
+    wait_until(lambda: len(run.output) == 5_000_000, "all output")
     start = time.monotonic()
     command.end()
     assert time.monotonic() - start < 2

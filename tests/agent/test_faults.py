@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from .conftest import Instance, Lab, wait_for
+from tests.waiting import wait_until
+
+from .conftest import Instance, Lab
 
 OUTAGE = """
 import os, pathlib
@@ -42,9 +44,9 @@ def test_a_killed_agent_leaves_no_process_and_no_instance(lab: Lab) -> None:
     off = lab.folder / "off"
     run = lab.shell("setsid sleep 60 & sleep 60 & echo started; wait")
     instance = lab.start(run, SPOTFIRST_POWER_OFF=f"touch {off}")
-    wait_for(lambda: instance.log_line("started"), "the command")
+    wait_until(lambda: instance.log_line("started"), "the command")
     instance.process.kill()
-    wait_for(off.exists, "the power-off")
+    wait_until(off.exists, "the power-off")
     assert lab.leftovers() == []
     assert run.exit_report(1) is None
 
@@ -56,7 +58,7 @@ def test_an_agent_that_hangs_does_not_outlive_its_life(lab: Lab) -> None:
     )
     command = instance.until_running()
     instance.process.send_signal(signal.SIGSTOP)
-    wait_for(off.exists, "the power-off")
+    wait_until(off.exists, "the power-off")
     assert instance.process.wait(5) == -signal.SIGKILL
     assert is_gone(command)
 
@@ -67,7 +69,7 @@ def test_the_instance_is_powered_off_after_the_report(lab: Lab) -> None:
     path = lab.folder / "storage" / "runs" / run.run_id / "attempts" / "1" / "exit.json"
     off = lab.folder / "off"
     lab.start(run, SPOTFIRST_POWER_OFF=f"test -e {path} && touch {off}").exit()
-    wait_for(off.exists, "the power-off")
+    wait_until(off.exists, "the power-off")
     assert report.exists("attempts/1/exit.json")
 
 
@@ -75,7 +77,7 @@ def test_the_storage_may_be_away_at_boot(lab: Lab) -> None:
     flag, variables = outage(lab)
     flag.touch()
     instance = lab.start(lab.shell("true"), **variables)
-    wait_for(lambda: "waiting for the storage" in lab.output(), "the outage to be seen")
+    wait_until(lambda: "waiting for the storage" in lab.output(), "the outage to be seen")
     flag.unlink()
     assert instance.exit().cause == "completed"
 
@@ -89,8 +91,8 @@ def test_an_outage_stops_neither_the_training_nor_the_look_for_notices(lab: Lab)
     time.sleep(0.5)  # for what is under way
     before = instance.beat()
     lab.metadata.interrupt(60)
-    wait_for(lambda: "notice: interruption" in lab.output(), "the notice")
-    wait_for(lambda: instance.log_line("line 80"), "the script to go on")
+    wait_until(lambda: "notice: interruption" in lab.output(), "the notice")
+    wait_until(lambda: instance.log_line("line 80"), "the script to go on")
     assert instance.beat() == before
     flag.unlink()
     report = instance.exit()
@@ -107,7 +109,7 @@ def test_a_notice_during_an_outage_still_drains_in_time(lab: Lab) -> None:
     instance.until_step(12)
     flag.touch()
     time_ = lab.metadata.interrupt(5)
-    wait_for(lambda: run.chain().refresh().released, "the last checkpoint")
+    wait_until(lambda: run.chain().refresh().released, "the last checkpoint")
     flag.unlink()
     assert instance.exit().cause == "interrupted"
     assert run.chain().refresh().commits[-1][1].at < time_

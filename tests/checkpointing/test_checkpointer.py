@@ -37,6 +37,7 @@ from tests.checkpointing.training import (
     train_until,
     uninterrupted,
 )
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,7 @@ def test_an_unreachable_storage_does_not_stop_training(
 
     def at_step(step: int) -> None:
         if step == 2:
+            wait_until(lambda: _commits(run), "the first checkpoint")
             outage.begin()
         if step == STEPS - 1:
             assert [c.step for _, c in _commits(run)][-1] <= 3  # training was not held up

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,10 +114,3 @@ def a_shell(home: Path) -> Iterator[Shell]:
     finally:
         fleet = shell.fleet()
         fleet.terminate([instance.token for instance in fleet.owned()])
-
-
-def wait_until(holds: Callable[[], Any], *, patience_s: float = 40.0) -> None:
-    give_up = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.05)

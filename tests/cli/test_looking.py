@@ -16,7 +16,8 @@ from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets import LaunchRequest
 from spotfirst_airflow.fleets.local import LocalFleet
 from tests.cli.conftest import Finished
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Shell
+from tests.waiting import wait_until
 
 
 def test_runs_lists_the_newest_first_and_by_prefix(finished: Finished) -> None:

@@ -14,7 +14,8 @@ from spotfirst.state import Phase
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
 from tests.cli.conftest import Finished
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Shell
+from tests.waiting import wait_until
 
 ENDLESS = ("-e", "STEPS=100000")
 

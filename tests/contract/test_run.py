@@ -55,8 +55,9 @@ def test_free_options_do_not_make_it_other_work(memory: Storage) -> None:
 def test_racing_processes_create_one_run(storage: Storage) -> None:
     if storage.url.startswith("memory"):
         pytest.skip("memory is one process's")
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        assert pool.starmap(_create, [(storage.url, n) for n in range(6)]) == ["run-1"] * 6
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        made = pool.starmap_async(_create, [(storage.url, n) for n in range(6)])
+        assert made.get(timeout=120) == ["run-1"] * 6
     assert list_runs(storage) == ["run-1"]
 
 

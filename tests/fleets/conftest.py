@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleets.worlds import World, wait_until
+from tests.fleets.worlds import World
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -17,4 +18,4 @@ def world(tmp_path: Path) -> Iterator[World]:
     if world.root.exists():
         fleet = world.fleet()
         fleet.terminate([instance.token for instance in fleet.owned()])
-    wait_until(lambda: not world.processes(), patience_s=5)
+    wait_until(lambda: not world.processes())

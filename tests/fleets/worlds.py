@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from spotfirst.market import Market, Pool
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets import Instance, InstanceState, LaunchRequest
 from spotfirst_airflow.fleets.local import LocalFleet
+from tests.waiting import wait_until
 
 SLEEPER = (sys.executable, "-S", "-c", "import time; time.sleep(300)")
 
@@ -32,14 +32,6 @@ def request(token: str, *, zone: str = "local-a", **changes: Any) -> LaunchReque
         "tags": {"team": "search"},
     }
     return LaunchRequest(**(fields | changes))
-
-
-def wait_until(holds: Callable[[], Any], *, patience_s: float = 15.0) -> Any:
-    give_up = time.monotonic() + patience_s
-    while not (found := holds()):
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.01)
-    return found
 
 
 def processes_of(root: Path) -> dict[int, str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import fsspec
 import psutil
@@ -16,20 +14,9 @@ import pytest
 from devstack.airflow import AirflowStandalone
 from devstack.processes import Child, carrying
 from devstack.s3 import S3Server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_s3_reaches_the_server_by_environment_alone(s3_url: str) -> None:
@@ -76,7 +63,7 @@ def test_stopping_a_child_ends_its_children_too(tmp_path: Path) -> None:
     child = Child(
         ["bash", "-c", "sleep 300 & sleep 300"], log=tmp_path / "log", environment=environment
     )
-    assert eventually(lambda: len(carrying("MARK", mark)) == 3)
+    wait_until(lambda: len(carrying("MARK", mark)) == 3)
     child.stop(grace_s=1)
     assert carrying("MARK", mark) == []
 
@@ -97,7 +84,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
         pid = int(parent.stdout.readline())
         assert psutil.pid_exists(pid)
         parent.kill()
-    assert eventually(lambda: not psutil.pid_exists(pid))
+    wait_until(lambda: not psutil.pid_exists(pid))
 
 
 @pytest.mark.airflow

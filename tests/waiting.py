@@ -1,0 +1,18 @@
+"""Wait for what another thread or process will have done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def wait_until(look: Callable[[], _T], what: str = "it", *, patience_s: float = 60.0) -> _T:
+    """What ``look`` finds, as soon as that is true; fail after ``patience_s``."""
+    give_up = time.monotonic() + patience_s
+    while not (found := look()):
+        assert time.monotonic() < give_up, f"waited {patience_s:g} s for {what}, in vain"
+        time.sleep(0.02)
+    return found
