@@ -7,12 +7,14 @@ JSON object. Its figures are ratios, of medians:
 
 - ``lost_vs_dcp_async``, ``lost_vs_torch_save``: lost training time per checkpoint (what stops the
   loop, and slower steps beside), the first save included;
+- ``lost_vs_bare``: lost by later checkpoints, per that of a bare copy, hash and O_DIRECT write of the
+  same bytes beside the same training: what is left above 1 is Spotfirst's own;
 - ``stall_vs_memcpy``, ``stall_eager_vs_memcpy``: how long the loop stands still, per copy of the
   state in warm memory; lazy (the default) and eager;
 - ``durable_vs_o_direct``: from the snapshot to the commit with the training stopped, per bare
   O_DIRECT write of the same bytes; ``durable_training_vs_o_direct``: while training goes on;
 - ``s3_put_vs_best``, ``s3_get_vs_ranges``: rates beside the best bare clients, on a server that
-  costs next to nothing; with ``_seaweedfs``, on SeaweedFS;
+  costs next to nothing; with ``_seaweedfs``, on SeaweedFS; ``s3_fetch_vs_ranges``: into warm memory;
 - ``extra_memory_ratio``: per byte of state; ``memory_growth_ratio``: over many checkpoints;
 - ``unchanged_bytes_share``, ``lora_bytes_ratio``: bytes written per byte of state, or changed;
 - ``restore_vs_read``: a bare O_DIRECT read into warm memory, per restore of a model just built;
@@ -44,13 +46,12 @@ from benchmarks.checkpointing.figures import Figure, figures
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FULL = [
-    ["spotfirst"], ["spotfirst_eager"], ["dcp_async"], ["torch_save"], ["keeping"], ["restoring"],
-    ["s3"],
+    ["spotfirst"], ["spotfirst_eager"], ["bare"], ["dcp_async"], ["torch_save"], ["keeping"],
+    ["restoring"], ["s3"],
 ]  # fmt: skip
 _QUICK = [
-    ["spotfirst", "spotfirst_eager", "keeping"],
-    ["dcp_async", "torch_save"],
-    ["restoring", "s3"],
+    ["spotfirst", "spotfirst_eager", "bare", "keeping"],
+    ["dcp_async", "torch_save", "restoring", "s3"],
 ]
 _GPU = [["spotfirst"], ["spotfirst_eager"], ["dcp_async"], ["torch_save"]]
 _LIMIT_S = 1800.0

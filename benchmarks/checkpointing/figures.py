@@ -48,6 +48,8 @@ def figures(measured: _Measured) -> list[Figure]:
         ):
             if peer in measured:
                 add(f"lost_vs_{peer}", lazy["lost_s"] / measured[peer]["lost_s"], target, what)
+        if "bare" in measured:
+            add("lost_vs_bare", lazy["later_lost_s"] / measured["bare"]["later_lost_s"], None, "lost by later checkpoints / by a bare copy, hash and write")  # fmt: skip
         add("stall_vs_memcpy", lazy["stall_s"] / lazy["memcpy_s"], 0.2, "time that the loop stands still / one copy of the state, lazy")  # fmt: skip
         add("first_stall_vs_memcpy", lazy["first_stall_s"] / lazy["memcpy_s"], None, "the same, the first checkpoint")  # fmt: skip
     if eager:
@@ -57,7 +59,8 @@ def figures(measured: _Measured) -> list[Figure]:
         add("durable_training_vs_o_direct", lazy["durable_s"] / lazy["o_direct_s"], None, "the same, while all cores train")  # fmt: skip
     if s3 := measured.get("s3"):
         add("s3_put_vs_best", s3["put"] / s3["put_best"], 0.6, "MB/s to a server that discards / best bare client", least=True)  # fmt: skip
-        add("s3_get_vs_ranges", s3["get"] / s3["ranges"], 0.8, "MB/s of a restore / bare range reads, fast server", least=True)  # fmt: skip
+        add("s3_get_vs_ranges", s3["get"] / s3["ranges"], 0.8, "MB/s of a restore / bare range reads into memory as new, fast server", least=True)  # fmt: skip
+        add("s3_fetch_vs_ranges", s3["fetch"] / s3["ranges_warm"], 0.8, "MB/s of the verified reads alone / bare ones, both into warm memory", least=True)  # fmt: skip
         if "put_seaweedfs" in s3:
             add("s3_put_vs_best_seaweedfs", s3["put_seaweedfs"] / s3["put_best_seaweedfs"], 0.95, "the same put, SeaweedFS", least=True)  # fmt: skip
             add("s3_get_vs_ranges_seaweedfs", s3["get_seaweedfs"] / s3["ranges_seaweedfs"], 0.8, "the same restore, SeaweedFS", least=True)  # fmt: skip

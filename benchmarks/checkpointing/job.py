@@ -42,14 +42,14 @@ def plan(folder: Path, scale: str) -> Plan:
     """``quick``, ``full`` or ``gpu``."""
     if scale == "quick":
         return Plan(
-            folder, training.QUICK, saves=3, peer_saves=2, rounds=2, least=3, many=20,
+            folder, training.QUICK, saves=3, peer_saves=2, rounds=2, least=2, many=12,
             seaweedfs=False,
         )  # fmt: skip
     if scale == "gpu":
         return Plan(
             folder, training.GPU, saves=4, peer_saves=2, rounds=3, least=4, many=40, device="cuda"
         )
-    return Plan(folder, training.FULL, saves=10, peer_saves=5, rounds=5, least=5, many=100)
+    return Plan(folder, training.FULL, saves=16, peer_saves=8, rounds=5, least=3, many=100)
 
 
 def _spotfirst(plan: Plan) -> dict[str, float]:
@@ -105,6 +105,7 @@ def _eager(plan: Plan) -> dict[str, float]:
 
 def _peer(name: str, plan: Plan) -> dict[str, float]:
     train = Training(plan.size, plan.device)
+    train.step()  # the optimizer has a state from then on
     writer = writers.WRITERS[name](train, str(plan.folder / name))
     # A save that blocks has no steps beside it: two are enough.
     least = 2 if name == "torch_save" else plan.least
@@ -138,6 +139,7 @@ def _s3(plan: Plan) -> dict[str, float]:
 JOBS: dict[str, Callable[[Plan], dict[str, float]]] = {
     "spotfirst": _spotfirst,
     "spotfirst_eager": _eager,
+    "bare": lambda plan: _peer("bare", plan),
     "dcp_async": lambda plan: _peer("dcp_async", plan),
     "torch_save": lambda plan: _peer("torch_save", plan),
     "keeping": _keeping,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -13,6 +13,7 @@ from spotfirst.checkpoints.memory import ALIGNMENT, Block, move
 
 __all__ = [
     "ALIGNMENT", "MemoryCopy", "device_copy_s", "direct_read_s", "direct_write_s", "forget", "warm",
+    "write_files",
 ]  # fmt: skip
 
 _FILE_BYTES = 64 << 20
@@ -69,23 +70,26 @@ def direct_write_s(folder: Path, memory: memoryview) -> dict[str, float]:
     the file system has no O_DIRECT.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = [memory[n : n + _FILE_BYTES] for n in range(0, len(memory), _FILE_BYTES)]
-
-    def many() -> None:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(_write, _names(folder, pieces), pieces))
-        _sync(folder)
 
     def one() -> None:
         _write(folder / "one", memory)
         _sync(folder)
 
     found = {}
-    for name, action in (("files", many), ("one file", one)):
+    for name, action in (("files", lambda: write_files(folder, memory)), ("one file", one)):
         found[name] = _timed(action)
         for path in folder.iterdir():
             path.unlink()
     return found
+
+
+def write_files(folder: Path, memory: memoryview) -> None:
+    """Write ``memory`` with O_DIRECT and fsync to files of 64 MiB, four at a time."""
+    pieces = [memory[n : n + _FILE_BYTES] for n in range(0, len(memory), _FILE_BYTES)]
+    names = [folder / f"{number:06d}" for number in range(len(pieces))]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(_write, names, pieces))
+    _sync(folder)
 
 
 def direct_read_s(paths: Sequence[Path], target: memoryview) -> float:
@@ -133,10 +137,6 @@ def _write(path: Path, memory: memoryview) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _names(folder: Path, pieces: Sequence[object]) -> Iterable[Path]:
-    return [folder / f"{number:06d}" for number in range(len(pieces))]
 
 
 def _sync(folder: Path) -> None:

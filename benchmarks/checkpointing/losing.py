@@ -22,6 +22,7 @@ from benchmarks.checkpointing.writers import Writer
 __all__ = ["Losses", "Window", "lose", "session_s"]
 
 _LIMIT_STEPS = 200
+_SESSION = 10
 
 
 @dataclass
@@ -72,12 +73,12 @@ class Losses:
 
 
 def session_s(lost_s: Sequence[float]) -> float:
-    """Per checkpoint, the first included: (the first + the median of the others, for each) / all.
+    """Per checkpoint of a session of ten, the first included: (first + 9 x median of the others) / 10.
 
     A plain mean, but that one disturbed window does not decide.
     """
     first, later = lost_s[0], lost_s[1:] or lost_s
-    return (first + (len(lost_s) - 1) * median(later)) / len(lost_s)
+    return (first + (_SESSION - 1) * median(later)) / _SESSION
 
 
 def lose(training: Training, writer: Writer, *, saves: int, least: int, warm_up: int = 3) -> Losses:

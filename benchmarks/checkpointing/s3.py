@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from benchmarks.checkpointing.s3clients import BareClients
 from benchmarks.checkpointing.training import Size, Training
 from benchmarks.checkpointing.writers import Spotfirst
 from devstack.s3 import S3Server
+from spotfirst.checkpoints.manifest import StateManifest, read_manifest
+from spotfirst.checkpoints.memory import Block
+from spotfirst.checkpoints.packs import Wanted, fetch
 from spotfirst.run import Run
-from spotfirst.storage import open_storage
+from spotfirst.storage import Storage, open_storage
 
 __all__ = ["compare"]
 
@@ -25,7 +28,11 @@ _BUCKET = "spotfirst"
 
 
 def compare(size: Size, folder: Path, *, rounds: int, seaweedfs: bool) -> dict[str, float]:
-    """MB/s, medians of ``rounds``: put and get, ours and the best bare one's."""
+    """MB/s, medians of ``rounds``: put and get, ours and the best bare one's.
+
+    The bare get is also told for memory like a restore's: a third of it, the model's, is in use, and
+    the optimizer's is new, which the kernel has to find and to clear first.
+    """
     training = Training(size)
     training.step()
     found: dict[str, float] = {}
@@ -36,8 +43,8 @@ def compare(size: Size, folder: Path, *, rounds: int, seaweedfs: bool) -> dict[s
     if seaweedfs:
         with S3Server(folder / "seaweedfs", bucket=_BUCKET) as server:
             environment = _enter(server.environment())
-            found |= _puts(training, environment, max(2, rounds // 2), "_seaweedfs")
-            found |= _gets(training, size, environment, max(2, rounds // 2), "_seaweedfs")
+            found |= _puts(training, environment, rounds, "_seaweedfs")
+            found |= _gets(training, size, environment, rounds, "_seaweedfs")
     return found
 
 
@@ -74,7 +81,8 @@ def _gets(
     place = f"s3://{_BUCKET}/get{which}"
     Spotfirst(training, place).save()
     expected = fingerprint(training)
-    packs = Run(open_storage(place), "local").packs()
+    run = Run(open_storage(place), "local")
+    packs = run.packs()
     objects = [
         (f"get{which}/runs/local/packs/{name}", length)
         for name, length in packs.walk("")
@@ -83,9 +91,15 @@ def _gets(
     total = sum(length for _, length in objects)
     memory = warm(total)
     clients = BareClients(environment, _BUCKET)
-    ours, bare = [], []
+    _, newest = run.chain().refresh().commits[-1]
+    manifest = read_manifest(packs, newest.manifest, newest.digest)
+    assert isinstance(manifest, StateManifest)
+    wanted = _all_of(manifest, memory.view)
+    ours, bare, bare_new, fetched = [], [], [], []
     for _ in range(rounds):
         bare.append(clients.get_s(objects, memory.view))
+        fetched.append(_fetch_s(packs, wanted))
+        bare_new.append(clients.get_s(objects, _partly_new(total).view))
         built = Training(size)
         start = time.perf_counter()
         restore(built, place)
@@ -96,8 +110,37 @@ def _gets(
         del built
     return {
         f"get{which}": total / 1e6 / _median(ours),
-        f"ranges{which}": total / 1e6 / _median(bare),
+        f"ranges{which}": total / 1e6 / _median(bare_new),
+        f"ranges_warm{which}": total / 1e6 / _median(bare),
+        f"fetch{which}": total / 1e6 / _median(fetched),
     }
+
+
+def _all_of(manifest: StateManifest, memory: memoryview) -> list[Wanted]:
+    """Every part of every array, side by side in ``memory``."""
+    found: list[Wanted] = []
+    end = 0
+    for array in manifest.arrays:
+        for region in array.regions:
+            for part in region.parts:
+                target = memory[end : end + part.size_bytes]
+                found.append(Wanted(manifest.packs[part.pack].name, part, target))
+                end += part.size_bytes
+    return found
+
+
+def _partly_new(size_bytes: int) -> Block:
+    """Memory of which the first third was used before."""
+    block = Block(size_bytes)
+    used = size_bytes // 3
+    block.view[:used] = bytes(used)
+    return block
+
+
+def _fetch_s(packs: Storage, wanted: Sequence[Wanted]) -> float:
+    start = time.perf_counter()
+    fetch(packs, wanted)
+    return time.perf_counter() - start
 
 
 @contextmanager

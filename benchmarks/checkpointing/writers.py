@@ -1,4 +1,4 @@
-"""Ways to save a training state, with one interface: Spotfirst's, and its peers in torch.
+"""Ways to save a training state, with one interface: Spotfirst's, its peers in torch, and the bare work.
 
 All are made durable (fsync), and each keeps one checkpoint: what is older is deleted, by the peers
 outside of what is measured.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,11 +20,14 @@ from torch.distributed.checkpoint import filesystem, state_dict_saver
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmarks.checkpointing.limits import warm, write_files
 from benchmarks.checkpointing.training import Training
 from spotfirst.checkpointer import Checkpointer
+from spotfirst.checkpoints.memory import ALIGNMENT, move
+from spotfirst.checkpoints.packs import CHUNK_BYTES, chunk_digest
 from spotfirst.checkpoints.retention import Retention
 
-__all__ = ["WRITERS", "DcpAsync", "Spotfirst", "TorchSave", "Writer"]
+__all__ = ["WRITERS", "Bare", "DcpAsync", "Spotfirst", "TorchSave", "Writer"]
 
 
 class Writer(Protocol):
@@ -95,6 +99,60 @@ class Spotfirst:
 
     def _newest(self) -> int:
         return saved.seq if (saved := self.checkpointer.last_saved) is not None else 0
+
+
+class Bare:
+    """The least that saving beside a training on all cores takes: what the machine can do, and no more.
+
+    One thread copies the state to warm memory and hashes it, piece by piece; four write that to the
+    disk. It never waits for the state to be whole, writes no manifest, and cannot be restored from.
+    """
+
+    def __init__(self, training: Training, place: str) -> None:
+        self._folder = Path(place)
+        self._pieces: list[tuple[int, int, int]] = []
+        end = 0
+        for tensor in training.tensors():
+            size = tensor.numel() * tensor.element_size()
+            for start in range(0, size, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, size - start)
+                self._pieces.append((end, tensor.data_ptr() + start, length))
+                end += length
+        self._memory = warm(end)
+        self._size = -(-end // ALIGNMENT) * ALIGNMENT
+        self._saves = 0
+        self._began_s = 0.0
+        self._took_s: float | None = None
+
+    def begin(self) -> None:
+        """See :class:`Writer`."""
+        self._saves += 1
+        self._took_s = None
+        self._began_s = time.perf_counter()
+        threading.Thread(target=self._save, args=(self._folder / str(self._saves),)).start()
+
+    def _save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for position, address, length in self._pieces:
+            move(self._memory.address + position, address, length)
+            chunk_digest(self._memory.view[position : position + length])
+        write_files(folder, self._memory.view[: self._size])
+        self._took_s = time.perf_counter() - self._began_s
+
+    def stepped(self) -> None:
+        """See :class:`Writer`."""
+
+    def took_s(self) -> float | None:
+        """See :class:`Writer`."""
+        return self._took_s
+
+    def waited_s(self) -> float:
+        """See :class:`Writer`."""
+        return 0.0
+
+    def tidy(self) -> None:
+        """See :class:`Writer`."""
+        _keep_newest(self._folder)
 
 
 class TorchSave:
@@ -197,6 +255,7 @@ def _keep_newest(folder: Path) -> None:
 WRITERS: dict[str, Callable[[Training, str], Writer]] = {
     "spotfirst": Spotfirst,
     "spotfirst_eager": lambda training, place: Spotfirst(training, place, lazy=False),
+    "bare": Bare,
     "dcp_async": DcpAsync,
     "torch_save": TorchSave,
 }
