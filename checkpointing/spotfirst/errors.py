@@ -26,6 +26,12 @@ SpotfirstError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spotfirst.market import Pool
+
 __all__ = [
     "ClaimLost",
     "Conflict",
@@ -137,7 +143,14 @@ class FleetError(SpotfirstError):
 
 
 class NoCapacity(FleetError):
-    """The pool cannot give an instance now; another pool or a later try may."""
+    """No pool can give an instance now; another pool or a later try may.
+
+    ``pools`` are those that were tried; none named: the one that was asked for first.
+    """
+
+    def __init__(self, message: str, *, pools: Sequence[Pool] = ()) -> None:
+        super().__init__(message)
+        self.pools = tuple(pools)
 
 
 class LaunchRejected(FleetError):

@@ -78,17 +78,21 @@ class Waiting(Event):
 
 
 class Launching(Event):
-    """The intent to launch: from here on an instance with this token may exist."""
+    """The intent to launch: from here on an instance with this token may exist.
+
+    It is in ``pool``, or in one of ``others``, where the fleet may choose.
+    """
 
     attempt: int
     token: str
     market: Market
     pool: Pool
     reason: str
+    others: tuple[Pool, ...] = ()
 
 
 class Launched(Event):
-    """The fleet gave an instance. Its price is frozen here.
+    """The fleet gave an instance, in ``pool`` if it was free to choose. Its price is frozen here.
 
     ``clock_rate`` is billed seconds per second: 1, except in a local market that runs faster.
     """
@@ -101,14 +105,19 @@ class Launched(Event):
     price_at: datetime
     on_demand_usd_h: Decimal
     clock_rate: float = 1.0
+    pool: Pool | None = None
 
 
 class NotLaunched(Event):
-    """The intent came to nothing; no instance exists for its token."""
+    """The intent came to nothing; no instance exists for its token.
+
+    ``pools`` are those that had no capacity; none named: the one of the intent.
+    """
 
     attempt: int
     cause: Literal["no_capacity", "rejected", "withdrawn"]
     message: str
+    pools: tuple[Pool, ...] = ()
 
 
 class Noticed(Event):

@@ -38,6 +38,7 @@ class Attempt(Record):
     pool: Pool
     reason: str
     intended_at: datetime
+    others: tuple[Pool, ...] = ()
     launched: e.Launched | None = None
     not_launched: e.NotLaunched | None = None
     notice: Notice | None = None
@@ -147,11 +148,11 @@ def _apply(state: RunState, event: e.Event) -> RunState:
     if isinstance(event, e.Launching):
         attempt = Attempt(
             number=event.attempt, token=event.token, market=event.market, pool=event.pool,
-            reason=event.reason, intended_at=event.at,
+            reason=event.reason, intended_at=event.at, others=event.others,
         )  # fmt: skip
         return change(state, attempts=(*state.attempts, attempt), waiting=None)
     if isinstance(event, e.Launched):
-        return _on_attempt(state, event.attempt, launched=event)
+        return _on_attempt(_in_pool(state, event), event.attempt, launched=event)
     if isinstance(event, e.NotLaunched):
         return _on_attempt(state, event.attempt, not_launched=event)
     if isinstance(event, e.Noticed):
@@ -180,6 +181,19 @@ def _apply(state: RunState, event: e.Event) -> RunState:
     if isinstance(event, e.Delivered):
         return change(state, delivered_to=event.owner)
     return state
+
+
+def _in_pool(state: RunState, event: e.Launched) -> RunState:
+    """The state with the pool that the fleet chose, in place of the one that was asked for."""
+    if event.pool is None:
+        return state
+    attempts = tuple(
+        msgspec.structs.replace(attempt, pool=event.pool)
+        if attempt.number == event.attempt and attempt.launched is None
+        else attempt
+        for attempt in state.attempts
+    )
+    return msgspec.structs.replace(state, attempts=attempts)
 
 
 def _on_attempt(state: RunState, number: int, **changes: object) -> RunState:

@@ -20,7 +20,7 @@ import msgspec
 from spotfirst import events as e
 from spotfirst.errors import LaunchRejected, LostRace, NoCapacity
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
-from spotfirst.market import Market
+from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.costs import bill
@@ -326,7 +326,7 @@ class Controller:
         self._append(
             e.Launching(
                 at=now, attempt=number, token=token, market=decision.offer.market,
-                pool=decision.offer.pool, reason=decision.reason,
+                pool=decision.offer.pool, reason=decision.reason, others=decision.others,
             )
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
@@ -342,6 +342,7 @@ class Controller:
             attempt=attempt.number,
             market=attempt.market,
             pool=attempt.pool,
+            others=attempt.others,
             storage_url=self.run.root.url,
             max_life_s=self.spec.max_life_s,
             tags=self.spec.tags,
@@ -349,7 +350,7 @@ class Controller:
         try:
             instance = self._fleet.launch(request)
         except NoCapacity as error:
-            self._append_not_launched(now, attempt, "no_capacity", str(error))
+            self._append_not_launched(now, attempt, "no_capacity", str(error), error.pools)
         except LaunchRejected as error:
             self._append_not_launched(now, attempt, "rejected", str(error))
         else:
@@ -367,6 +368,7 @@ class Controller:
                 price_at=instance.started_at,
                 on_demand_usd_h=instance.on_demand_usd_h,
                 clock_rate=instance.clock_rate,
+                pool=instance.pool,
             )
         )
 
@@ -376,8 +378,11 @@ class Controller:
         attempt: Attempt,
         cause: Literal["no_capacity", "rejected", "withdrawn"],
         message: str,
+        pools: tuple[Pool, ...] = (),
     ) -> None:
-        self._append(e.NotLaunched(at=now, attempt=attempt.number, cause=cause, message=message))
+        self._append(
+            e.NotLaunched(at=now, attempt=attempt.number, cause=cause, message=message, pools=pools)
+        )
 
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from spotfirst.errors import InvalidSpec
-from spotfirst.market import Market
+from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt
 from spotfirst.wire import Record
 from spotfirst_airflow.fleets import Offer
@@ -44,10 +44,14 @@ class View(Record):
 
 
 class Decision(Record):
-    """Launch what ``offer`` says; or, without one, stay as things are and wait."""
+    """Launch what ``offer`` says; or, without one, stay as things are and wait.
+
+    ``others`` are as good, where the fleet knows better than by price: see :class:`LaunchRequest`.
+    """
 
     reason: str
     offer: Offer | None = None
+    others: tuple[Pool, ...] = ()
 
 
 class Policy(Protocol):
@@ -177,12 +181,13 @@ def _lost_at(attempt: Attempt) -> datetime | None:
 def _cheapest(view: View, market: Market, retry_s: float, reason: str) -> Decision:
     """The cheapest pool with capacity, those last that took an instance from us lately."""
     resting = {
-        attempt.pool
+        pool
         for attempt in view.attempts
         if attempt.market is market
         and attempt.not_launched
         and attempt.not_launched.cause == "no_capacity"
         and (view.now - attempt.not_launched.at).total_seconds() < retry_s
+        for pool in (attempt.not_launched.pools or (attempt.pool,))
     }
     losses: dict[object, int] = {}
     for attempt in view.attempts[-5:]:
@@ -193,8 +198,9 @@ def _cheapest(view: View, market: Market, retry_s: float, reason: str) -> Decisi
     ]
     if not offers:
         return Decision(reason=f"no {market} capacity in any of the pools")
-    best = min(offers, key=lambda o: (losses.get(o.pool, 0), o.price_usd_h, str(o.pool)))
-    return Decision(reason=reason, offer=best)
+    offers.sort(key=lambda o: (losses.get(o.pool, 0), o.price_usd_h, str(o.pool)))
+    best, *others = offers
+    return Decision(reason=reason, offer=best, others=tuple(each.pool for each in others))
 
 
 def load_policy(name: str, options: Mapping[str, Any]) -> Policy:

@@ -58,13 +58,18 @@ class Offer(Record):
 
 
 class LaunchRequest(Record):
-    """One attempt to launch. The same token always means the same instance."""
+    """One attempt to launch. The same token always means the same instance.
+
+    A fleet that knows better than by price where capacity will last may take one of ``others``
+    instead of ``pool``. They are the same whenever the same token is asked for.
+    """
 
     token: str
     run_id: str
     attempt: int
     market: Market
     pool: Pool
+    others: tuple[Pool, ...] = ()
     storage_url: str
     max_life_s: float
     tags: dict[str, str] = {}
