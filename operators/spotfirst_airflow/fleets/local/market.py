@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import Record
+from spotfirst_airflow.fleets.options import parse, require
 
 __all__ = [
     "MANY",
@@ -26,14 +27,10 @@ __all__ = [
     "ScriptedMarket",
     "Steps",
     "ZoneState",
-    "parse",
-    "require",
 ]
 
 MANY = 1000
 """The capacity of a zone whose market does not count instances."""
-
-_R = TypeVar("_R", bound=Record)
 
 
 class ZoneState(Record):
@@ -249,33 +246,3 @@ class ScriptedMarket(MarketOptions):
             (s.from_s, ZoneState(capacity=s.capacity, notice=s.notice, price_usd_h=s.price_usd_h))
             for s in parsed
         ]
-
-
-def parse(kind: type[_R], values: Any, *, where: str) -> _R:
-    """A record from a mapping that a person wrote.
-
-    Raises :class:`InvalidSpec` that names the wrong key and the ones there are.
-    """
-    allowed = [field.encode_name for field in msgspec.structs.fields(kind)]
-    if not isinstance(values, Mapping):
-        msg = f"fleet option {where} is {values!r}; give a mapping with {', '.join(allowed)}"
-        raise InvalidSpec(msg)
-    unknown = sorted(str(key) for key in values if key not in allowed)
-    if unknown:
-        msg = (
-            f"unknown {where} option {', '.join(map(repr, unknown))}; "
-            f"allowed are {', '.join(allowed)}"
-        )
-        raise InvalidSpec(msg)
-    try:
-        return msgspec.convert(dict(values), kind)
-    except msgspec.ValidationError as error:
-        msg = f"{where} options are wrong: {error}"
-        raise InvalidSpec(msg) from error
-
-
-def require(holds: bool, option: str, value: object, must_be: str) -> None:
-    """Raise :class:`InvalidSpec` unless what an option must be holds."""
-    if not holds:
-        msg = f"fleet option {option} is {value!r}; it must be {must_be}"
-        raise InvalidSpec(msg)

@@ -17,11 +17,10 @@ from spotfirst_airflow.fleets.local.market import (
     CalmMarket,
     MarketOptions,
     ScriptedMarket,
-    parse,
-    require,
 )
 from spotfirst_airflow.fleets.local.recorded import RecordedMarket
 from spotfirst_airflow.fleets.local.synthetic import SyntheticMarket
+from spotfirst_airflow.fleets.options import parse, require
 
 __all__ = ["LocalOptions", "market_options"]
 

@@ -8,7 +8,8 @@ from bisect import bisect_right
 from threading import Lock
 from typing import ClassVar
 
-from spotfirst_airflow.fleets.local.market import MANY, Course, MarketOptions, ZoneState, require
+from spotfirst_airflow.fleets.local.market import MANY, Course, MarketOptions, ZoneState
+from spotfirst_airflow.fleets.options import require
 
 __all__ = ["SyntheticMarket"]
 

@@ -1,0 +1,101 @@
+"""What ``fleet_options`` may say about EC2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from spotfirst.errors import InvalidSpec
+from spotfirst.wire import Record
+from spotfirst_airflow.fleets.options import parse, require
+
+__all__ = ["Ec2Options", "Requirements"]
+
+DEFAULT_AMI = (
+    "ssm:/aws/service/deeplearning/ami/x86_64/"
+    "oss-nvidia-driver-gpu-pytorch-2.10-ubuntu-24.04/latest/ami-id"
+)
+"""AWS's Deep Learning AMI: drivers, CUDA, Python and torch are in it."""
+
+_SUBNET = re.compile(r"subnet-[0-9a-f]+")
+_GROUP = re.compile(r"sg-[0-9a-f]+")
+_AMI = re.compile(r"ami-[0-9a-f]+|ssm:/[A-Za-z0-9_./-]+")
+
+
+class Requirements(Record, forbid_unknown_fields=True):
+    """What an instance must have, instead of a list of types.
+
+    ``gpu_names`` are those of the price table (``spotfirst prices``), such as ``L4``.
+    ``gpu_memory_gib`` is of one GPU, ``memory_gib`` of the instance.
+    """
+
+    gpus: int = 1
+    gpu_names: tuple[str, ...] = ()
+    gpu_memory_gib: float = 0
+    vcpus: int = 0
+    memory_gib: float = 0
+
+
+class Ec2Options(Record):
+    """The options of :class:`~spotfirst_airflow.fleets.ec2.Ec2Fleet`.
+
+    ``region`` is that of the connection when empty. ``subnets`` say which zones are used.
+    ``instance_profile`` is the name of the role that reads and writes the storage. ``ami`` is an id
+    or ``ssm:`` and the name of a public parameter. With ``image`` the training runs in that
+    container. ``python`` is the interpreter on the instance (or in the container) that has torch;
+    ``pip_install`` names what is installed beside it, from ``pip_index`` (none: nothing is fetched
+    from any index). ``queue_url`` is the SQS queue to which EventBridge sends what happens to
+    instances. ``aws_conn_id`` is an Airflow connection of the Amazon provider, for credentials, a
+    role to assume, and a region. ``on_failure="keep"`` leaves the instance of a script that failed
+    up for ``keep_h`` hours. ``endpoint_url`` is only for tests of this fleet.
+    """
+
+    region: str = ""
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    instance_profile: str = ""
+    ami: str = DEFAULT_AMI
+    image: str = ""
+    requirements: Requirements | None = None
+    volume_gb: int = 100
+    volume_type: str = "gp3"
+    kms_key: str = ""
+    python: str = "python3"
+    pip_install: tuple[str, ...] = ()
+    pip_index: str = ""
+    queue_url: str = ""
+    aws_conn_id: str = ""
+    on_failure: Literal["terminate", "keep"] = "terminate"
+    keep_h: float = 4.0
+    endpoint_url: str = ""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Ec2Options:
+        """Raises :class:`InvalidSpec` for what can be seen without asking AWS."""
+        parsed = parse(cls, options, where="EC2 fleet")
+        for name, pattern, values in (
+            ("subnets", _SUBNET, parsed.subnets),
+            ("security_groups", _GROUP, parsed.security_groups),
+        ):
+            for value in values:
+                require(bool(pattern.fullmatch(value)), name, value, "ids of EC2's")
+            require(len(set(values)) == len(values), name, values, "all different")
+        require(bool(_AMI.fullmatch(parsed.ami)), "ami", parsed.ami, "'ami-…' or 'ssm:/…'")
+        require(parsed.volume_gb >= 8, "volume_gb", parsed.volume_gb, "8 or more")
+        require(0 < parsed.keep_h <= 168, "keep_h", parsed.keep_h, "above 0, and at most 168")
+        require(bool(parsed.python.strip()), "python", parsed.python, "the name of an interpreter")
+        if parsed.pip_index and not parsed.pip_install:
+            msg = "fleet option pip_index is given, and pip_install names nothing to get from it"
+            raise InvalidSpec(msg)
+        return parsed
+
+    def check_launch(self) -> None:
+        """Raise :class:`InvalidSpec` for what a launch needs, and a look at instances does not."""
+        for name, value, what in (
+            ("subnets", self.subnets, "the ids of one subnet in each zone to use"),
+            ("instance_profile", self.instance_profile, "the profile that deploy/aws.yaml makes"),
+        ):
+            if not value:
+                msg = f"the EC2 fleet needs the fleet option {name}: {what}; see docs/ec2.md"
+                raise InvalidSpec(msg)
