@@ -6,7 +6,8 @@ Every call goes through :func:`call`, so that each error becomes one of ours in 
 error                means
 ==================== ================================================================
 ``NoCapacity``       these pools have nothing now
-``LaunchRejected``   a quota, a permission or the configuration: people must act
+``LaunchRejected``   a permission or the configuration: people must act
+``QuotaReached``     a ``LaunchRejected`` that passes when other instances of ours end
 ``FleetUnavailable`` no answer, throttled or a fault of AWS: nothing can be concluded
 ==================== ================================================================
 """
@@ -14,20 +15,23 @@ error                means
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 from spotfirst.errors import FleetUnavailable, InvalidSpec, LaunchRejected, NoCapacity
 
-__all__ = ["Aws", "Identity", "call", "explain"]
+__all__ = ["Aws", "Identity", "QuotaReached", "call", "code_of", "explain"]
 
 _T = TypeVar("_T")
 
 _CAPACITY = frozenset({
     "InsufficientInstanceCapacity", "InsufficientCapacity", "InsufficientHostCapacity",
     "InsufficientReservedInstanceCapacity", "InsufficientCapacityOnHost", "UnfulfillableCapacity",
-    "SpotMaxPriceTooLow", "Unsupported",  # of a type in a zone
+    "SpotMaxPriceTooLow", "InsufficientFreeAddressesInSubnet",
+    "Unsupported",  # of a type in a zone
 })  # fmt: skip
+_NOT_IN_ZONE = "not supported in your requested Availability Zone"
+"""EC2 Fleet says so under a code that otherwise means a wrong request."""
 _QUOTAS = {
     "MaxSpotInstanceCountExceeded": "All G and VT Spot Instance Requests (L-3819A6DF) or, for P types, All P Spot Instance Requests (L-7212CCBC)",
     "VcpuLimitExceeded": "Running On-Demand G and VT instances (L-DB2E81BA) or, for P types, Running On-Demand P instances (L-417A185B)",
@@ -38,20 +42,25 @@ _QUOTAS = {
 """The service quotas behind the codes: aws service-quotas list-service-quotas."""
 _DENIED = frozenset({
     "UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "AuthFailure",
-    "InvalidClientTokenId", "SignatureDoesNotMatch", "ExpiredToken", "RequestExpired",
-    "OptInRequired", "PendingVerification", "Blocked", "UnrecognizedClientException",
+    "InvalidClientTokenId", "SignatureDoesNotMatch", "OptInRequired", "PendingVerification", "Blocked", "UnrecognizedClientException",
 })  # fmt: skip
 _BUSY = frozenset({
     "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException",
     "EC2ThrottledException", "InternalError", "InternalFailure", "ServiceUnavailable",
     "Unavailable", "Server.InternalError", "RequestTimeout",
+    # Of our session, not of the launch: a connection gets a new one by itself.
+    "ExpiredToken", "ExpiredTokenException", "RequestExpired",
 })  # fmt: skip
+
+
+class QuotaReached(LaunchRejected):
+    """A service quota of the account is used up."""
 
 
 class Identity:
     """Who calls AWS: an Airflow connection of the Amazon provider, or this environment.
 
-    ``key`` is the same for all that may share answers.
+    ``key`` is the same for all that may share answers. Making one asks nobody anything.
     """
 
     def __init__(
@@ -63,7 +72,9 @@ class Identity:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         variables = dict(environment or {})
-        self.region = region or variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION", "")
+        # A connection may know better than the environment; see region.
+        self._region = region or ("" if aws_conn_id else _region_in(variables))
+        self._fallback_region = _region_in(variables)
         self._conn_id = aws_conn_id
         self._endpoint_url = endpoint_url
         self._keys = {
@@ -71,44 +82,72 @@ class Identity:
             "aws_secret_access_key": variables.get("AWS_SECRET_ACCESS_KEY"),
             "aws_session_token": variables.get("AWS_SESSION_TOKEN"),
         }
-        self.key = (self.region, aws_conn_id, endpoint_url, self._keys["aws_access_key_id"] or "")
+        who = aws_conn_id or self._keys["aws_access_key_id"] or ""
+        self.key = (self._region or self._fallback_region, aws_conn_id, endpoint_url, who)
 
-    def client(self, service: str, region: str = "") -> Any:
-        """A boto3 client. Raises :class:`InvalidSpec` without a region."""
-        from botocore.config import Config
-
-        region = region or self.region
-        if not region:
+    @property
+    def region(self) -> str:
+        """As given, else the connection's, else the environment's. Raises :class:`InvalidSpec`."""
+        if not self._region and self._conn_id:
+            self._region = self._hook("ec2").region_name or ""
+        self._region = self._region or self._fallback_region
+        if not self._region:
             msg = "the EC2 fleet has no region: give the fleet option region, or set AWS_REGION"
             raise InvalidSpec(msg)
+        return self._region
+
+    def client(self, service: str, region: str = "") -> Any:
+        """A boto3 client. Raises :class:`InvalidSpec` without a region, and as :func:`call`."""
+        return _explained(lambda: self._client(service, region or self.region))
+
+    def _client(self, service: str, region: str) -> Any:
+        from botocore.config import Config
+
         config = Config(
-            retries={"mode": "adaptive", "max_attempts": 4}, connect_timeout=5, read_timeout=30,
+            retries={"mode": "adaptive", "max_attempts": 4}, connect_timeout=5, read_timeout=60,
             user_agent_extra="spotfirst",
         )  # fmt: skip
         more = {"endpoint_url": self._endpoint_url} if self._endpoint_url else {}
+        if self._conn_id and self._endpoint_url:
+            session = self._hook(service).get_session(region_name=region)
+            return session.client(service, config=config, **more)
         if self._conn_id:
-            from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
-
-            hook: Any = AwsBaseHook(aws_conn_id=self._conn_id, region_name=region)
-            return hook.get_session(region_name=region).client(service, config=config, **more)
+            # With the endpoints and certificates that the connection names.
+            return self._hook(service).get_client_type(region_name=region, config=config)
         import boto3
 
         return boto3.session.Session(region_name=region, **self._keys).client(
             service, config=config, **more
         )
 
+    def _hook(self, service: str) -> Any:
+        from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+
+        return AwsBaseHook(
+            aws_conn_id=self._conn_id, client_type=service, region_name=self._region or None
+        )
+
 
 class Aws:
     """The clients of one identity, each made once. Thread-safe."""
+
+    _shared: ClassVar[dict[Hashable, Aws]] = {}
+    _sharing = threading.Lock()
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self._clients: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
 
+    @classmethod
+    def of(cls, identity: Identity) -> Aws:
+        """The one of this process that all with the same identity share: clients are slow to make."""
+        with cls._sharing:
+            return cls._shared.setdefault(identity.key, cls(identity))
+
     @property
     def region(self) -> str:
-        """Where instances are."""
+        """Where instances are. Raises :class:`InvalidSpec` when nothing says so."""
         return self.identity.region
 
     def client(self, service: str, region: str = "") -> Any:
@@ -122,40 +161,57 @@ class Aws:
 
 def call(action: Callable[..., _T], /, **parameters: Any) -> _T:
     """The answer of one call of a client. Raises as the module says."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    return _explained(lambda: action(**parameters))
+
+
+def _explained(action: Callable[[], _T]) -> _T:
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError as NotConnected,
+        CredentialRetrievalError,
+        HTTPClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
+    from botocore.parsers import ResponseParserError
 
     try:
-        return action(**parameters)
+        return action()
     except ClientError as error:
         raise explain(
             error.response.get("Error", {}).get("Code", ""),
             error.response.get("Error", {}).get("Message", str(error)),
             what=error.operation_name,
         ) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        msg = f"no AWS credentials: {error}; give the fleet option aws_conn_id, or set AWS_*"
+        raise LaunchRejected(msg) from error
+    except (HTTPClientError, NotConnected, CredentialRetrievalError, ResponseParserError) as error:
+        msg = f"AWS did not answer: {error}"
+        raise FleetUnavailable(msg) from error
     except BotoCoreError as error:
-        from botocore.exceptions import HTTPClientError, NoCredentialsError, PartialCredentialsError
-
-        if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-            msg = f"no AWS credentials: {error}; give the fleet option aws_conn_id, or set AWS_*"
-            raise LaunchRejected(msg) from error
-        if isinstance(error, HTTPClientError):
-            msg = f"AWS did not answer: {error}"
-            raise FleetUnavailable(msg) from error
         msg = f"AWS could not be called: {error}"
         raise LaunchRejected(msg) from error
+
+
+def code_of(error: BaseException) -> str:
+    """AWS's code of an error that :func:`call` raised; empty when there was no answer."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def explain(code: str, message: str, *, what: str = "") -> Exception:
     """One of AWS's error codes as an error of ours, with what to do about it."""
     where = f"{what}: " if what else ""
-    if code in _CAPACITY:
+    if code in _CAPACITY or _NOT_IN_ZONE in message:
         return NoCapacity(f"{where}{code}: {message}")
     if code in _QUOTAS:
-        return LaunchRejected(
+        return QuotaReached(
             f"{where}{code}: {message} The quota is {_QUOTAS[code]}: ask for more under Service "
             "Quotas > Amazon EC2, or name other instance types"
         )
-    if code in _DENIED:
+    if code in _DENIED or code.startswith("AuthFailure."):
         return LaunchRejected(
             f"{where}{code}: {message} Airflow's role lacks a permission: compare it with "
             "deploy/aws.yaml, and run `spotfirst doctor`"
@@ -163,3 +219,7 @@ def explain(code: str, message: str, *, what: str = "") -> Exception:
     if code in _BUSY:
         return FleetUnavailable(f"{where}{code}: {message}")
     return LaunchRejected(f"{where}{code}: {message}")
+
+
+def _region_in(variables: Mapping[str, str]) -> str:
+    return variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION", "")
