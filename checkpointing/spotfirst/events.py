@@ -140,6 +140,7 @@ class Ended(Event):
     ``start_step`` is what it resumed from, ``step`` the last one it trained, and
     ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
     step's start to its last step's end, ``startup_s`` what came before, on the real clock.
+    ``kept_until``: its script failed, and the instance was left to people, until then at most.
     """
 
     attempt: int
@@ -156,6 +157,7 @@ class Ended(Event):
     training_s: float = 0.0
     startup_s: float = 0.0
     moved_bytes: int = 0
+    kept_until: datetime | None = None
 
 
 class Warned(Event):

@@ -54,7 +54,8 @@ class RunSpec(Record):
     ``checkpoint_mode`` says who writes checkpoints: the script through
     :class:`spotfirst.Checkpointer`, or the agent, from the files in ``$SPOTFIRST_CHECKPOINT_DIR``.
     ``retention`` says which checkpoints stay.
-    ``max_life_s`` is when an instance ends itself, whatever else happens.
+    ``launches_per_hour`` bounds how many instances are launched within any hour; a run that would
+    need more waits. ``max_life_s`` is when an instance ends itself, whatever else happens.
     """
 
     run_id: str
@@ -75,6 +76,7 @@ class RunSpec(Record):
     dataset: DatasetRef | None = None
     resume_from: ResumeFrom | None = None
     script_retries: int = 0
+    launches_per_hour: int = 30
     heartbeat_s: float = 5.0
     notice_poll_s: float = 5.0
     silence_s: float = 600.0
@@ -124,6 +126,12 @@ class RunSpec(Record):
         if self.script_retries < 0:
             msg = (
                 f"run {self.run_id}: script_retries is {self.script_retries}; it must be 0 or more"
+            )
+            raise InvalidSpec(msg)
+        if self.launches_per_hour < 1:
+            msg = (
+                f"run {self.run_id}: launches_per_hour is {self.launches_per_hour}; it must be 1 "
+                "or more, or the run would never begin"
             )
             raise InvalidSpec(msg)
 

@@ -23,8 +23,10 @@ from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
-from spotfirst_airflow.costs import bill
+from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
+from spotfirst_airflow.keeping import Keeps, kept_until, warning
+from spotfirst_airflow.launches import next_launch_at
 from spotfirst_airflow.news import describe
 from spotfirst_airflow.outlook import Outlook, work_left_s
 from spotfirst_airflow.policies import Policy, View
@@ -173,8 +175,7 @@ class Controller:
         """What the trainer warned about goes into the journal once, for people to see."""
         for message in beat.progress.warnings if beat else ():
             text = f"attempt {attempt.number}: {message}"
-            if text not in self._journal.state.warnings:
-                self._append(e.Warned(at=now, attempt=attempt.number, message=text))
+            self._warn(now, text, attempt=attempt.number)
 
     def _settle_end(
         self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
@@ -187,6 +188,8 @@ class Controller:
                 return
         elif instance.state is not InstanceState.TERMINATED:
             report = self.run.exit_report(attempt.number) if _may_have_exited(beat) else None
+            if report is not None and self._keep(now, attempt, instance, beat, report):
+                return
             if (report is not None and not _leaves_free(attempt, now)) or self._is_silent(
                 now, attempt, beat
             ):
@@ -194,6 +197,48 @@ class Controller:
             return
         report = self.run.exit_report(attempt.number)
         self._append(_ended(now, attempt, instance, beat, report))
+
+    def _keep(
+        self,
+        now: datetime,
+        attempt: Attempt,
+        instance: Instance,
+        beat: Heartbeat | None,
+        report: ExitReport,
+    ) -> bool:
+        """Leave the instance of the script with which the run fails to people; whether it was.
+
+        Its attempt ends here: the script has, and whoever starts it again there by hand loses the
+        claim to the run's next attempt. Marked before that is appended, so that no reaper sees an
+        instance without an owner and without a mark.
+        """
+        fleet, state = self._fleet, self._journal.state
+        if report.cause != "script_failed" or not isinstance(fleet, Keeps) or fleet.keep_s <= 0:
+            return False
+        ended = _ended(now, attempt, instance, beat, report)
+        if state.phase is not Phase.ACTIVE or self._failure(state.apply(ended)) is None:
+            return False  # it goes on, on another instance
+        until = kept_until(
+            state, attempt, failed_at=report.at, keep_s=fleet.keep_s,
+            max_life_s=self.spec.max_life_s, budget_usd=self.spec.budget_usd,
+        )  # fmt: skip
+        if until is None or now >= until:
+            return False
+        try:
+            shell = fleet.keep(attempt.token, until=until)
+        except LaunchRejected as error:
+            message = f"attempt {attempt.number}: could not keep its instance: {error}"
+            self._warn(now, message, attempt=attempt.number)
+            return False
+        message = warning(attempt, failed_at=report.at, until=until, shell=shell)
+        self._warn(now, message, attempt=attempt.number)
+        self._append(msgspec.structs.replace(ended, ended_at=report.at, kept_until=until))
+        return True
+
+    def _warn(self, now: datetime, message: str, *, attempt: int | None = None) -> None:
+        """For people, once: whoever comes to say it again says nothing."""
+        if message not in self._journal.state.warnings:
+            self._append(e.Warned(at=now, attempt=attempt, message=message))
 
     def _is_silent(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> bool:
         """Whether an instance runs, but its agent has said nothing for ``silence_s``.
@@ -284,7 +329,7 @@ class Controller:
         if outlook.budget_usd is None:
             return False
         spent = bill(state, now=now).total_usd
-        reserve = outlook.shutdown_cost_usd(state, beat)
+        reserve = outlook.shutdown_cost_usd(state, beat) + promised_usd(state, now=now)
         if spent + reserve < outlook.budget_usd:
             return False
         reason = (
@@ -304,6 +349,9 @@ class Controller:
         current = staying[-1] if staying else None
         if current is not None and (len(staying) > 1 or _is_settling(current, beats)):
             return min(watching_s, 0.5)
+        free_at = next_launch_at(state.attempts, per_hour=self.spec.launches_per_hour, now=now)
+        if free_at is not None:
+            return self._hold(now, state, free_at, current)
         view = View(
             now=now,
             idle_since=_idle_since(state, now),
@@ -316,10 +364,8 @@ class Controller:
         )
         decision = self._policy.decide(view)
         if decision.offer is None:
-            if current is None and (
-                state.waiting is None or state.waiting.reason != decision.reason
-            ):
-                self._append(e.Waiting(at=now, reason=decision.reason))
+            if current is None:
+                self._wait(now, state, decision.reason)
             return min(watching_s, 1.0) if current is None else watching_s
         number = len(state.attempts) + 1
         token = _token(self.run.url, number)
@@ -331,6 +377,26 @@ class Controller:
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
         return 0.2
+
+    def _hold(
+        self, now: datetime, state: RunState, free_at: datetime, current: Attempt | None
+    ) -> float:
+        """Launch nothing, since too much was launched lately; how long to wait for a look."""
+        watching_s = min(self.spec.heartbeat_s, 5.0)
+        if current is not None:
+            return watching_s
+        limit = f"launches_per_hour={self.spec.launches_per_hour}"
+        self._warn(
+            now,
+            f"the run has launched as many instances within an hour as it may ({limit}), and "
+            "waits: see in `spotfirst show` why none of them lasts",
+        )
+        self._wait(now, state, f"{limit} were launched: the next at {free_at:%H:%M:%S} UTC")
+        return min(watching_s, 1.0)
+
+    def _wait(self, now: datetime, state: RunState, reason: str) -> None:
+        if state.waiting is None or state.waiting.reason != reason:
+            self._append(e.Waiting(at=now, reason=reason))
 
     # -- actions ----------------------------------------------------------------------------
 

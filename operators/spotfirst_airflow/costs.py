@@ -17,7 +17,7 @@ from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt, RunState
 from spotfirst.wire import Record
 
-__all__ = ["FREE_IF_INTERRUPTED_WITHIN_S", "Bill", "Charge", "bill", "usd"]
+__all__ = ["FREE_IF_INTERRUPTED_WITHIN_S", "Bill", "Charge", "bill", "promised_usd", "usd"]
 
 FREE_IF_INTERRUPTED_WITHIN_S = 3600.0
 _QUANTUM = Decimal("0.0001")
@@ -28,7 +28,8 @@ class Charge(Record):
 
     ``used_s`` are billed seconds (in a local market that runs faster than real time, its own).
     ``list_usd`` is the on-demand price of the same seconds. ``rule`` says why ``cost_usd`` is
-    what it is. ``is_estimate``: the instance still runs, or its end was not seen exactly.
+    what it is. ``is_estimate``: the instance still runs, or its end was not seen exactly; so it is
+    with one that was kept for debugging, which may have been ended before its time.
     """
 
     attempt: int
@@ -84,6 +85,20 @@ def bill(state: RunState, *, now: datetime, tags: dict[str, str] | None = None) 
     )
 
 
+def promised_usd(state: RunState, *, now: datetime) -> Decimal:
+    """What the instances that are kept for debugging may yet cost from now on."""
+    later = (a.ended.kept_until for a in state.attempts if a.ended and a.ended.kept_until)
+    kept = tuple(a for a in state.attempts if a.ended and a.ended.kept_until)
+    end = max([now, *filter(None, later)])
+    return sum(
+        (
+            _charge(a, now=end, tags={}).cost_usd - _charge(a, now=now, tags={}).cost_usd
+            for a in kept
+        ),
+        Decimal(0),
+    )
+
+
 def usd(amount: Decimal) -> str:
     """An amount for people: cents, and more digits for amounts below a dollar."""
     return f"${amount:.2f}" if abs(amount) >= 1 else f"${amount:.4f}"
@@ -93,9 +108,14 @@ def _charge(attempt: Attempt, *, now: datetime, tags: dict[str, str]) -> Charge:
     launched, ended = attempt.launched, attempt.ended
     assert launched is not None
     end = ended.ended_at if ended else max(now, launched.started_at)
+    kept = ended.kept_until if ended else None
+    if kept is not None:
+        end = max(end, min(now, kept))
     used_s = max(0.0, (end - launched.started_at).total_seconds()) * launched.clock_rate
     cost = _amount(used_s, launched.price_usd_h)
     rule = "seconds used"
+    if kept is not None:
+        rule += f", kept for debugging until {kept:%Y-%m-%d %H:%M} UTC at most"
     if (
         ended
         and ended.by_fleet
@@ -117,7 +137,7 @@ def _charge(attempt: Attempt, *, now: datetime, tags: dict[str, str]) -> Charge:
         cost_usd=cost,
         list_usd=_amount(used_s, launched.on_demand_usd_h),
         rule=rule,
-        is_estimate=ended is None or ended.cause == "lost",
+        is_estimate=ended is None or ended.cause == "lost" or kept is not None,
         tags=tags,
     )
 

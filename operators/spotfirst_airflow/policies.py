@@ -7,6 +7,7 @@ on-demand one is, whether to go back to spot. It launches nothing and remembers 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from importlib.metadata import entry_points
@@ -20,9 +21,20 @@ from spotfirst.state import Attempt
 from spotfirst.wire import Record
 from spotfirst_airflow.fleets import Offer
 
-__all__ = ["Decision", "Fallback", "OnDemand", "Policy", "SpotOnly", "View", "load_policy"]
+__all__ = [
+    "Decision",
+    "Fallback",
+    "OnDemand",
+    "Policy",
+    "SpotOnly",
+    "View",
+    "load_policy",
+    "rest_s",
+]
 
 _LOSSES = {"interrupted", "lost"}
+LONGEST_REST_S = 300.0
+"""The longest that a pool without capacity is left alone."""
 
 
 class View(Record):
@@ -63,7 +75,10 @@ class Policy(Protocol):
 
 
 class _Options(Record, forbid_unknown_fields=True):
-    """``retry_s``: how long a pool that had no capacity is left alone."""
+    """``retry_s``: how long a pool that had no capacity is left alone, the first time.
+
+    See :func:`rest_s` for the next times.
+    """
 
     retry_s: float = 15.0
 
@@ -180,15 +195,7 @@ def _lost_at(attempt: Attempt) -> datetime | None:
 
 def _cheapest(view: View, market: Market, retry_s: float, reason: str) -> Decision:
     """The cheapest pool with capacity, those last that took an instance from us lately."""
-    resting = {
-        pool
-        for attempt in view.attempts
-        if attempt.market is market
-        and attempt.not_launched
-        and attempt.not_launched.cause == "no_capacity"
-        and (view.now - attempt.not_launched.at).total_seconds() < retry_s
-        for pool in (attempt.not_launched.pools or (attempt.pool,))
-    }
+    resting = _resting(view, market, retry_s)
     losses: dict[object, int] = {}
     for attempt in view.attempts[-5:]:
         if _lost_at(attempt):
@@ -201,6 +208,45 @@ def _cheapest(view: View, market: Market, retry_s: float, reason: str) -> Decisi
     offers.sort(key=lambda o: (losses.get(o.pool, 0), o.price_usd_h, str(o.pool)))
     best, *others = offers
     return Decision(reason=reason, offer=best, others=tuple(each.pool for each in others))
+
+
+def _resting(view: View, market: Market, retry_s: float) -> set[Pool]:
+    """The pools that had no capacity lately, and are left alone for now."""
+    refusals: dict[Pool, int] = {}
+    resting: dict[Pool, tuple[datetime, float]] = {}
+    for attempt in view.attempts:
+        if attempt.market is not market:
+            continue
+        if attempt.launched:  # there is capacity again: what refused before, refused once
+            refusals.clear()
+            resting = {pool: (at, retry_s) for pool, (at, _) in resting.items()}
+        refused = attempt.not_launched
+        if refused is None or refused.cause != "no_capacity":
+            continue
+        for pool in refused.pools or (attempt.pool,):
+            refusals[pool] = refusals.get(pool, 0) + 1
+            rest = rest_s(refusals[pool], retry_s=retry_s, salt=attempt.token)
+            resting[pool] = (refused.at, rest)
+    return {
+        pool for pool, (at, seconds) in resting.items() if (view.now - at).total_seconds() < seconds
+    }
+
+
+def rest_s(refusals: int, *, retry_s: float, salt: str) -> float:
+    """How long a pool is left alone that has refused so often since the last launch.
+
+    ``retry_s`` the first time, and twice as long each time, up to :data:`LONGEST_REST_S`. From the
+    second time on a part of up to a half is taken off, another for each ``salt`` (the attempt's
+    token), so that many runs that failed together do not come back together; for the same salt it
+    is the same, so that all controllers of a run agree. ("Equal jitter": AWS Architecture Blog,
+    "Exponential Backoff And Jitter".)
+    """
+    if refusals <= 1:
+        return retry_s
+    longest = max(retry_s, LONGEST_REST_S)
+    full = min(longest, retry_s * 2.0 ** min(refusals - 1, 32))
+    digest = hashlib.sha256(salt.encode()).digest()
+    return max(retry_s, full * (1 - int.from_bytes(digest[:4], "big") / 2**33))
 
 
 def load_policy(name: str, options: Mapping[str, Any]) -> Policy:

@@ -77,6 +77,7 @@ class Request(Record):
     checkpoint_period_s: float = 300.0
     retention: Retention | None = None
     script_retries: int = 0
+    launches_per_hour: int = 30
     heartbeat_s: float | None = None
     notice_poll_s: float | None = None
     silence_s: float = 600.0
@@ -272,6 +273,7 @@ def _plan(
         checkpoint_mode=request.checkpoint_mode,
         retention=request.retention or Retention(),
         script_retries=request.script_retries,
+        launches_per_hour=request.launches_per_hour,
         heartbeat_s=request.heartbeat_s or kind.heartbeat_s,
         notice_poll_s=request.notice_poll_s or kind.notice_poll_s,
         silence_s=request.silence_s,

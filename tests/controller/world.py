@@ -83,7 +83,10 @@ class FaultyStorage:
 
 
 class World:
-    """One run, its fleet and its clock. ``capacity`` says which zones have spot now."""
+    """One run, its fleet and its clock. ``capacity`` says which zones have spot now.
+
+    ``powers_off``: instances end themselves with their agent.
+    """
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class World:
         self.total_steps, self.checkpoint_every = total_steps, checkpoint_every
         self.capacity = {"zone-a": True, "zone-b": True}
         self.on_demand = True
+        self.powers_off = True
         self.machines: dict[str, Machine] = {}
         self.buried: set[str] = set()
         self.storage = open_storage(f"memory://world-{next(_names)}")
@@ -120,9 +124,12 @@ class World:
         while True:
             try:
                 run = Run(FaultyStorage(self.storage, self.faults), "run")
-                return Controller(run, FakeFleet(self), self.policy, clock=self.clock, by="test")
+                return Controller(run, self.new_fleet(), self.policy, clock=self.clock, by="test")
             except (Died, StorageUnavailable):
                 continue
+
+    def new_fleet(self) -> FakeFleet:
+        return FakeFleet(self)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -222,7 +229,7 @@ class Machine:
         )  # fmt: skip
         self.exited, self.phase = True, "exited"
         self._beat()
-        if self.notice is None:
+        if self.notice is None and self.world.powers_off:
             self.die("itself")
 
     def tick(self) -> None:

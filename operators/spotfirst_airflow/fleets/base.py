@@ -15,6 +15,7 @@ from spotfirst.wire import Record
 
 __all__ = [
     "ATTEMPT_TAG",
+    "KEEP_TAG",
     "RUN_TAG",
     "STORAGE_TAG",
     "EndedBy",
@@ -30,6 +31,8 @@ RUN_TAG = "spotfirst:run"
 ATTEMPT_TAG = "spotfirst:attempt"
 STORAGE_TAG = "spotfirst:storage"
 """Tags that lead from an instance back to its owner: its run, its attempt, its storage's URL."""
+KEEP_TAG = "spotfirst:keep-until"
+"""Tag with a time in ISO 8601, until which people want the instance of a failed script."""
 
 EndedBy = Literal["fleet", "itself", "request", "unknown"]
 """Who ended an instance: the fleet took it back; it shut itself down; we asked; nobody says."""
