@@ -30,7 +30,7 @@ from spotfirst.agent.settings import Settings
 from spotfirst.agent.stopping import IDLE_S, Stop
 from spotfirst.agent.telling import Teller
 from spotfirst.channel import CHANNEL_VARIABLE, Channel, Drain
-from spotfirst.errors import ClaimLost, InvalidSpec, SpotfirstError
+from spotfirst.errors import ClaimLost, FormatError, InvalidSpec, SpotfirstError
 from spotfirst.events import EndCause
 from spotfirst.run import Run
 from spotfirst.spec import RunSpec
@@ -134,7 +134,13 @@ class Agent:
     # -- boot and preparation ---------------------------------------------------------------
 
     def _boot(self) -> bool:
-        """Read the spec and become this attempt's only agent; ``False`` when there is one."""
+        """Read the spec and become this attempt's only agent.
+
+        ``False`` when there is one, or when nobody waits for this attempt any more.
+        """
+        if not until_answered("read the journal", self._is_wanted):
+            _log.warning("attempt %d is not wanted any more: nothing to do here", self._attempt)
+            return False
         self._spec = until_answered("read the spec", self._run.spec)
         claim = encode(
             AgentClaim(
@@ -152,6 +158,19 @@ class Agent:
             self._heard.life_s = self._spec.max_life_s
             self._guard.limit_life(self._spec.max_life_s)
         return True
+
+    def _is_wanted(self) -> bool:
+        """Whether the journal has not given this attempt up while its instance was booting.
+
+        A launch whose answer was lost may come true after the controller has withdrawn it.
+        """
+        try:
+            state = self._run.journal().refresh()
+        except FormatError as error:  # of a newer release: no reason to leave what it launched
+            _log.warning("cannot read the journal: %s", error)
+            return True
+        mine = [attempt for attempt in state.attempts if attempt.number == self._attempt]
+        return not state.is_final and all(attempt.is_open for attempt in mine)
 
     def _has_traces(self) -> bool:
         return any(
