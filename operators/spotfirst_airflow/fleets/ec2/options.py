@@ -20,6 +20,7 @@ DEFAULT_AMI = (
 
 _SUBNET = re.compile(r"subnet-[0-9a-f]+")
 _GROUP = re.compile(r"sg-[0-9a-f]+")
+_PYTHON = re.compile(r"3\.[1-9]\d")
 _AMI = re.compile(r"ami-[0-9a-f]+|ssm:/[A-Za-z0-9_./-]+")
 
 
@@ -44,6 +45,7 @@ class Ec2Options(Record):
     ``instance_profile`` is the name of the role that reads and writes the storage. ``ami`` is an id
     or ``ssm:`` and the name of a public parameter. With ``image`` the training runs in that
     container. ``python`` is the interpreter on the instance (or in the container) that has torch;
+    ``python_versions`` are those that Spotfirst's wheels are published for, as it has one of them;
     ``pip_install`` names what is installed beside it, from ``pip_index`` (none: nothing is fetched
     from any index). ``queue_url`` is the SQS queue to which EventBridge sends what happens to
     instances. ``aws_conn_id`` is an Airflow connection of the Amazon provider, for credentials, a
@@ -62,6 +64,7 @@ class Ec2Options(Record):
     volume_type: str = "gp3"
     kms_key: str = ""
     python: str = "python3"
+    python_versions: tuple[str, ...] = ("3.12", "3.13")
     pip_install: tuple[str, ...] = ()
     pip_index: str = ""
     queue_url: str = ""
@@ -84,6 +87,10 @@ class Ec2Options(Record):
         require(bool(_AMI.fullmatch(parsed.ami)), "ami", parsed.ami, "'ami-…' or 'ssm:/…'")
         require(parsed.volume_gb >= 8, "volume_gb", parsed.volume_gb, "8 or more")
         require(0 < parsed.keep_h <= 168, "keep_h", parsed.keep_h, "above 0, and at most 168")
+        for version in parsed.python_versions:
+            known = bool(_PYTHON.fullmatch(version))
+            require(known, "python_versions", version, "'3.10' or newer")
+        require(bool(parsed.python_versions), "python_versions", (), "at least one")
         require(bool(parsed.python.strip()), "python", parsed.python, "the name of an interpreter")
         if parsed.pip_index and not parsed.pip_install:
             msg = "fleet option pip_index is given, and pip_install names nothing to get from it"
