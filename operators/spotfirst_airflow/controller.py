@@ -25,7 +25,7 @@ from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
-from spotfirst_airflow.keeping import Keeps, kept_until, warning
+from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
 from spotfirst_airflow.launches import next_launch_at
 from spotfirst_airflow.news import describe
 from spotfirst_airflow.outlook import Outlook, work_left_s
@@ -147,6 +147,8 @@ class Controller:
                 beats[attempt.number] = beat
             self._pass_on_notice(now, attempt, instance, beat)
             self._pass_on_warnings(now, attempt, beat)
+            # With a notice that came in just now: it says whose the instance is.
+            attempt = self._journal.state.attempt(attempt.number)  # noqa: PLW2901
             self._settle_end(now, attempt, instance, beat)
         return beats
 
@@ -218,11 +220,13 @@ class Controller:
         ended = _ended(now, attempt, instance, beat, report)
         if state.phase is not Phase.ACTIVE or self._failure(state.apply(ended)) is None:
             return False  # it goes on, on another instance
-        until = kept_until(
-            state, attempt, failed_at=report.at, keep_s=fleet.keep_s,
-            max_life_s=self.spec.max_life_s, budget_usd=self.spec.budget_usd,
-        )  # fmt: skip
-        if until is None or now >= until:
+        until = report.at + timedelta(seconds=fleet.keep_s)
+        if is_taken_back(attempt) or now >= until:
+            return False
+        if dear := over_budget(
+            state, attempt, failed_at=report.at, until=until, budget_usd=self.spec.budget_usd
+        ):
+            self._warn(now, dear, attempt=attempt.number)
             return False
         try:
             shell = fleet.keep(attempt.token, until=until)

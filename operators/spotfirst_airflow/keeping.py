@@ -8,17 +8,14 @@ ended itself. The journal says until when, so the bill counts these hours, at mo
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
 from spotfirst.state import Attempt, RunState
 from spotfirst_airflow.costs import bill, usd
 
-__all__ = ["Keeps", "kept_until", "warning"]
-
-SHORTEST_S = 600.0
-"""Nobody is at the shell sooner, so less is not worth its price."""
+__all__ = ["Keeps", "cost_usd", "is_taken_back", "over_budget", "warning"]
 
 
 @runtime_checkable
@@ -31,48 +28,62 @@ class Keeps(Protocol):
     def keep(self, token: str, *, until: datetime) -> str:
         """Mark the instance as wanted until then; the command that opens a shell on it.
 
-        Idempotent. The instance still ends itself at its maximum life. Raises
+        Idempotent. The instance ends itself then, too, whoever is left to do it. Raises
         :class:`~spotfirst.errors.LaunchRejected` when that is not allowed, or it is gone, and
         :class:`~spotfirst.errors.FleetUnavailable`.
         """
 
 
-def kept_until(
+def is_taken_back(attempt: Attempt) -> bool:
+    """Whether the fleet takes the instance anyway: there is nothing to keep."""
+    return attempt.notice is not None and attempt.notice.kind == "interruption"
+
+
+def cost_usd(attempt: Attempt, *, failed_at: datetime, until: datetime) -> Decimal:
+    """What the instance costs at most between the script's failure and then."""
+    hours = Decimal(repr((until - failed_at).total_seconds())) / 3600
+    return _usd_h(attempt) * hours
+
+
+def over_budget(
     state: RunState,
     attempt: Attempt,
     *,
     failed_at: datetime,
-    keep_s: float,
-    max_life_s: float,
+    until: datetime,
     budget_usd: Decimal | None,
-) -> datetime | None:
-    """Until when the instance of a script that failed is kept; ``None`` when it is not.
+) -> str:
+    """Why the run cannot afford to keep it; empty when it can.
 
-    Within its maximum life, and within what the budget leaves. The same in every controller: it
-    depends on the journal and on when the script failed, not on when anybody looks.
+    All of the time or none of it: nothing on the instance would know of a shorter one. The same
+    in every controller: it depends on the journal and on when the script failed, not on when
+    anybody looks.
     """
-    launched = attempt.launched
-    if launched is None or (attempt.notice and attempt.notice.kind == "interruption"):
-        return None
-    life_left_s = max_life_s - (failed_at - launched.started_at).total_seconds()
-    seconds = min(keep_s, life_left_s)
-    if budget_usd is not None and launched.price_usd_h > 0:
-        left_usd = budget_usd - bill(state, now=failed_at).total_usd
-        hourly = launched.price_usd_h * Decimal(repr(launched.clock_rate))
-        seconds = min(seconds, float(left_usd / hourly) * 3600)
-    if seconds < SHORTEST_S:
-        return None
-    return failed_at + timedelta(seconds=seconds)
+    if budget_usd is None:
+        return ""
+    left_usd = budget_usd - bill(state, now=failed_at).total_usd
+    wanted_usd = cost_usd(attempt, failed_at=failed_at, until=until)
+    if wanted_usd <= left_usd:
+        return ""
+    return (
+        f"attempt {attempt.number}: its script failed, and its instance was not kept: that would "
+        f"cost {usd(wanted_usd)}, and the budget leaves {usd(left_usd)}"
+    )
 
 
 def warning(attempt: Attempt, *, failed_at: datetime, until: datetime, shell: str) -> str:
     """What people are told: where it is, how to get in and rid of it, and what it costs."""
+    assert attempt.launched is not None
+    most = usd(cost_usd(attempt, failed_at=failed_at, until=until))
+    return (
+        f"attempt {attempt.number}: its script failed, and its instance "
+        f"{attempt.launched.instance_id} is kept until {until:%Y-%m-%d %H:%M} UTC at "
+        f"{usd(_usd_h(attempt))}/h: {most} at most, which the run's cost includes. "
+        f"A shell: `{shell}`; there, `sudo poweroff` ends it"
+    )
+
+
+def _usd_h(attempt: Attempt) -> Decimal:
     launched = attempt.launched
     assert launched is not None
-    hourly = launched.price_usd_h * Decimal(repr(launched.clock_rate))
-    hours = Decimal(repr((until - failed_at).total_seconds())) / 3600
-    return (
-        f"attempt {attempt.number}: its script failed, and its instance {launched.instance_id} is "
-        f"kept until {until:%Y-%m-%d %H:%M} UTC at {usd(hourly)}/h: {usd(hourly * hours)} at most, "
-        f"which the run's cost includes. A shell: `{shell}`; there, `sudo poweroff` ends it"
-    )
+    return launched.price_usd_h * Decimal(repr(launched.clock_rate))

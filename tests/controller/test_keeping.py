@@ -7,7 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from spotfirst import events as e
 from spotfirst.errors import FleetUnavailable, LaunchRejected
 from spotfirst.state import Phase, RunState
 from spotfirst_airflow.costs import bill, promised_usd
@@ -15,6 +17,7 @@ from spotfirst_airflow.fleets import Instance
 from spotfirst_airflow.fleets.base import KEEP_TAG, RUN_TAG, STORAGE_TAG
 from spotfirst_airflow.keeping import Keeps
 from spotfirst_airflow.reaping import judge
+from spotfirst_airflow.submission import request_stop
 from tests.controller.world import SPOT_USD_H, START, FakeFleet, Faults, World
 
 HOURS = 4
@@ -41,8 +44,6 @@ class KeepingFleet(FakeFleet):
         return str(self._world.faults.around(apply, FleetUnavailable))
 
     def owned(self) -> list[Instance]:
-        from msgspec.structs import replace
-
         return [replace(instance, tags=self._tags(instance.token)) for instance in super().owned()]
 
     def _tags(self, token: str) -> dict[str, str]:
@@ -130,8 +131,6 @@ def test_only_the_instance_is_kept_with_which_the_run_fails() -> None:
 
 
 def test_a_reopened_run_trains_on_a_new_instance() -> None:
-    from spotfirst import events as e
-
     world = KeepingWorld()
     fails(world)
     world.run.journal().decide(lambda state: e.Reopened(at=world.now, owner="me"))
@@ -149,8 +148,6 @@ def test_nothing_is_kept_of_a_run_that(end: str) -> None:
     if end == "does not keep":
         fails(world)
     elif end == "is stopped":
-        from spotfirst_airflow.submission import request_stop
-
         while not any(m.phase == "training" for m in world.alive()):
             world.reconcile()
             world.tick()
@@ -163,22 +160,42 @@ def test_nothing_is_kept_of_a_run_that(end: str) -> None:
     assert world.kept == {}
 
 
-def test_it_is_kept_no_longer_than_its_life_and_the_budget_allow() -> None:
-    state = fails(KeepingWorld(max_life_s=7200.0))
-    launched, ended = state.attempts[0].launched, state.attempts[0].ended
-    assert launched is not None
-    assert ended is not None
-    assert ended.kept_until == launched.started_at + timedelta(hours=2)
-    world = KeepingWorld(budget_usd=Decimal("0.30"))
+def test_what_the_budget_does_not_cover_to_the_end_is_not_kept_at_all() -> None:
+    world = KeepingWorld(budget_usd=Decimal("1.25"))
     state = fails(world)
-    end = bill(state, now=world.now + timedelta(days=1)).total_usd
-    assert Decimal("0.299") < end <= Decimal("0.30")
-
-
-def test_too_short_a_time_is_not_paid_for() -> None:
-    world = KeepingWorld(budget_usd=Decimal("0.05"))  # ten minutes, and the training
-    assert fails(world).warnings == ()
+    assert len(world.alive()) == 1
+    assert bill(state, now=world.now + timedelta(days=1)).total_usd <= Decimal("1.25")
+    world = KeepingWorld(budget_usd=Decimal("1.20"))
+    [warned] = fails(world).warnings
+    assert "was not kept: that would cost $1.20, and the budget leaves $1.20" in warned
     assert world.alive() == []
+
+
+def test_an_instance_that_is_taken_back_anyway_is_left_to_the_fleet() -> None:
+    world = KeepingWorld()
+    while not any(m.phase == "training" for m in world.alive()):
+        world.reconcile()
+        world.tick()
+    machine = world.trainer()
+    world.interrupt(machine)
+    machine.exit("script_failed", 1)
+    state = fails(world)
+    assert state.phase is Phase.FAILED
+    assert world.kept == {}
+    assert world.alive() == []
+
+
+def test_while_it_is_kept_its_price_counts_against_the_budget_of_what_goes_on() -> None:
+    world = KeepingWorld(budget_usd=Decimal("1.30"))
+    fails(world)
+    world.run.journal().decide(lambda state: e.Reopened(at=world.now, owner="me"))
+    world.total_steps = 3000
+    state = world.until_done().state
+    assert state.stop is not None
+    assert state.stop.cause == "budget"
+    assert (
+        Decimal("1.25") < bill(state, now=world.now + timedelta(days=1)).total_usd < Decimal("1.30")
+    )
 
 
 def test_what_must_not_be_marked_is_ended_and_people_are_told() -> None:
