@@ -14,6 +14,7 @@ from spotfirst_airflow.cli import (
     _datasets,
     _instances,
     _looking,
+    _prices,
     _replay,
     _running,
 )
@@ -70,3 +71,4 @@ app.command("stop")(_instances.stop)
 app.command("reap")(_instances.reap)
 app.add_typer(_checkpoints.app, name="checkpoint")
 app.add_typer(_datasets.app, name="datasets")
+app.add_typer(_prices.app, name="prices")

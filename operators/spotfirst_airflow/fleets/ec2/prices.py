@@ -123,7 +123,9 @@ class Prices:
             )
             raise InvalidSpec(msg)
         choice = [name for name in lacks if name in prices] or list(lacks)
-        nearest = min(choice, key=lambda n: (len(lacks[n]), _gap(self._table.types[n], requirements), prices.get(n, 0)))  # fmt: skip
+        nearest = min(
+            choice, key=lambda n: (_gap(self._table.types[n], requirements), prices.get(n, 0))
+        )
         msg = (
             f"no instance type of the price table meets the requirements; the nearest, {nearest}, "
             f"has {' and '.join(lacks[nearest])}. `spotfirst prices` shows them all"
@@ -219,14 +221,19 @@ def _lacks(kind: GpuType, wanted: Requirements) -> list[str]:
 
 
 def _gap(kind: GpuType, wanted: Requirements) -> float:
-    """How far the type is from what is wanted: the sum of what it falls short by, as shares."""
+    """How far the type is from what is wanted: the sum of what it falls short by, as shares.
+
+    Another GPU than those named is further off than half of the memory.
+    """
     pairs = (
         (kind.gpu_memory_mib * 2**20 / 10**9, wanted.gpu_memory_gib),
         (kind.vcpus, wanted.vcpus),
         (kind.memory_gib, wanted.memory_gib),
     )
     short = sum(max(0.0, 1 - have / want) for have, want in pairs if want)
-    return short + abs(kind.gpus - wanted.gpus) / max(1, wanted.gpus)
+    names = {name.casefold() for name in wanted.gpu_names}
+    other = 2.0 if names and kind.gpu_name.casefold() not in names else 0.0
+    return other + short + abs(kind.gpus - wanted.gpus) / max(1, wanted.gpus)
 
 
 def _check_names(names: Sequence[str], kinds: Collection[GpuType]) -> None:

@@ -2,9 +2,8 @@
 
 Nothing here is ever charged: the figures make a local run's costs look like those of a real one.
 
-- On demand: about AWS's list prices for Linux in us-east-1 of November 2025, written down by hand
-  and not checked against https://aws.amazon.com/ec2/pricing/on-demand/: do not budget real runs
-  with them.
+- On demand: AWS's list prices for Linux in us-east-1, the same as in the price table of the EC2
+  fleet (``spotfirst prices``), which says of when and from where they are.
 - Spot: round figures of the usual size for these types, about a third of the list price or more.
   They are *not* quotes of any day.
 """
@@ -19,7 +18,7 @@ from spotfirst.wire import Record
 
 __all__ = ["CATALOGUE", "ON_DEMAND_SOURCE", "InstanceType", "known_types"]
 
-ON_DEMAND_SOURCE = "local fleet: about AWS's list price, Linux, us-east-1, 2025-11"
+ON_DEMAND_SOURCE = "local fleet: AWS's list price, Linux, us-east-1, 2026-07"
 _SMALLEST_PRICE = Decimal("0.0001")
 
 
