@@ -130,7 +130,8 @@ def test_reap_ends_what_no_live_run_owns_and_nothing_else(shell: Shell) -> None:
     assert "would end" in shell.ok("reap", "--grace", "0", "--dry-run")
     assert len(fleet.owned()) == 3
     verdicts = shell.json("reap", "--grace", "0")
-    assert {v["run_id"] for v in verdicts if v.get("orphan")} == {"over"}
+    assert {v["run_id"] for v in verdicts if v["standing"] == "orphan"} == {"over"}
+    assert {v["run_id"]: v["standing"] for v in verdicts}["foreign"] == "foreign"
     assert {i.token for i in fleet.owned()} == {"alive-1", "foreign-1"}
 
 
