@@ -14,6 +14,7 @@ error                means
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -145,6 +146,12 @@ class Aws:
         with cls._sharing:
             return cls._shared.setdefault(identity.key, cls(identity))
 
+    @classmethod
+    def forget_all(cls) -> None:
+        """Make clients anew: a forked child must not use its parent's connections."""
+        cls._sharing = threading.Lock()
+        cls._shared = {}
+
     @property
     def region(self) -> str:
         """Where instances are. Raises :class:`InvalidSpec` when nothing says so."""
@@ -159,6 +166,9 @@ class Aws:
             return self._clients[key]
 
 
+os.register_at_fork(after_in_child=Aws.forget_all)
+
+
 def call(action: Callable[..., _T], /, **parameters: Any) -> _T:
     """The answer of one call of a client. Raises as the module says."""
     return _explained(lambda: action(**parameters))
@@ -168,11 +178,13 @@ def _explained(action: Callable[[], _T]) -> _T:
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
-        ConnectionError as NotConnected,
         CredentialRetrievalError,
         HTTPClientError,
         NoCredentialsError,
         PartialCredentialsError,
+    )
+    from botocore.exceptions import (
+        ConnectionError as NotConnected,
     )
     from botocore.parsers import ResponseParserError
 
