@@ -140,7 +140,9 @@ class Ended(Event):
     ``start_step`` is what it resumed from, ``step`` the last one it trained, and
     ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
     step's start to its last step's end, ``startup_s`` what came before, on the real clock.
-    ``kept_until``: its script failed, and the instance was left to people, until then at most.
+    ``price_timeline`` is what its pool cost while it ran, (since when, USD per hour), where the
+    fleet could tell. ``kept_until``: its script failed, and the instance was left to people, until
+    then at most.
     """
 
     attempt: int
@@ -157,6 +159,7 @@ class Ended(Event):
     training_s: float = 0.0
     startup_s: float = 0.0
     moved_bytes: int = 0
+    price_timeline: tuple[tuple[datetime, Decimal], ...] = ()
     kept_until: datetime | None = None
 
 

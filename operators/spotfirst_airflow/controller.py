@@ -30,6 +30,7 @@ from spotfirst_airflow.launches import next_launch_at
 from spotfirst_airflow.news import describe
 from spotfirst_airflow.outlook import Outlook, work_left_s
 from spotfirst_airflow.policies import Policy, View
+from spotfirst_airflow.timelines import price_timeline
 
 if TYPE_CHECKING:
     from spotfirst.run import Run
@@ -198,7 +199,9 @@ class Controller:
                 self._fleet.terminate([attempt.token])
             return
         report = self.run.exit_report(attempt.number)
-        self._append(_ended(now, attempt, instance, beat, report))
+        ended = _ended(now, attempt, instance, beat, report)
+        timeline = price_timeline(self._fleet, instance)
+        self._append(msgspec.structs.replace(ended, price_timeline=timeline))
 
     def _keep(
         self,

@@ -30,6 +30,8 @@ class Charge(Record):
     ``list_usd`` is the on-demand price of the same seconds. ``rule`` says why ``cost_usd`` is
     what it is. ``is_estimate``: the instance still runs, or its end was not seen exactly; so it is
     with one that was kept for debugging, which may have been ended before its time.
+    ``price_timeline`` is what the pool cost meanwhile, (since when, USD per hour), to reconcile
+    with an invoice; ``cost_usd`` is of ``price_usd_h`` alone (see ``timelines``).
     """
 
     attempt: int
@@ -47,6 +49,7 @@ class Charge(Record):
     rule: str
     is_estimate: bool = False
     tags: dict[str, str] = {}
+    price_timeline: tuple[tuple[datetime, Decimal], ...] = ()
 
 
 class Bill(Record):
@@ -139,6 +142,7 @@ def _charge(attempt: Attempt, *, now: datetime, tags: dict[str, str]) -> Charge:
         rule=rule,
         is_estimate=ended is None or ended.cause == "lost" or kept is not None,
         tags=tags,
+        price_timeline=ended.price_timeline if ended else (),
     )
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from spotfirst import events as e
+from spotfirst.market import Market, Pool
+from spotfirst.run import create_run
+from spotfirst.spec import RunSpec
+from spotfirst.storage import open_storage
 from spotfirst_airflow.cli import app
 from spotfirst_airflow.fleets.ec2.pricelist import list_url
 from tests.fleets.ec2.offers import price_list, row
@@ -181,3 +188,25 @@ def test_a_file_that_is_not_there_and_a_url_of_another_kind_are_refused(home: Pa
         result = call("refresh", "--region", "eu-central-1", "--from", source)
         assert result.exit_code == 2
         assert why in result.output
+
+
+def test_what_a_pool_cost_while_it_ran_is_in_the_costs_of_a_run(home: Path) -> None:
+    at = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    pool = Pool(instance_type="g6.xlarge", zone="us-east-1a")
+    run = create_run(
+        open_storage(str(home / "runs")), RunSpec(run_id="r", created_at=at, command=("true",))
+    )
+    usd = Decimal("0.36")
+    for event in (
+        e.Created(at=at),
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
+        e.Launched(
+            at=at, attempt=1, instance_id="i", started_at=at, price_at=at, price_usd_h=usd,
+            price_source="test", on_demand_usd_h=usd,
+        ),
+        e.Ended(at=at, attempt=1, cause="lost", ended_at=at, price_timeline=((at, usd),)),
+    ):  # fmt: skip
+        run.journal().append(event)
+    result = CliRunner().invoke(app, ["cost", "r", "--storage", str(home / "runs"), "--json"])
+    [charge] = json.loads(result.stdout)[0]["charges"]
+    assert charge["price_timeline"] == [["2026-01-01T00:00:00Z", "0.36"]]
