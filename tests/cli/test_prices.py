@@ -196,7 +196,7 @@ def test_what_a_pool_cost_while_it_ran_is_in_the_costs_of_a_run(home: Path) -> N
     run = create_run(
         open_storage(str(home / "runs")), RunSpec(run_id="r", created_at=at, command=("true",))
     )
-    usd = Decimal("0.36")
+    usd, journal = Decimal("0.36"), run.journal()
     for event in (
         e.Created(at=at),
         e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
@@ -206,7 +206,7 @@ def test_what_a_pool_cost_while_it_ran_is_in_the_costs_of_a_run(home: Path) -> N
         ),
         e.Ended(at=at, attempt=1, cause="lost", ended_at=at, price_timeline=((at, usd),)),
     ):  # fmt: skip
-        run.journal().append(event)
+        journal.append(event)
     result = CliRunner().invoke(app, ["cost", "r", "--storage", str(home / "runs"), "--json"])
     [charge] = json.loads(result.stdout)[0]["charges"]
     assert charge["price_timeline"] == [["2026-01-01T00:00:00Z", "0.36"]]
