@@ -1,10 +1,10 @@
 """The price of an instance while it ran, where its fleet can tell.
 
 It goes into the journal beside the price that was frozen at launch, and no bill is made of it.
-AWS says that one pays "the Spot price that's in effect for the time period your instances are
-running", and elsewhere that the price is set anew at the start of each hour of an instance; which
-of these an invoice follows is not settled by its texts. So a run's cost stays what it was when it
-was first told, and who gets the invoice has what it takes to reconcile the two.
+By its page of spot prices, AWS bills whatever price is in force while an instance runs; by other
+texts of its own, the price is fixed anew at the start of each instance-hour. Which of these an
+invoice follows they do not settle. So a run's cost stays what it was when it was first told, and
+who gets the invoice has what it takes to reconcile the two.
 """
 
 from __future__ import annotations
