@@ -12,6 +12,7 @@ from spotfirst_airflow.cli import (
     _checkpoints,
     _costs,
     _datasets,
+    _doctor,
     _instances,
     _looking,
     _prices,
@@ -69,6 +70,7 @@ app.command("cost")(_costs.cost)
 app.command("replay")(_replay.replay)
 app.command("stop")(_instances.stop)
 app.command("reap")(_instances.reap)
+app.command("doctor")(_doctor.doctor)
 app.add_typer(_checkpoints.app, name="checkpoint")
 app.add_typer(_datasets.app, name="datasets")
 app.add_typer(_prices.app, name="prices")
