@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -25,15 +25,10 @@ from spotfirst_airflow.cli._common import (
     progress,
     stdout,
 )
-from spotfirst_airflow.fleets.ec2.pricelist import Reading, list_url, read_price_list
-from spotfirst_airflow.fleets.ec2.pricetable import (
-    PRICES_VARIABLE,
-    PriceTable,
-    load_table,
-    own_table_path,
-    read_table,
-    write_table,
-)
+
+if TYPE_CHECKING:  # the fleet's package takes longer to import than most commands run
+    from spotfirst_airflow.fleets.ec2.pricelist import Reading
+    from spotfirst_airflow.fleets.ec2.pricetable import PriceTable
 
 __all__ = ["app"]
 
@@ -83,6 +78,8 @@ def show(
 
         spotfirst prices g6e.xlarge p5.4xlarge
     """
+    from spotfirst_airflow.fleets.ec2.pricetable import load_table
+
     table = load_table()
     _check(table, types or [], region)
     rows = {
@@ -112,7 +109,7 @@ def refresh(
     ] = "",
     out: Annotated[
         Path | None,
-        typer.Option(help=f"The table; else ${PRICES_VARIABLE}, or one in your home folder."),
+        typer.Option(help="The table; else $SPOTFIRST_PRICES, or one in your home folder."),
     ] = None,
 ) -> None:
     """Read a region's prices from AWS's public price list, and keep them in a table of your own.
@@ -127,6 +124,15 @@ def refresh(
 
         spotfirst prices refresh --region eu-west-1 --from index.csv --out /shared/prices.json
     """
+    from spotfirst_airflow.fleets.ec2.pricelist import list_url
+    from spotfirst_airflow.fleets.ec2.pricetable import (
+        PRICES_VARIABLE,
+        PriceTable,
+        own_table_path,
+        read_table,
+        write_table,
+    )
+
     if not region:
         msg = "no region: give --region, such as --region eu-central-1"
         raise InvalidSpec(msg)
@@ -208,6 +214,9 @@ def _print_region(table: PriceTable, region: str, rows: list[dict[str, Any]]) ->
 
 def _read(source: str, region: str) -> Reading:
     """Read a list from a file or a URL, with a progress bar."""
+    from spotfirst_airflow.fleets.ec2.pricelist import read_price_list
+    from spotfirst_airflow.fleets.ec2.pricetable import load_table
+
     is_url = "://" in source
     with progress(f"prices of {region}") as (set_total, advance):
         try:
