@@ -78,6 +78,7 @@ class SpotTrainingOperator(BaseOperator):
             "every_steps": 1000, "best": 2, "metric": "loss"}`` keeps the newest 5, the first in
             each 1000 steps, and the 2 with the lowest loss. By default, the newest 5.
         script_retries: how often a script that fails is started again within one try.
+        launches_per_hour: how many instances may be launched within any hour; then the run waits.
         max_life: when an instance ends itself, whatever else happens.
         env: variables for the script. They are stored in the run: no secrets.
         tags: what costs are summed by: ``model_id``, ``team``, ``env``, ``experiment_run``.
@@ -89,8 +90,8 @@ class SpotTrainingOperator(BaseOperator):
     ARGUMENTS = (
         "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
         "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
-        "checkpoint_mode", "checkpoint_period", "retention", "script_retries", "max_life", "env",
-        "tags",
+        "checkpoint_mode", "checkpoint_period", "retention", "script_retries",
+        "launches_per_hour", "max_life", "env", "tags",
     )  # fmt: skip
     """What says what to train, and how."""
 
@@ -131,6 +132,7 @@ class SpotTrainingOperator(BaseOperator):
         checkpoint_period: timedelta = timedelta(minutes=5),
         retention: Retention | Mapping[str, Any] | None = None,
         script_retries: int = 0,
+        launches_per_hour: int = 30,
         max_life: timedelta = timedelta(days=7),
         env: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
@@ -156,6 +158,7 @@ class SpotTrainingOperator(BaseOperator):
         self.checkpoint_period = checkpoint_period
         self.retention = retention
         self.script_retries = script_retries
+        self.launches_per_hour = launches_per_hour
         self.max_life = max_life
         self.env = env
         self.tags = tags
@@ -261,6 +264,7 @@ class SpotTrainingOperator(BaseOperator):
             checkpoint_period_s=self.checkpoint_period.total_seconds(),
             retention=parse_retention(self.retention),
             script_retries=self.script_retries,
+            launches_per_hour=self.launches_per_hour,
             max_life_s=self.max_life.total_seconds(),
             env={name: str(value) for name, value in (self.env or {}).items()},
             tags={name: str(value) for name, value in (self.tags or {}).items()},

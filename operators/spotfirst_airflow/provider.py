@@ -14,7 +14,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "Spotfirst",
-                "python-modules": ["spotfirst_airflow.operators"],
+                "python-modules": ["spotfirst_airflow.operators", "spotfirst_airflow.reaper"],
             }
         ],
         "triggers": [

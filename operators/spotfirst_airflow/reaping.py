@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Literal, Protocol, runtime_checkable
 
-from spotfirst.errors import FormatError, UnknownRun
+from spotfirst.errors import FleetError, FormatError, UnknownRun
 from spotfirst.run import Run
 from spotfirst.spec import RunSpec, is_run_id
 from spotfirst.state import RunState
@@ -56,12 +56,14 @@ class Reaped(Record):
     """What a round found and did. ``left`` had been asked to end, and was still there after it.
 
     ``tidied`` counts what else the fleet removed: things that cost nothing and serve no run.
+    ``untidy`` says why it could not; no instance is left for that.
     """
 
     verdicts: tuple[Verdict, ...]
     ended: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     tidied: int = 0
+    untidy: str = ""
     dry_run: bool = False
 
     @property
@@ -106,17 +108,23 @@ def reap(
     verdicts = tuple(judge(owned, storage, now=clock(), grace_s=grace_s, owners=owners))
     if dry_run:
         return Reaped(verdicts=verdicts, dry_run=True)
-    doomed = tuple(verdict.instance.token for verdict in verdicts if verdict.orphan)
+    doomed = tuple(dict.fromkeys(v.instance.token for v in verdicts if v.orphan))
     left: set[str] = set()
     if doomed:
         fleet.terminate(doomed)
         left = _still_there(fleet, doomed, sleep)
-    tidied = fleet.tidy(owners.are_over) if isinstance(fleet, Tidies) else 0
+    tidied, untidy = 0, ""
+    if isinstance(fleet, Tidies):
+        try:
+            tidied = fleet.tidy(owners.are_over)
+        except FleetError as error:
+            untidy = str(error)
     return Reaped(
         verdicts=verdicts,
         ended=tuple(token for token in doomed if token not in left),
         left=tuple(sorted(left)),
         tidied=tidied,
+        untidy=untidy,
     )
 
 

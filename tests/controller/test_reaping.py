@@ -290,3 +290,13 @@ def test_what_serves_only_runs_that_are_over_is_tidied_up(storage: Storage) -> N
     cloud = Leaves()
     assert reap(cloud, storage, grace_s=60).tidied == 1  # type: ignore[arg-type]
     assert cloud.left_behind == ("alive", "over", "elsewhere")
+
+
+def test_what_cannot_be_tidied_up_does_not_fail_the_round(storage: Storage) -> None:
+    class Forbids(Cloud):
+        def tidy(self, is_over: Callable[[Mapping[str, str]], bool]) -> int:
+            raise LaunchRejected("ec2:DeleteLaunchTemplate is not allowed")
+
+    done = reap(Forbids(instance(storage)), storage, grace_s=60, clock=lambda: NOW)  # type: ignore[arg-type]
+    assert done.ended == ("run-1",)
+    assert "not allowed" in done.untidy

@@ -14,7 +14,9 @@ CONTROL = ROOT / "operators" / "spotfirst_airflow"
 UI = ROOT / "plugins" / "spotfirst_ui"
 
 # The parts of spotfirst_airflow that are Airflow's: by nature they need it.
-AIRFLOW_PARTS = {"operators", "triggers", "hooks", "links", "decorators", "notifiers", "sensors"}
+AIRFLOW_PARTS = {
+    "operators", "reaper", "triggers", "hooks", "links", "decorators", "notifiers", "sensors",
+}  # fmt: skip
 
 # Imports what it is told to, with some packages gone, and prints what went wrong for each module.
 PROBE = """

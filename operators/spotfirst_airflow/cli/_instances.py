@@ -134,3 +134,5 @@ def _print(done: Reaped) -> None:
         console.print(
             f"{done.tidied} other things that only served runs that are over were removed"
         )
+    if done.untidy:
+        stderr().print(f"other things were left: {done.untidy}", style="yellow", markup=False)
