@@ -25,6 +25,7 @@ from typing import Any
 import boto3
 from moto.ec2 import ec2_backends
 from moto.server import ThreadedMotoServer
+from typing_extensions import Self
 
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets.local.imds import MetadataService
@@ -117,7 +118,7 @@ class Cloud:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hardware", daemon=True)
 
-    def __enter__(self) -> Cloud:
+    def __enter__(self) -> Self:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.endpoint_url = f"http://{host}:{port}"

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from devstack.s3 import S3Server
-from spotfirst import code
 from spotfirst.heartbeat import ExitReport
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec

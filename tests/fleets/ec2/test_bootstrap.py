@@ -1,0 +1,215 @@
+"""The bootstrap's parts, where a whole instance would be too much."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from spotfirst.heartbeat import ExitReport
+from spotfirst.wire import decode
+from spotfirst_airflow.fleets.ec2 import bootstrap
+from spotfirst_airflow.fleets.local.imds import MetadataService
+
+SOURCE = Path(bootstrap.__file__)
+KEYS = {"AccessKeyId": "AKEXAMPLE", "SecretAccessKey": "secret/+key", "Token": "token=="}
+SETTINGS: dict[str, Any] = {
+    "storage_url": "", "region": "us-east-1", "run_id": "run-1", "max_life_s": 60.0,
+    "wheelhouse": "0123-cp312", "python": sys.executable, "image": "", "endpoint_url": "",
+    "keep_h": 0.0, "pip_install": [], "pip_index": "",
+}  # fmt: skip
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataService]:
+    role = "meta-data/iam/security-credentials"
+    service = MetadataService(
+        {
+            role: "the-role",
+            f"{role}/the-role": json.dumps(KEYS),
+            "meta-data/tags/instance/spotfirst:attempt": "7",
+        }
+    )
+    service.start()
+    monkeypatch.setattr(bootstrap, "METADATA", service.endpoint)
+    monkeypatch.setattr(bootstrap, "PATIENCE_S", 0.0)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setattr(bootstrap, "HOME", folder)
+    (folder / "boot.log").write_text("the last line\n")
+    return folder
+
+
+def test_it_needs_only_the_standard_library() -> None:
+    names = set()
+    for node in ast.walk(ast.parse(SOURCE.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    assert names <= set(sys.stdlib_module_names)
+
+
+# -- metadata -------------------------------------------------------------------------------
+
+
+def test_tags_are_read_with_a_token(metadata: MetadataService) -> None:
+    assert bootstrap.metadata("tags/instance/spotfirst:attempt") == "7"
+
+
+def test_a_tag_that_never_comes_is_a_problem_with_its_name(metadata: MetadataService) -> None:
+    with pytest.raises(bootstrap.Problem, match=r"has no tags/instance/spotfirst:run: .*404"):
+        bootstrap.metadata("tags/instance/spotfirst:run")
+
+
+# -- S3 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "region", "endpoint", "url"),
+    [
+        ("b", "us-east-1", "", "https://b.s3.us-east-1.amazonaws.com/wheelhouse/x"),
+        ("b/p/q", "eu-west-1", "", "https://b.s3.eu-west-1.amazonaws.com/p/q/wheelhouse/x"),
+        ("a.b/p", "us-east-1", "", "https://s3.us-east-1.amazonaws.com/a.b/p/wheelhouse/x"),
+        ("b/p", "cn-north-1", "", "https://b.s3.cn-north-1.amazonaws.com.cn/p/wheelhouse/x"),
+        ("b/p", "us-east-1", "http://127.0.0.1:1/", "http://127.0.0.1:1/b/p/wheelhouse/x"),
+    ],
+)
+def test_objects_are_asked_for_where_s3_has_them(
+    metadata: MetadataService, place: str, region: str, endpoint: str, url: str
+) -> None:
+    storage = bootstrap.S3(place, region, endpoint)
+    assert storage.signed("GET", "wheelhouse/x", b"").full_url == url
+
+
+@pytest.mark.parametrize("path", ["a/b.json", "spotfirst-0.1+f0-py3.whl", "ö ü/~(1)=&,"])
+@pytest.mark.parametrize("body", [b"", b"data"])
+@pytest.mark.parametrize("token", ["token==", ""])
+def test_requests_are_signed_as_botocore_signs_them(
+    metadata: MetadataService,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: bytes,
+    token: str,
+) -> None:
+    storage = bootstrap.S3("bucket/prefix", "eu-central-1", "")
+    storage.role["Token"] = token
+    ours = storage.signed("PUT" if body else "GET", path, body)
+    given = {name.lower(): value for name, value in ours.header_items()}
+    headers = {"if-none-match": "*"} if body else {}
+    request = AWSRequest(ours.get_method(), ours.full_url, headers=headers, data=body)
+    request.context["payload_signing_enabled"] = True
+    credentials = Credentials(KEYS["AccessKeyId"], KEYS["SecretAccessKey"], token or None)
+    signer = S3SigV4Auth(credentials, "s3", "eu-central-1")
+    request.headers["X-Amz-Content-SHA256"] = given["x-amz-content-sha256"]
+    request.headers["X-Amz-Date"] = request.context["timestamp"] = given["x-amz-date"]
+    if token:
+        request.headers["X-Amz-Security-Token"] = token
+    signed = signer.headers_to_sign(request)
+    signature = signer.signature(
+        signer.string_to_sign(request, signer.canonical_request(request)), request
+    )
+    assert given["authorization"].endswith(f"Signature={signature}")
+    assert f"SignedHeaders={signer.signed_headers(signed)}," in given["authorization"]
+
+
+# -- wheels and reports ---------------------------------------------------------------------
+
+
+def test_a_wheel_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "storage" / "wheelhouse"
+    (folder / "k").mkdir(parents=True)
+    (folder / "k" / "good.whl").write_bytes(b"good")
+    (folder / "k" / "bad.whl").write_bytes(b"tampered with")
+    digest = hashlib.sha256(b"good").hexdigest()
+    files = [{"path": f"k/{name}.whl", "sha256": digest} for name in ("good", "bad")]
+    (folder / "key-cp312.json").write_text(json.dumps({"files": files}))
+    with pytest.raises(OSError, match=r"k/bad\.whl is not what its manifest says"):
+        bootstrap.fetch_wheels(bootstrap.Files(str(tmp_path / "storage")), ["key-cp312"])
+    assert [path.name for path in (home / "wheels/cp312").iterdir()] == ["good.whl"]
+
+
+def test_a_report_is_the_one_that_the_controller_reads(tmp_path: Path, home: Path) -> None:
+    storage = bootstrap.Files(str(tmp_path))
+    bootstrap.report(storage, SETTINGS, "7", "lost", "it broke")
+    data = (tmp_path / "runs/run-1/attempts/7/exit.json").read_bytes()
+    report = decode(data, ExitReport, path="exit.json")
+    assert (report.attempt, report.cause, report.message) == (7, "lost", "it broke")
+    assert report.log_tail == ("the last line",)
+
+
+def test_what_the_agent_has_reported_stands(tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "runs/run-1/attempts/7/exit.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("the agent's")
+    bootstrap.report(bootstrap.Files(str(tmp_path)), SETTINGS, "7", "lost", "it broke")
+    assert path.read_text() == "the agent's"
+
+
+def test_a_python_that_is_not_there_is_a_problem_that_names_the_option() -> None:
+    with pytest.raises(bootstrap.Problem, match="fleet option python, '/nowhere/python'"):
+        bootstrap.find_python("/nowhere/python")
+
+
+def test_the_python_of_the_deep_learning_image_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python3").symlink_to(sys.executable)
+    monkeypatch.setattr(bootstrap, "IMAGE_PYTHON", tmp_path / "python3")
+    path, tag, _ = bootstrap.find_python("python3")
+    assert path == str(tmp_path / "python3")
+    assert tag == f"cp3{sys.version_info.minor}"
+
+
+def test_a_python_without_wheels_is_a_problem_that_names_its_tag(home: Path) -> None:
+    parent, tag, folders = bootstrap.find_python(sys.executable)
+    with pytest.raises(bootstrap.Problem, match=f"Python is {tag}: .* python_versions"):
+        bootstrap.install(SETTINGS, parent, tag, folders)
+
+
+# -- containers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("login", [True, False])
+def test_a_container_gets_the_attempt_the_network_and_the_wheels(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, login: bool
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("docker", "nvidia-smi", *(["aws"] if login else [])):
+        text = f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/calls\n[ "$1" != run ] || exit 5\n'
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setenv("SPOTFIRST_BOOT_PATIENCE_S", "1")
+    image = "123456789012.dkr.ecr.us-west-2.amazonaws.com/train:7"
+    settings = SETTINGS | {"image": image, "python": "python3"}
+    assert bootstrap.run_container(settings, "7") == 5
+    calls = (tmp_path / "calls").read_text().splitlines()
+    if login:
+        registry = image.partition("/")[0]
+        assert calls[:2] == [
+            "aws ecr get-login-password --region us-west-2",
+            f"docker login --username AWS --password-stdin {registry}",
+        ]
+    assert calls[-2] == f"docker pull -q {image}"
+    assert calls[-1] == (
+        "docker run --rm --init --network host --ipc host --gpus all "
+        f"-v {home}:{home} -e SPOTFIRST_BOOT_PATIENCE_S -e SPOTFIRST_ATTEMPT=7 "
+        f"--entrypoint python3 {image} {SOURCE} {home}/settings.json inside"
+    )

@@ -1,0 +1,152 @@
+"""The user data: small enough, without secrets, and an end to every instance."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spotfirst.errors import InvalidSpec
+from spotfirst_airflow.fleets.ec2 import userdata
+from spotfirst_airflow.fleets.ec2.userdata import LIMIT_BYTES, condensed, user_data
+
+SOURCE = Path(userdata.__file__).with_name("bootstrap.py").read_text()
+DEFAULTS: dict[str, Any] = {
+    "storage_url": "s3://bucket/prefix",
+    "region": "eu-central-1",
+    "run_id": "run-1",
+    "max_life_s": 3600.0,
+    "wheelhouse": "0123456789abcdef0123-cp312",
+    "python": "python3",
+    "image": "",
+}
+
+
+def script(**changes: Any) -> str:
+    return user_data(**(DEFAULTS | changes))
+
+
+def test_bash_can_read_it() -> None:
+    subprocess.run(["bash", "-n"], input=script(python="it's"), text=True, check=True)
+
+
+def test_there_is_room_for_long_values() -> None:
+    text = script(
+        storage_url=f"s3://{'b' * 63}/{'p' * 190}", run_id="r" * 200, image="i" * 300,
+        pip_install=["package==1.2.3"] * 20, pip_index="https://index.example/" + "x" * 100,
+        wheelhouse=",".join(["0123456789abcdef0123-cp312"] * 4),
+    )  # fmt: skip
+    assert len(text.encode()) < LIMIT_BYTES
+
+
+def test_what_ec2_would_not_take_is_refused_with_what_to_shorten() -> None:
+    with pytest.raises(InvalidSpec, match=r"takes 16384: shorten .* pip_install"):
+        script(pip_install=["p" * 100] * 100)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"storage_url": "s3://key:secret@bucket/prefix"},
+        {"endpoint_url": "https://user:secret@s3.example"},
+        {"pip_index": "https://user:token@index.example/simple"},
+        {"storage_url": "s3://bucket/AKIAIOSFODNN7EXAMPLE"},
+        {"pip_index": "https://b.s3.amazonaws.com/simple?X-Amz-Signature=0123"},
+        {"pip_install": ["--config-settings=aws_secret_access_key=0123"]},
+    ],
+)
+def test_what_looks_like_a_secret_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSpec, match="leave it out"):
+        script(**changes)
+
+
+def test_the_same_settings_give_the_same_bytes() -> None:
+    assert script() == script()
+
+
+def test_the_bootstrap_inside_is_the_same_program() -> None:
+    def plain(source: str) -> str:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                first = node.body[0]
+                if ast.get_docstring(node) is not None and len(node.body) > 1:
+                    node.body.remove(first)
+        return ast.dump(tree)
+
+    assert plain(condensed(SOURCE)) == plain(SOURCE)
+    assert condensed(SOURCE) in script()
+
+
+def test_the_bootstrap_is_for_python_3_9() -> None:
+    ast.parse(SOURCE, feature_version=(3, 9))
+
+
+class Computer:
+    """Runs user data with programs of the test's own in place of the system's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        self.program("shutdown", f'echo "$*" >>{folder}/shutdowns')
+        self.program("python3", "exit 0")
+
+    def program(self, name: str, body: str) -> None:
+        (self.programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (self.programs / name).chmod(0o755)
+
+    def boot(self, text: str) -> list[str]:
+        """What `shutdown` was asked for."""
+        environment = {"PATH": f"{self.programs}:/usr/bin:/bin", "SPOTFIRST_HOME": str(self.home)}
+        subprocess.run(["bash", "-c", text], env=environment, check=False, timeout=60)
+        path = self.folder / "shutdowns"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def computer(tmp_path: Path) -> Computer:
+    return Computer(tmp_path)
+
+
+@pytest.mark.parametrize("code", [0, 1, 75, 137])
+def test_however_the_bootstrap_ends_the_instance_powers_off(computer: Computer, code: int) -> None:
+    computer.program("python3", f"exit {code}")
+    assert computer.boot(script())[-1] == "-P now"
+
+
+def test_the_timer_is_set_before_anything_else(computer: Computer) -> None:
+    computer.program("python3", f'echo "python" >>{computer.folder}/shutdowns')
+    # An hour of life, and a quarter of one to boot and to end in.
+    assert computer.boot(script(max_life_s=3600.0)) == ["-P +75", "python", "-P now"]
+
+
+def test_an_instance_without_a_timer_does_not_begin(computer: Computer) -> None:
+    computer.program("shutdown", f'echo "$*" >>{computer.folder}/shutdowns; exit 1')
+    computer.program("poweroff", f'echo "poweroff $*" >>{computer.folder}/shutdowns')
+    computer.program("python3", f"touch {computer.folder}/began")
+    assert computer.boot(script()) == ["-P +75", "-P now", "poweroff -f"]
+    assert not (computer.folder / "began").exists()
+
+
+def test_an_instance_that_is_kept_has_a_timer_of_its_own(computer: Computer) -> None:
+    computer.program("python3", "exit 75")
+    assert computer.boot(script(keep_h=4.0)) == ["-P +75", "-c", "-P +240"]
+
+
+def test_settings_come_through_as_they_are(computer: Computer) -> None:
+    odd = "a 'quoted' $HOME `date` \\ \"word\"\nSPOTFIRST_SETTINGS\nü @PYTHON@"
+    computer.boot(script(run_id=odd))
+    settings = json.loads((computer.home / "settings.json").read_text())
+    assert settings["run_id"] == odd
+
+
+def test_what_happens_is_on_the_console_and_in_a_file(computer: Computer) -> None:
+    computer.program("python3", "echo hello")
+    computer.boot(script())
+    assert "hello" in (computer.home / "boot.log").read_text()
