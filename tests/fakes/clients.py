@@ -10,24 +10,22 @@ from tests.fakes.cloud import ACCOUNT, Cloud
 from tests.fakes.ec2client import FakeClient, FakeEc2
 from tests.fakes.faults import Faults, client_error
 
-QUEUE_URL = "https://sqs.eu-central-1.amazonaws.com/123456789012/spotfirst"
-AMI = "ami-0123456789abcdef0"
+QUEUE_URL = "https://sqs.us-east-1.amazonaws.com/123456789012/spotfirst"
 
 
 class FakeSsm(FakeClient):
-    """Public parameters: every name of an AMI has the same one, unless the cloud says otherwise."""
+    """Public parameters: every name is that of the same image."""
 
     def get_parameter(self, **parameters: Any) -> dict[str, Any]:
         def apply() -> dict[str, Any]:
             name = parameters["Name"]
-            value = self.cloud.parameters.get(name, "" if self.cloud.parameters else AMI)
-            if not value:
+            if not name.startswith("/"):
                 raise client_error("ParameterNotFound", "", "GetParameter")
             return {
                 "Parameter": {
                     "Name": name,
                     "Type": "String",
-                    "Value": value,
+                    "Value": self.cloud.default_image,
                     "Version": 1,
                     "LastModifiedDate": self.cloud.clock.now,
                     "ARN": f"arn:aws:ssm:{self.cloud.region}::parameter{name}",

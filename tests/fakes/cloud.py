@@ -47,6 +47,8 @@ class Weather:
         self.shutdown_s = 20.0
         self.dated_share = 1.0
         """Of the ends: the answer says when it was."""
+        self.untag_s = 600.0
+        """How long a terminated instance keeps its tags."""
         self.forget_s = 3600.0
         for name, value in changes.items():
             if not hasattr(self, name):
@@ -151,6 +153,11 @@ class CloudInstance:
             return (48, "terminated") if over else (32, "shutting-down")
         return (16, "running") if at >= self.running_at else (0, "pending")
 
+    @property
+    def is_dated(self) -> bool:
+        """Whether answers say when it ended."""
+        return "(" in self.reasons()[1]
+
     def reasons(self) -> tuple[dict[str, str], str]:
         """(state reason, state transition reason), in one of the forms that are seen of AWS."""
         if self.ends_at is None:
@@ -171,6 +178,9 @@ class CloudInstance:
         return reason, f"{code}: {text} {when}"
 
     def seen_tags(self, at: datetime) -> dict[str, str]:
+        untagged = timedelta(seconds=self.cloud.weather.untag_s)
+        if self.gone_at is not None and not self.stopped and at >= self.gone_at + untagged:
+            return {}
         tags = dict(self.tags) if at >= self.tagged_at else {}
         for since, more in self.late_tags:
             if at >= since:
@@ -211,7 +221,7 @@ class Cloud:
         weather: Weather | None = None,
         types: dict[str, Decimal] | None = None,
         subnets: dict[str, str] | None = None,
-        region: str = "eu-central-1",
+        region: str = "us-east-1",
         span_s: float = 6 * 3600.0,
     ) -> None:
         self.seed, self.region = seed, region
@@ -236,13 +246,13 @@ class Cloud:
         """By name: ``LaunchTemplateId``, ``LaunchTemplateData``, … as AWS describes them."""
         self.fleets: dict[str, tuple[str, dict[str, Any]]] = {}
         """By client token: what was asked for, as JSON, and the answer."""
-        self.parameters: dict[str, str] = {}
-        """Public parameters of SSM."""
+        self.default_image = "ami-0123456789abcdef0"
+        """What every public parameter of SSM's names."""
         self.launch_error: tuple[str, str] | None = None
         """(code, message) of the error that every launch ends with: a quota, a permission."""
         self.queue: list[QueuedMessage] = []
         self.calls: Counter[str] = Counter()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str, str]] = set()
 
     # -- time -------------------------------------------------------------------------------
 
@@ -257,6 +267,9 @@ class Cloud:
         now = self.clock.now
         for instance in self.instances.values():
             if instance.ends_at is not None:
+                if now >= instance.ends_at:
+                    state = {"state": instance.state(now)[1]}
+                    self._tell(instance, "EC2 Instance State-change Notification", state)
                 continue
             if instance.rebalance_at is not None and now >= instance.rebalance_at:
                 self._tell(instance, "EC2 Instance Rebalance Recommendation", {})
@@ -287,9 +300,10 @@ class Cloud:
 
     def _tell(self, instance: CloudInstance, kind: str, detail: dict[str, str]) -> None:
         """EventBridge's message into the queue: late, sometimes twice, sometimes not at all."""
-        if (instance.instance_id, kind) in self._told:
+        what = (instance.instance_id, kind, detail.get("state", ""))
+        if what in self._told:
             return
-        self._told.add((instance.instance_id, kind))
+        self._told.add(what)
         arn = f"arn:aws:ec2:{instance.pool[1]}:instance/{instance.instance_id}"
         event = {
             "version": "0",

@@ -420,7 +420,7 @@ class FakeEc2(FakeClient):
                 {
                     "SubnetId": name,
                     "AvailabilityZone": self.cloud.subnets[name],
-                    "AvailabilityZoneId": f"euc1-az{ord(self.cloud.subnets[name][-1]) - 96}",
+                    "AvailabilityZoneId": f"use1-az{ord(self.cloud.subnets[name][-1]) - 96}",
                     "VpcId": "vpc-0000000000000000a",
                     "State": "available",
                     "CidrBlock": "10.0.0.0/20",
@@ -434,6 +434,26 @@ class FakeEc2(FakeClient):
             return _page("Subnets", found, parameters)
 
         return self._call("DescribeSubnets", parameters, apply)
+
+    def describe_images(self, **parameters: Any) -> dict[str, Any]:
+        def apply() -> dict[str, Any]:
+            found = [
+                {
+                    "ImageId": name,
+                    "Name": "Deep Learning AMI",
+                    "State": "available",
+                    "Architecture": "x86_64",
+                    "RootDeviceName": "/dev/sda1",
+                    "RootDeviceType": "ebs",
+                    "BlockDeviceMappings": [
+                        {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 75, "VolumeType": "gp3"}}
+                    ],
+                }
+                for name in parameters["ImageIds"]
+            ]
+            return {"Images": found}
+
+        return self._call("DescribeImages", parameters, apply)
 
     def describe_instance_type_offerings(self, **parameters: Any) -> dict[str, Any]:
         def apply() -> dict[str, Any]:
@@ -470,7 +490,7 @@ class FakeEc2(FakeClient):
                     raise _invalid("DescribeSpotPriceHistory", f"filter {each['Name']}")
             start = parameters.get("StartTime") or self._now() - timedelta(days=90)
             end = min(parameters.get("EndTime") or self._now(), self._now())
-            rows = []
+            rows: list[dict[str, Any]] = []
             for (kind, zone), market in self.cloud.pools.items():
                 if kind not in kinds or zone not in zones:
                     continue
@@ -544,11 +564,11 @@ def _terminate(instance: CloudInstance) -> None:
     instance.end("user")
 
 
-def _invalid(operation: str, message: str) -> Exception:
+def _invalid(operation: str, message: str) -> Any:
     return client_error("InvalidParameterValue", message, operation)
 
 
-def _no_template(operation: str, name: str) -> Exception:
+def _no_template(operation: str, name: str) -> Any:
     return client_error(
         "InvalidLaunchTemplateName.NotFoundException",
         f"The specified launch template, with template name {name}, does not exist.",

@@ -24,7 +24,7 @@ from spotfirst.errors import StorageUnavailable
 from spotfirst.storage import Storage
 
 _T = TypeVar("_T")
-_ENDPOINT = "https://ec2.eu-central-1.amazonaws.com/"
+_ENDPOINT = "https://ec2.us-east-1.amazonaws.com/"
 
 
 class Died(BaseException):
@@ -107,7 +107,7 @@ class Faults:
         return apply()
 
 
-def client_error(code: str, message: str, operation: str, *, status: int = 400) -> ClientError:
+def client_error(code: str, message: str, operation: str, *, status: int = 400) -> Any:
     """An error answer of AWS's."""
     return ClientError(
         {
@@ -118,8 +118,8 @@ def client_error(code: str, message: str, operation: str, *, status: int = 400) 
     )
 
 
-def refused_by_aws(operation: str, random_: random.Random) -> Exception:
-    """Not applied: as boto3 tells it once its own retries are over."""
+def refused_by_aws(operation: str, random_: random.Random) -> Any:
+    """The error of a call that was not applied, as boto3 tells it once its retries are over."""
     kind = random_.randrange(4)
     if kind == 0:
         return ConnectTimeoutError(endpoint_url=_ENDPOINT)
@@ -130,8 +130,8 @@ def refused_by_aws(operation: str, random_: random.Random) -> Exception:
     return client_error("RequestLimitExceeded", "Request limit exceeded.", operation, status=503)
 
 
-def lost_by_aws(operation: str, random_: random.Random) -> Exception:
-    """Applied, and the caller cannot know."""
+def lost_by_aws(operation: str, random_: random.Random) -> Any:
+    """The error of a call that was applied, and the caller cannot know."""
     kind = random_.randrange(3)
     if kind == 0:
         return ReadTimeoutError(endpoint_url=_ENDPOINT, error="timed out")

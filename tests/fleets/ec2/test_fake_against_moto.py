@@ -17,7 +17,7 @@ from moto import mock_aws
 from tests.fakes.clients import QUEUE_URL, FakeAws
 from tests.fakes.cloud import Cloud, Weather
 
-REGION = "eu-central-1"
+REGION = "us-east-1"
 TAGS = [{"Key": "spotfirst:token", "Value": "t-1"}, {"Key": "spotfirst:run", "Value": "r"}]
 TEMPLATE: dict[str, Any] = {
     "ImageId": "ami-0123456789abcdef0",

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from devstack.s3 import S3Server
+from spotfirst import code
+from spotfirst import events as e
 from spotfirst.heartbeat import ExitReport
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
+from spotfirst.state import Phase, RunState
 from spotfirst.storage import open_storage
-from spotfirst_airflow.fleets.ec2 import wheelhouse
+from spotfirst.wire import utc_now
+from spotfirst_airflow.controller import Controller
+from spotfirst_airflow.fleets.ec2 import Ec2Fleet, wheelhouse
 from spotfirst_airflow.fleets.ec2.userdata import user_data
+from spotfirst_airflow.policies import load_policy
 from tests.fleets.ec2.harness import PYTHON, PYTHON_TAG, REGION, Cloud, nothing_else
 from tests.waiting import wait_until
+
+PATIENCE_S = 90.0
+COUNTER = '''
+"""Counts, and knows nothing of Spotfirst but where its files are."""
+import os, pathlib, sys, time
+place = pathlib.Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"]) / "count"
+count = int(place.read_text()) if place.exists() else 0
+print("begins at", count, flush=True)
+while count < int(sys.argv[1]):
+    time.sleep(0.1)
+    count += 1
+    new = place.with_name("new")
+    new.write_text(str(count))
+    new.rename(place)
+print("ends at", count, flush=True)
+'''
 
 
 @pytest.fixture
@@ -26,7 +52,10 @@ def cloud(tmp_path: Path, s3: S3Server, s3_url: str) -> Iterator[Cloud]:
         assert made.leftovers() == []
 
 
-def make_run(url: str, *command: str, **fields: object) -> Run:
+# -- one instance ---------------------------------------------------------------------------
+
+
+def make_run(url: str, *command: str, **fields: Any) -> Run:
     spec = RunSpec(
         run_id="run", created_at=datetime.now(timezone.utc), command=command, heartbeat_s=0.5,
         notice_poll_s=0.2, **fields,
@@ -34,9 +63,10 @@ def make_run(url: str, *command: str, **fields: object) -> Run:
     return create_run(open_storage(url), spec)
 
 
-def launch(cloud: Cloud, run: Run, endpoint_url: str, **changes: object) -> str:
+def start(cloud: Cloud, run: Run, endpoint_url: str, **changes: Any) -> str:
+    """Launch attempt 1 without a fleet or a controller; the instance's id."""
     key = wheelhouse.publish(run.root, python_tag=PYTHON_TAG, fetch=nothing_else)
-    settings = {
+    settings: dict[str, Any] = {
         "storage_url": run.root.url, "region": REGION, "run_id": run.run_id, "max_life_s": 3600.0,
         "wheelhouse": key, "python": PYTHON, "image": "", "endpoint_url": endpoint_url,
     }  # fmt: skip
@@ -63,10 +93,90 @@ def test_an_instance_runs_its_attempt_and_powers_off(
     run = make_run(
         s3_url, "python", "-c", "import spotfirst, sys; print(spotfirst.__file__, sys.prefix)"
     )
-    instance_id = launch(cloud, run, s3.endpoint_url)
+    instance_id = start(cloud, run, s3.endpoint_url)
     report = report_of(cloud, run, instance_id)
     assert report.cause == "completed", cloud.story()
     home = cloud.folder / instance_id / "home"
     assert report.log_tail[-1].split()[0].startswith(str(home / "venv"))
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
     assert cloud.machines[instance_id].shutdowns == ["-P +75", "-P now"]
+
+
+def test_an_instance_that_cannot_be_set_up_says_why_and_powers_off(
+    cloud: Cloud, s3: S3Server, s3_url: str
+) -> None:
+    run = make_run(s3_url, "true")
+    instance_id = start(cloud, run, s3.endpoint_url, python="/opt/nothing/python")
+    report = report_of(cloud, run, instance_id)
+    assert report.cause == "script_failed"
+    assert "the fleet option python, '/opt/nothing/python', does not run here" in report.message
+    assert any("bootstrap:" in line for line in report.log_tail)
+    assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
+
+
+# -- with the fleet and a controller --------------------------------------------------------
+
+
+class Drive:
+    """A run on EC2 and its controller."""
+
+    def __init__(self, cloud: Cloud, s3: S3Server, url: str, *command: str, **fields: Any) -> None:
+        self.cloud = cloud
+        options = {
+            "region": REGION, "subnets": cloud.subnets[:2], "instance_profile": "spotfirst",
+            "ami": cloud.image_id, "python": PYTHON, "endpoint_url": cloud.endpoint_url,
+            "python_versions": [f"3.{PYTHON_TAG.removeprefix('cp3')}"],
+        }  # fmt: skip
+        now = utc_now()
+        self.run = make_run(
+            url, *command, fleet="ec2", fleet_options=Ec2Fleet.settle(options, now=now),
+            instance_types=("g5.xlarge",), tags={"team": "search", "model_id": "counter"},
+            **fields,
+        )  # fmt: skip
+        self.run.journal().append(e.Created(at=now))
+        fleet = Ec2Fleet(
+            self.run.spec().fleet_options, environment=s3.environment(),
+            publish=partial(wheelhouse.publish_all, fetch=nothing_else),
+        )  # fmt: skip
+        fleet.check(self.run.spec())
+        self.fleet = fleet
+        self._controller = Controller(self.run, fleet, load_policy("spot_only", {}))
+        self._look_at = 0.0
+
+    def until(self, condition: Any, what: str) -> RunState:
+        """Look after the run until this holds."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            step = self._controller.step()
+            if condition(step):
+                return step.state
+            assert time.monotonic() < end, f"waited for {what}\n{step.state}\n{self.cloud.story()}"
+            assert not step.done, f"over before {what}\n{step.state}\n{self.cloud.story()}"
+            time.sleep(min(step.wait_s, 0.2))
+
+    def until_over(self) -> RunState:
+        return self.until(lambda step: step.done, "the end")
+
+    def log(self, attempt: int) -> list[str]:
+        texts = []
+        while (text := self.run.log_segment(attempt, len(texts) + 1)) is not None:
+            texts.append(text)
+        return "".join(texts).splitlines()
+
+
+def test_a_run_goes_on_through_an_interruption(
+    cloud: Cloud, s3: S3Server, s3_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "count.py").write_text(COUNTER)
+    drive = Drive(
+        cloud, s3, s3_url, "python", "count.py", "60", code=code.publish(open_storage(s3_url), tmp_path / "count.py"),
+        checkpoint_mode="files", checkpoint_period_s=0.5,
+    )  # fmt: skip
+    drive.until(lambda _: any("begins at 0" in line for line in drive.log(1)), "attempt 1")
+    cloud.interrupt(1, in_s=20)
+    state = drive.until_over()
+    assert state.phase is Phase.SUCCEEDED, cloud.story()
+    assert [attempt.ended.cause for attempt in state.attempts if attempt.ended] == [
+        "interrupted",
+        "completed",
+    ]

@@ -1,0 +1,305 @@
+"""Schedules: everything that happens to one run, drawn from one seed; and what must hold after it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from spotfirst.checkpoints.chain import Claim, Commit, Prune, Release, _AnyEntry, _decode
+from spotfirst.sequence import Sequence
+from spotfirst.state import Attempt, Phase, RunState
+from spotfirst_airflow.costs import bill
+from tests.fakes.agent import Work
+from tests.fakes.cloud import CloudInstance, Weather
+from tests.fakes.faults import Rates
+from tests.fakes.world import GRACE_S, SLACK_S, World
+
+LIMIT_S = 6 * 3600
+"""Simulated time after which a schedule that has not ended is stopped; what follows is calm."""
+
+
+class Outcome:
+    """What one schedule did. ``violations`` are sentences; there should be none."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.phase = ""
+        self.faults: Counter[str] = Counter()
+        self.calls = self.attempts = self.instances = self.interrupted = 0
+        self.simulated_s = 0.0
+        self.exact = self.estimated = 0
+        """Charges that equal the cloud's own to the last digit, and those that may differ."""
+        self.reaped = 0
+        self.violations: list[str] = []
+
+
+def world_of(seed: int) -> World:
+    """The world of a seed: from calm to rough, in all ways at once."""
+    draw = random.Random(f"schedule/{seed}")
+    rough = draw.choice((0.0, 0.3, 1.0))
+
+    def rate(most: float) -> float:
+        return draw.uniform(0, most) * rough
+
+    weather = Weather(
+        up_s=draw.choice((900, 3600, 4 * 3600)),
+        down_s=draw.choice((0, 60, 600, 1800)),
+        life_s=draw.choice((0, 900, 3600)),
+        price_moves_s=draw.choice((0, 0, 900)),
+        silent_share=draw.choice((0.0, 0.1, 0.4)),
+        short_share=draw.choice((0.0, 0.2)),
+        hidden_s=draw.choice((0, 0, 5, 30)),
+        stale_s=draw.choice((0, 0, 20)),
+        flicker_share=draw.choice((0.0, 0.0, 0.02)),
+        dated_share=draw.choice((1.0, 1.0, 0.5)),
+        boot_s=draw.choice((10, 60)),
+        shutdown_s=draw.choice((5, 60)),
+        event_lost_share=draw.choice((0.0, 0.2)),
+        untag_s=draw.choice((30, 600)),
+    )
+    work = Work(
+        total_steps=draw.choice((30, 120, 300)),
+        step_s=draw.choice((4.0, 10.0)),
+        checkpoint_every=draw.choice((5, 20)),
+        checkpoint_s=draw.choice((1.0, 8.0, 40.0)),
+        start_s=draw.choice((10.0, 60.0)),
+        crash_share=rate(0.1),
+        mute_share=rate(0.1),
+    )
+    rates = Rates(refused=rate(0.1), lost=rate(0.1), died=rate(0.05), held_up=rate(0.01))
+    agent_rates = Rates(refused=rate(0.1), lost=rate(0.1))
+    more: dict[str, Any] = {}
+    if draw.random() < 0.15:
+        more["budget_usd"] = Decimal(draw.choice(("0.05", "0.2", "0.6")))
+    policy = draw.choice(("fallback", "fallback", "fallback", "spot_only", "on_demand"))
+    if draw.random() < 0.2:
+        more["max_life_s"] = draw.choice((900.0, 3600.0))
+    world = World(
+        seed,
+        weather=weather,
+        work=work,
+        controllers=draw.choice((1, 1, 2, 3)),
+        rates=rates,
+        agent_rates=agent_rates,
+        policy=policy,
+        policy_options={"return_after_s": 300.0} if policy == "fallback" else {},
+        tick_s=draw.choice((1, 2, 5)),
+        zones=draw.choice((1, 2, 3)),
+        script_retries=draw.choice((0, 5)),
+        silence_s=draw.choice((120.0, 600.0)),
+        span_s=LIMIT_S,
+        **more,
+    )
+    if draw.random() < 0.15:
+        world.stop_at = world.now + timedelta(seconds=draw.randrange(10, 1500))
+    if draw.random() < 0.2:
+        world.new_image_at = world.now + timedelta(seconds=draw.randrange(10, 1500))
+    if draw.random() < 0.1:
+        world.template_gone_at = world.now + timedelta(seconds=draw.randrange(10, 1500))
+    return world
+
+
+def play(seed: int, *, limit_s: int = LIMIT_S) -> Outcome:
+    """Run a schedule to its end, and judge it."""
+    outcome = Outcome(seed)
+    world = world_of(seed)
+    try:
+        try:
+            _run(world, limit_s)
+        except Exception as error:  # noqa: BLE001 - whatever a process dies of is a finding
+            outcome.violations.append(f"{type(error).__name__}: {error}")
+        else:
+            outcome.violations += [*world.broken, *judge(world, outcome)]
+        outcome.faults = world.faults()
+        state = world.state
+        outcome.phase = str(state.phase)
+        outcome.attempts, outcome.instances = len(state.attempts), len(world.cloud.instances)
+        instances = world.cloud.instances.values()
+        outcome.interrupted = sum(1 for instance in instances if instance.ended_by == "aws")
+        outcome.calls = world.cloud.calls.total()
+        outcome.simulated_s = world.clock.since_start_s
+        outcome.reaped = world.reaped
+    finally:
+        world.close()
+    return outcome
+
+
+def _run(world: World, limit_s: int) -> None:
+    while not world.is_over():
+        elapsed_s = world.clock.since_start_s
+        if elapsed_s > limit_s:
+            world.disarm()
+            world.request_stop()
+        if elapsed_s > limit_s + 3 * 3600:
+            world.broken.append(f"not over {elapsed_s:.0f} s after its start")
+            return
+        world.tick()
+    # What comes late: a controller that was held up, an orphan that the reaper has yet to see.
+    world.disarm()
+    for _ in range(int((GRACE_S + SLACK_S) / world.tick_s)):
+        world.tick()
+        if not world.cloud.running():
+            break
+
+
+# -- what must hold at the end ----------------------------------------------------------------
+
+
+def judge(world: World, outcome: Outcome) -> list[str]:
+    """What is not as it must be, in sentences."""
+    state = world.state
+    return [
+        *_one_committer(world, state),
+        *_nothing_runs(world, state),
+        *_journal_is_true(world, state),
+        *_bill_is_true(world, state, outcome),
+    ]
+
+
+def _entries(world: World) -> list[_AnyEntry]:
+    return [
+        _decode(data, path) for path, data in Sequence(world.run.storage, "checkpoints").unread()
+    ]
+
+
+def _one_committer(world: World, state: RunState) -> list[str]:
+    """Nobody commits without the claim, each goes on from what is there, and no step is lost."""
+    found = []
+    holder, free, step = 0, True, 0
+    for entry in _entries(world):
+        if isinstance(entry, Claim):
+            if entry.attempt < holder:
+                found.append(f"attempt {entry.attempt} claimed after attempt {holder}")
+            holder, free = entry.attempt, False
+        elif isinstance(entry, (Commit, Prune)):
+            if entry.attempt != holder or free:
+                found.append(f"attempt {entry.attempt} wrote while attempt {holder} held the chain")
+            if isinstance(entry, Commit):
+                if entry.step < step:
+                    found.append(f"step {entry.step} was committed after step {step}")
+                step = entry.step
+        elif isinstance(entry, Release):
+            free = free or entry.attempt == holder
+    if state.phase is Phase.SUCCEEDED and step != world.work.total_steps:
+        found.append(f"it succeeded at step {step} of {world.work.total_steps}")
+    return found
+
+
+def _nothing_runs(world: World, state: RunState) -> list[str]:
+    found = [f"{i.instance_id} still runs" for i in world.cloud.running()]
+    if not state.is_final:
+        found.append(f"the run is {state.phase}")
+    return found
+
+
+def _journal_is_true(world: World, state: RunState) -> list[str]:
+    """Every instance has an attempt that names it, and every attempt is as its instance is."""
+    found = []
+    by_token: dict[str, list[CloudInstance]] = {}
+    for instance in world.cloud.instances.values():
+        by_token.setdefault(instance.tags["spotfirst:token"], []).append(instance)
+    for attempt in state.attempts:
+        instances = by_token.pop(attempt.token, [])
+        name = f"attempt {attempt.number}"
+        if len(instances) > 1:
+            found.append(f"{name} has {len(instances)} instances")
+        elif attempt.is_open:
+            found.append(f"{name} is open after the end")
+        elif attempt.launched is None:
+            if instances:
+                found.append(
+                    f"{name} was not launched ({attempt.not_launched and attempt.not_launched.cause}), "
+                    f"and {instances[0].instance_id} ran for {instances[0].used_s():.0f} s"
+                )
+        elif not instances or instances[0].instance_id != attempt.launched.instance_id:
+            found.append(f"{name} names {attempt.launched.instance_id}, which is not its instance")
+        else:
+            found += _attempt_is_true(attempt, instances[0])
+    found += [f"no attempt has the token {token}" for token in by_token]
+    return found
+
+
+def _attempt_is_true(attempt: Attempt, instance: CloudInstance) -> list[str]:
+    launched, ended = attempt.launched, attempt.ended
+    assert launched is not None
+    assert ended is not None
+    name, found = f"attempt {attempt.number}", []
+    if (attempt.pool.instance_type, attempt.pool.zone) != instance.pool:
+        found.append(f"{name} is in {attempt.pool}, and its instance in {instance.pool}")
+    if instance.ends_at is None or instance.ends_at > ended.at:
+        found.append(f"{name} ended at {ended.at}, its instance at {instance.ends_at}")
+    if ended.by_fleet != (instance.ended_by == "aws"):
+        found.append(f"{name}: by_fleet is {ended.by_fleet}, ended by {instance.ended_by}")
+    return found
+
+
+def _bill_is_true(world: World, state: RunState, outcome: Outcome) -> list[str]:
+    """The journal's bill is the cloud's own.
+
+    Compared charge by charge, in dollars rounded to a hundredth of a cent as both are. A charge
+    must be the same to the last digit, but where AWS itself did not say when the instance began
+    or ended to be billed: there the journal's time may be late, up to when its event was written.
+    """
+    found = []
+    total = truth = Decimal(0)
+    all_exact = True
+    ours = bill(state, now=world.now)
+    by_token = {i.tags["spotfirst:token"]: i for i in world.cloud.instances.values()}
+    for charge in ours.charges:
+        attempt = state.attempt(charge.attempt)
+        instance = by_token.get(attempt.token)
+        if instance is None or attempt.ended is None or attempt.launched is None:
+            continue  # told above
+        total, truth = total + charge.cost_usd, truth + instance.cost_usd()
+        name = f"attempt {charge.attempt}"
+        if charge.price_usd_h != instance.price_usd_h:
+            found.append(f"{name} costs ${charge.price_usd_h}/h, truly ${instance.price_usd_h}/h")
+        assert instance.ends_at is not None
+        exact = charge.start == instance.launched_at and charge.end == instance.ends_at
+        all_exact &= exact
+        if exact:
+            outcome.exact += 1
+            if charge.cost_usd != instance.cost_usd():
+                found.append(f"{name} cost ${charge.cost_usd}, truly ${instance.cost_usd()}")
+            continue
+        outcome.estimated += 1
+        found += [
+            f"{name} {verb} at {said}, truly at {true}"
+            for verb, said, true, known, told_at in (
+                ("began", charge.start, instance.launched_at, False,
+                 attempt.launched.at),
+                ("ended", charge.end, instance.ends_at, instance.is_dated, attempt.ended.at),
+            )
+            if said != true and (known or not true <= said <= told_at)
+        ]  # fmt: skip
+    if all_exact and total != truth:
+        found.append(f"the bill is ${total}, truly ${truth}")
+    if total != ours.total_usd:
+        found.append("the bill is not the sum of its charges")
+    return found
+
+
+def story(seed: int) -> str:
+    """What happened in a schedule, a line each, for whoever looks for the cause."""
+    world = world_of(seed)
+    lines: list[str] = []
+    began: datetime = world.now
+    try:
+        _run(world, LIMIT_S)
+    except Exception as error:  # noqa: BLE001 - told as the last line
+        lines.append(f"{type(error).__name__}: {error}")
+    journal = world.run.journal()
+    journal.refresh()
+    lines += [f"{(event.at - began).total_seconds():7.0f} {event}" for event in journal.events]
+    lines += [
+        f"{instance.instance_id} {instance.pool} spot={instance.spot} "
+        f"{instance.tags.get('spotfirst:attempt')} {instance.launched_at} {instance.ends_at} "
+        f"{instance.ended_by} ${instance.cost_usd()}"
+        for instance in world.cloud.instances.values()
+    ]
+    lines += [f"broken: {what}" for what in [*world.broken, *judge(world, Outcome(seed))]]
+    world.close()
+    return "\n".join(lines)

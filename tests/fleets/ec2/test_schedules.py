@@ -1,0 +1,55 @@
+"""Whatever fails, dies and races on a simulated EC2: one commits, nothing leaks, the bill is true.
+
+The seeds are Hypothesis's: of one that fails it prints the seed, and
+``python -m benchmarks.schedules --seed SEED --story`` tells what happened there.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.schedules import play, world_of
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_one_attempt_commits_nothing_leaks_and_the_bill_is_true(seed: int) -> None:
+    assert play(seed).violations == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_same_seed_is_the_same_story(seed: int) -> None:
+    first, second = play(seed), play(seed)
+    assert first.calls == second.calls > 0
+    assert first.faults == second.faults
+    assert first.simulated_s == second.simulated_s
+
+
+def test_schedules_are_of_many_kinds_and_reach_their_end() -> None:
+    outcomes = [play(seed) for seed in range(30)]
+    assert {"succeeded", "stopped"} <= {outcome.phase for outcome in outcomes}
+    kinds = {kind for outcome in outcomes for kind in outcome.faults}
+    assert kinds == {"refused", "lost", "died", "held up"}
+    assert sum(outcome.interrupted for outcome in outcomes) > 10
+    assert sum(outcome.exact for outcome in outcomes) > 10
+
+
+def test_an_instance_that_nobody_owns_is_found_out() -> None:
+    """The check itself can fail."""
+    world = world_of(3)
+    try:
+        world.reaper.due_at = world.now.replace(year=2030)
+        pool = next(iter(world.cloud.pools))
+        stray = world.cloud.launch(pool, spot=False)
+        stray.tags = {
+            "spotfirst:run": "run", "spotfirst:attempt": "99", "spotfirst:token": "stray",
+            "spotfirst:storage": world.storage.url,
+        }  # fmt: skip
+        stray.running_at = world.now.replace(year=2030)  # its agent never starts
+        while world.clock.since_start_s < 1000:
+            world.tick()
+        assert any(stray.instance_id in what for what in world.broken)
+    finally:
+        world.close()
