@@ -15,7 +15,9 @@ import msgspec
 import pytest
 
 from spotfirst.errors import FleetUnavailable, InvalidSpec
-from spotfirst.market import Pool
+from spotfirst.market import Market, Pool
+from spotfirst_airflow.fleets import Instance, InstanceState
+from spotfirst_airflow.fleets.ec2 import Ec2Fleet
 from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
 from spotfirst_airflow.fleets.ec2.options import Requirements
 from spotfirst_airflow.fleets.ec2.pricelist import read_price_list
@@ -29,6 +31,9 @@ from spotfirst_airflow.fleets.ec2.pricetable import (
     write_table,
 )
 from spotfirst_airflow.fleets.local.catalogue import CATALOGUE
+from spotfirst_airflow.timelines import TellsPrices
+from tests.fakes.clients import FakeAws
+from tests.fakes.cloud import Cloud, Weather
 from tests.fleets.ec2.offers import COLUMNS, HEAD, price_list, row
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
@@ -415,3 +420,26 @@ def test_a_table_survives_being_written_and_read(tmp_path: Path) -> None:
     write_table(tmp_path / "prices.json", table)
     again = load_table({PRICES_VARIABLE: str(tmp_path / "prices.json")})
     assert msgspec.structs.asdict(again) == msgspec.structs.asdict(table)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fleet_tells_what_a_pool_cost_while_an_instance_ran(seed: int) -> None:
+    cloud = Cloud(seed, weather=Weather(price_moves_s=1200))
+    pool, began = Pool(instance_type="g6.xlarge", zone="us-east-1a"), cloud.clock.now
+    cloud.tick(5 * 3600)
+    fleet: Any = Ec2Fleet({}, environment={}, aws=FakeAws(cloud), clock=cloud.clock)
+    assert isinstance(fleet, TellsPrices)
+    timeline = fleet.price_timeline(
+        Instance(
+            token="t", instance_id="i", state=InstanceState.TERMINATED, market=Market.SPOT,
+            pool=pool, started_at=began + timedelta(hours=1), price_usd_h=Decimal(1),
+            price_source="", on_demand_usd_h=Decimal(1), ended_at=began + timedelta(hours=4),
+        )
+    )  # fmt: skip
+    market = cloud.pools["g6.xlarge", "us-east-1a"]
+    assert timeline[0][0] == began + timedelta(hours=1)
+    assert len(timeline) > 3
+    for minute in range(60, 240, 7):
+        at = began + timedelta(minutes=minute)
+        truth = [price for since, price in market.prices if since <= at][-1]
+        assert [price for since, price in timeline if since <= at][-1] == truth
