@@ -114,6 +114,8 @@ class Endings:
         found = look_up(self._aws, due)
         with self._lock:
             self._looked.update(dict.fromkeys(due, now))
+            for token in found:
+                self._withdrawn.pop(token, None)
         for each in found.values():
             for described in each:
                 watcher.saw(described)

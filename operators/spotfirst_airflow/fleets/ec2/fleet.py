@@ -1,7 +1,359 @@
-"""The fleet itself: the five calls of :class:`~spotfirst_airflow.fleets.Fleet`, on EC2."""
+"""The fleet itself: the calls of :class:`~spotfirst_airflow.fleets.Fleet`, on EC2.
+
+Nothing is remembered that EC2 does not know as well: any process may make any call. What a process
+holds in memory (clients, answers of EC2, what it asked to end) is shared by all of its fleets with
+the same identity.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from spotfirst.errors import FleetError, FleetUnavailable, InvalidSpec, LaunchRejected, NoCapacity
+from spotfirst.market import Market, Pool
+from spotfirst.spec import RunSpec
+from spotfirst.storage import Storage
+from spotfirst.wire import Clock, utc_now
+from spotfirst_airflow.fleets.base import KEEP_TAG, Instance, LaunchRequest, Offer
+from spotfirst_airflow.fleets.ec2 import template, wheelhouse
+from spotfirst_airflow.fleets.ec2.account import Account
+from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, QuotaReached, call
+from spotfirst_airflow.fleets.ec2.ending import Endings
+from spotfirst_airflow.fleets.ec2.instances import instance_of, is_over
+from spotfirst_airflow.fleets.ec2.launching import Launcher, look_up
+from spotfirst_airflow.fleets.ec2.notices import open_with
+from spotfirst_airflow.fleets.ec2.options import Ec2Options
+from spotfirst_airflow.fleets.ec2.prices import Prices
+from spotfirst_airflow.fleets.ec2.userdata import user_data
+from spotfirst_airflow.fleets.ec2.watching import Seen, Watcher
+
+__all__ = ["Ec2Fleet"]
+
+Publish = Callable[[Storage, Sequence[str]], str]
+"""Puts the wheels for these Pythons into a storage; their keys, as the user data takes them."""
+
 
 class Ec2Fleet:
-    """Instances on EC2."""
+    """Instances on EC2.
+
+    Options: :class:`~spotfirst_airflow.fleets.ec2.options.Ec2Options`; unknown or impossible ones
+    raise :class:`InvalidSpec`. Making a fleet asks AWS nothing.
+
+    ``aws``, ``watcher``, ``prices`` and ``publish`` are for tests; by default they are made for the
+    identity that the options and the environment name, and shared with all fleets of this process.
+    """
+
+    heartbeat_s = 5.0
+    notice_poll_s = 5.0
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        *,
+        environment: Mapping[str, str],
+        clock: Clock = utc_now,
+        aws: Aws | None = None,
+        watcher: Watcher | None = None,
+        prices: Prices | None = None,
+        publish: Publish = wheelhouse.publish_all,
+    ) -> None:
+        self._options = Ec2Options.of(options)
+        self._environment = dict(environment)
+        self._clock = clock
+        self._given_aws, self._given_watcher, self._given_prices = aws, watcher, prices
+        self._publish = publish
+        self._asked_types: list[str] = []
+        """Whose spot prices were asked for last: all of one run's types are one call."""
+        self.keep_s = 3600 * self._options.keep_h if self._options.on_failure == "keep" else 0.0
+
+    @classmethod
+    def settle(cls, options: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:  # noqa: ARG003
+        """The options with all defaults. The image behind ``ssm:`` stays open: AWS patches it."""
+        # Through JSON, as a spec will: what is read back must equal what was written.
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(Ec2Options.of(options)))
+        return plain
+
+    def check(self, spec: RunSpec) -> None:
+        """Raise :class:`InvalidSpec` for what cannot be launched, as far as AWS tells.
+
+        When AWS does not answer, nothing is said: the launch will tell.
+        """
+        self._options.check_launch()
+        if spec.instance_types and self._options.requirements is not None:
+            msg = (
+                f"run {spec.run_id}: instance_types and the fleet option requirements are both "
+                "given; leave one out"
+            )
+            raise InvalidSpec(msg)
+        for name, value in spec.tags.items():
+            if len(value) > template.LONGEST_TAG:
+                msg = (
+                    f"run {spec.run_id}: the tag {name} has {len(value)} characters, and EC2 takes "
+                    f"{template.LONGEST_TAG}"
+                )
+                raise InvalidSpec(msg)
+        types = self._types(spec.instance_types)
+        for name in types:
+            self._prices.on_demand(name)
+        try:
+            zones = self._account.subnets(self._options.subnets)
+            if not self._account.offered(types, zones):
+                msg = (
+                    f"run {spec.run_id}: none of {', '.join(types)} is offered in "
+                    f"{', '.join(zones)}; give other instance types, or subnets in other zones"
+                )
+                raise InvalidSpec(msg)
+            self._account.image(self._options.ami)
+        except LaunchRejected as error:
+            msg = f"run {spec.run_id} could not be launched: {error}"
+            raise InvalidSpec(msg) from error
+        except FleetUnavailable:
+            return
+
+    def offers(self, instance_types: Sequence[str]) -> list[Offer]:
+        """Spot and on-demand offers in the zones of our subnets; no types: by the requirements.
+
+        A pool that has no spot price sells none. That one has capacity is never known before.
+        """
+        now = self._clock()
+        offers = []
+        with _passing():
+            types = self._types(instance_types)
+            zones = self._account.subnets(self._options.subnets)
+            pools = self._account.offered(types, zones)
+            spot = self._prices.spot(types, zones)
+            self._asked_types = types
+            for pool in pools:
+                on_demand = self._prices.on_demand(pool.instance_type)
+                for market, price in (
+                    (Market.SPOT, spot.get(pool)),
+                    (Market.ON_DEMAND, on_demand),
+                ):
+                    if price is not None:
+                        offers.append(
+                            Offer(
+                                pool=pool,
+                                market=market,
+                                price_usd_h=price.usd_h,
+                                price_source=price.source,
+                                price_at=price.at if market is Market.ON_DEMAND else now,
+                            )
+                        )
+        return offers
+
+    def launch(self, request: LaunchRequest) -> Instance:
+        """Start an instance, or return the one that the token already has.
+
+        It may be terminated by now. A quota that is used up counts as no capacity while other
+        instances of ours run in that market: it will be free again when they end.
+        """
+        if self._endings.is_withdrawn(request.token):
+            msg = f"token {request.token} was ended before it was launched"
+            raise LaunchRejected(msg)
+        launcher = Launcher(self._aws, self._options, user_data=self._user_data, clock=self._clock)
+        try:
+            self._options.check_launch()
+            described = launcher.launch(request)
+        except QuotaReached as error:
+            if self._is_used(request.market):
+                raise NoCapacity(str(error), pools=(request.pool, *request.others)) from error
+            raise
+        except InvalidSpec as error:
+            raise LaunchRejected(str(error)) from error
+        watcher = self._watcher
+        watcher.saw(described, token=request.token)
+        if self._endings.is_withdrawn(request.token):  # ended while it was being launched
+            self._endings.pursue(watcher, clock=self._clock)
+        instance = instance_of(described, price=self._price)
+        return msgspec.structs.replace(instance, token=request.token)
+
+    def describe(self, tokens: Collection[str]) -> dict[str, Instance]:
+        """The instances with these tokens, as EC2 knew them at most some seconds ago."""
+        found = self._watcher.find(tokens)
+        self._endings.pursue(self._watcher, clock=self._clock)
+        return {token: self._instance(seen) for token, seen in found.items()}
+
+    def terminate(self, tokens: Collection[str]) -> None:
+        """End these instances at once: also those that were launched elsewhere a moment ago.
+
+        What that can mean for a token that was never launched: see
+        :mod:`spotfirst_airflow.fleets.ec2.ending`.
+        """
+        if tokens:
+            with _passing():
+                self._endings.end(tokens, self._watcher, clock=self._clock)
+
+    def owned(self) -> list[Instance]:
+        """Every instance of Spotfirst's that is not terminated, also a stopped one."""
+        seen = self._watcher.owned()
+        self._endings.pursue(self._watcher, clock=self._clock)
+        return [self._instance(each) for each in seen]
+
+    # -- beyond the protocol ----------------------------------------------------------------
+
+    def keep(self, token: str, *, until: datetime) -> str:
+        """Mark the instance as wanted until then; the command that opens a shell on it.
+
+        See :class:`spotfirst_airflow.keeping.Keeps`.
+        """
+        seen = self._watcher.find([token]).get(token)
+        found = [seen.described] if seen else look_up(self._aws, [token]).get(token, [])
+        alive = [each for each in found if not is_over(each)]
+        if not alive:
+            msg = f"the instance of {token} is gone, so it cannot be kept"
+            raise LaunchRejected(msg)
+        instance_id = alive[0]["InstanceId"]
+        call(
+            self._aws.client("ec2").create_tags,
+            Resources=[instance_id],
+            Tags=[{"Key": KEEP_TAG, "Value": until.isoformat()}],
+        )
+        self._watcher.expire()
+        return f"aws ssm start-session --region {self._aws.region} --target {instance_id}"
+
+    def price_timeline(self, instance: Instance) -> Sequence[tuple[datetime, Decimal]]:
+        """(since when, USD per hour) of a spot instance, from its start to its end or to now.
+
+        See :class:`spotfirst_airflow.timelines.TellsPrices`.
+        """
+        end = instance.ended_at or self._clock()
+        return self._prices.spot_between(instance.pool, instance.started_at, end)
+
+    def tidy(self, is_over: Callable[[Mapping[str, str]], bool]) -> int:
+        """Delete the launch templates of runs that are over; see :class:`reaping.Tidies`."""
+        with _passing():
+            return template.tidy(self._aws, is_over)
+
+    def price_timeline(self, instance: Instance) -> list[tuple[datetime, Decimal]]:
+        """What its pool cost while it ran; see :class:`spotfirst_airflow.timelines.TellsPrices`."""
+        with _passing():
+            return self._prices.spot_between(
+                instance.pool, instance.started_at, instance.ended_at or self._clock()
+            )
+
+    # -- what it is made of -----------------------------------------------------------------
+
+    @property
+    def _aws(self) -> Aws:
+        if self._given_aws is not None:
+            return self._given_aws
+        identity = Identity(
+            region=self._options.region,
+            aws_conn_id=self._options.aws_conn_id,
+            endpoint_url=self._options.endpoint_url,
+            environment=self._environment,
+        )
+        return Aws.of(identity)
+
+    @property
+    def _account(self) -> Account:
+        return Account.of(self._aws)
+
+    @property
+    def _endings(self) -> Endings:
+        return Endings.of(self._aws)
+
+    @property
+    def _prices(self) -> Prices:
+        if self._given_prices is None:
+            self._given_prices = Prices(self._aws, clock=self._clock)
+        return self._given_prices
+
+    @property
+    def _watcher(self) -> Watcher:
+        if self._given_watcher is None:
+            self._given_watcher = Watcher.of(
+                self._aws, self._options.queue_url, environment=self._environment
+            )
+        return self._given_watcher
+
+    def _types(self, instance_types: Sequence[str]) -> list[str]:
+        if instance_types:
+            return list(dict.fromkeys(instance_types))
+        if self._options.requirements is None:
+            msg = (
+                "the EC2 fleet needs instance_types, such as g6.xlarge, or the fleet option "
+                "requirements"
+            )
+            raise InvalidSpec(msg)
+        return self._prices.matching(self._options.requirements)
+
+    def _user_data(self, request: LaunchRequest) -> str:
+        storage = open_with(request.storage_url, self._environment)
+        options = self._options
+        return user_data(
+            storage_url=request.storage_url,
+            region=self._aws.region,
+            run_id=request.run_id,
+            max_life_s=request.max_life_s,
+            wheelhouse=self._publish(storage, options.python_versions),
+            python=options.python,
+            image=options.image,
+            endpoint_url=self._environment.get("AWS_ENDPOINT_URL_S3", ""),
+            keep_h=self.keep_s / 3600,
+            pip_install=options.pip_install,
+            pip_index=options.pip_index,
+        )
+
+    def _instance(self, seen: Seen) -> Instance:
+        instance = instance_of(seen.described, price=self._price)
+        # A terminated instance may have lost its tags.
+        return msgspec.structs.replace(
+            instance, token=seen.token or instance.token, notice=seen.notice
+        )
+
+    def _price(
+        self,
+        pool: Pool,
+        market: Market,
+        at: datetime,  # noqa: ARG002
+    ) -> tuple[Decimal, str, Decimal]:
+        """What an instance costs. Never fails: what is not known is said in the source.
+
+        The spot price is that of now, at most a minute old, for an instance of any age: a run
+        journals the price right after the launch, and this is for the run whose controllers were
+        all gone just then. Without a spot price, the on-demand price stands for it: a budget must
+        not be passed because EC2 did not answer.
+        """
+        try:
+            on_demand = self._prices.on_demand(pool.instance_type)
+        except InvalidSpec:
+            on_demand = None
+        list_usd_h = on_demand.usd_h if on_demand else Decimal(0)
+        if market is Market.SPOT:
+            with contextlib.suppress(FleetError):
+                types = {pool.instance_type}
+                if types <= set(self._asked_types):
+                    types = set(self._asked_types)
+                price = self._prices.spot(types, [pool.zone]).get(pool)
+                if price is not None:
+                    return price.usd_h, price.source, list_usd_h or price.usd_h
+        if on_demand is None:
+            return Decimal(0), "not known: no price table has this type", Decimal(0)
+        why = " (the spot price is not known)" if market is Market.SPOT else ""
+        return on_demand.usd_h, on_demand.source + why, on_demand.usd_h
+
+    def _is_used(self, market: Market) -> bool:
+        """Whether instances of ours use up this market's quota."""
+        try:
+            return any(
+                (seen.described.get("InstanceLifecycle") == "spot") == (market is Market.SPOT)
+                for seen in self._watcher.owned()
+            )
+        except FleetUnavailable:
+            return True
+
+
+@contextlib.contextmanager
+def _passing() -> Iterator[None]:
+    """Outside of a launch a refusal ends nothing: people mend it while the run goes on."""
+    try:
+        yield
+    except (LaunchRejected, InvalidSpec) as error:
+        raise FleetUnavailable(str(error)) from error

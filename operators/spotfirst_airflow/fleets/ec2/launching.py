@@ -29,8 +29,9 @@ from spotfirst.errors import FleetError, FleetUnavailable, InvalidSpec, LaunchRe
 from spotfirst.market import Market, Pool
 from spotfirst.wire import Clock, utc_now
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, LaunchRequest
-from spotfirst_airflow.fleets.ec2.account import Account, pages
+from spotfirst_airflow.fleets.ec2.account import Account
 from spotfirst_airflow.fleets.ec2.aws import Aws, QuotaReached, call, code_of, explain
+from spotfirst_airflow.fleets.ec2.describing import describe
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG, is_over, tag_list, tags_of
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
 from spotfirst_airflow.fleets.ec2.template import ensure, run_tags, template_of
@@ -279,8 +280,7 @@ class Launcher:
         if request.market is Market.SPOT:
             told["InstanceLifecycle"] = "spot"
         try:
-            answer = call(self._aws.client("ec2").describe_instances, InstanceIds=[instance_id])
-            found = [i for r in answer["Reservations"] for i in r["Instances"]]
+            found = describe(lambda: self._aws.client("ec2"), InstanceIds=[instance_id])
             told |= found[0] if found else {}
         except FleetError:
             pass  # it is launched; a moment later EC2 will list it
@@ -297,13 +297,9 @@ def look_up(aws: Aws, tokens: Collection[str]) -> dict[str, list[Described]]:
     found: dict[str, list[Described]] = {}
     for start in range(0, len(unique), _MOST_VALUES):
         values = unique[start : start + _MOST_VALUES]
-        for answer in pages(
-            aws.client("ec2").describe_instances,
-            Filters=[{"Name": f"tag:{TOKEN_TAG}", "Values": values}],
-        ):
-            for reservation in answer["Reservations"]:
-                for each in reservation["Instances"]:
-                    found.setdefault(tags_of(each).get(TOKEN_TAG, ""), []).append(each)
+        filters = [{"Name": f"tag:{TOKEN_TAG}", "Values": values}]
+        for each in describe(lambda: aws.client("ec2"), Filters=filters):
+            found.setdefault(tags_of(each).get(TOKEN_TAG, ""), []).append(each)
     return found
 
 
