@@ -43,7 +43,7 @@ class Planned(Faults):
     def after(self, operation: str, happens: Exception | Callable[[], object]) -> None:
         self.plan.append((operation, True, happens))
 
-    def around(self, what: str, apply: Callable[[], Any], **_: Any) -> Any:
+    def around(self, what: str, apply: Callable[[], Any], **more: Any) -> Any:
         planned = next((each for each in self.plan if each[0] == what), None)
         if planned is None:
             return apply()
@@ -60,7 +60,7 @@ class World:
     """One region, in which several processes may act. Its weather is calm."""
 
     def __init__(self, **weather: float) -> None:
-        calm = {"up_s": 1e9, "down_s": 1.0} | weather
+        calm: dict[str, float] = {"up_s": 1e9, "down_s": 1.0} | weather
         self.cloud = Cloud(0, weather=Weather(**calm), types=TYPES, subnets=SUBNETS, region=REGION)
         self.faults = Planned()
         self.table = PriceTable(

@@ -217,14 +217,6 @@ class Ec2Fleet:
         self._watcher.expire()
         return f"aws ssm start-session --region {self._aws.region} --target {instance_id}"
 
-    def price_timeline(self, instance: Instance) -> Sequence[tuple[datetime, Decimal]]:
-        """(since when, USD per hour) of a spot instance, from its start to its end or to now.
-
-        See :class:`spotfirst_airflow.timelines.TellsPrices`.
-        """
-        end = instance.ended_at or self._clock()
-        return self._prices.spot_between(instance.pool, instance.started_at, end)
-
     def tidy(self, is_over: Callable[[Mapping[str, str]], bool]) -> int:
         """Delete the launch templates of runs that are over; see :class:`reaping.Tidies`."""
         with _passing():
@@ -328,9 +320,8 @@ class Ec2Fleet:
         list_usd_h = on_demand.usd_h if on_demand else Decimal(0)
         if market is Market.SPOT:
             with contextlib.suppress(FleetError):
-                types = {pool.instance_type}
-                if types <= set(self._asked_types):
-                    types = set(self._asked_types)
+                known = pool.instance_type in self._asked_types
+                types = self._asked_types if known else [pool.instance_type]
                 price = self._prices.spot(types, [pool.zone]).get(pool)
                 if price is not None:
                     return price.usd_h, price.source, list_usd_h or price.usd_h
