@@ -30,6 +30,7 @@ from spotfirst_airflow.launches import next_launch_at
 from spotfirst_airflow.news import describe
 from spotfirst_airflow.outlook import Outlook, work_left_s
 from spotfirst_airflow.policies import Policy, View
+from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class Controller:
         open_attempts = self._journal.state.open_attempts
         if not open_attempts:
             return {}
+        recall(self._fleet, open_attempts)
         instances = self._fleet.describe([attempt.token for attempt in open_attempts])
         beats: dict[int, Heartbeat] = {}
         for attempt in open_attempts:

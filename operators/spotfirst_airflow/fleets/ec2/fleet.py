@@ -25,7 +25,7 @@ from spotfirst_airflow.fleets.ec2 import template, wheelhouse
 from spotfirst_airflow.fleets.ec2.account import Account
 from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, QuotaReached, call
 from spotfirst_airflow.fleets.ec2.ending import Endings
-from spotfirst_airflow.fleets.ec2.instances import instance_of, is_over
+from spotfirst_airflow.fleets.ec2.instances import described_of, instance_of, is_over
 from spotfirst_airflow.fleets.ec2.launching import Launcher, look_up
 from spotfirst_airflow.fleets.ec2.notices import open_with
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
@@ -178,6 +178,14 @@ class Ec2Fleet:
         found = self._watcher.find(tokens)
         self._endings.pursue(self._watcher, clock=self._clock)
         return {token: self._instance(seen) for token, seen in found.items()}
+
+    def recall(self, instances: Collection[Instance]) -> None:
+        """What the journal knows, for a process that has just begun.
+
+        See :class:`spotfirst_airflow.recalling.Recalls`.
+        """
+        for instance in instances:
+            self._watcher.saw(described_of(instance), token=instance.token)
 
     def terminate(self, tokens: Collection[str]) -> None:
         """End these instances at once: also those that were launched elsewhere a moment ago.

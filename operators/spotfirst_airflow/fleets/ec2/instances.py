@@ -26,7 +26,7 @@ import msgspec
 from spotfirst.market import Market, Pool
 from spotfirst_airflow.fleets.base import EndedBy, Instance, InstanceState
 
-__all__ = ["TOKEN_TAG", "Priced", "instance_of", "is_over", "tag_list", "tags_of"]
+__all__ = ["TOKEN_TAG", "Priced", "described_of", "instance_of", "is_over", "tag_list", "tags_of"]
 
 TOKEN_TAG = "spotfirst:token"  # noqa: S105 - the name of a tag
 """On every instance, from its creation on: what it was launched with, and is found by."""
@@ -78,6 +78,20 @@ def instance_of(described: Mapping[str, Any], *, price: Priced) -> Instance:
         tags=tags,
     )
     return _with_end(instance, described) if state is InstanceState.TERMINATED else instance
+
+
+def described_of(instance: Instance) -> dict[str, Any]:
+    """As much of DescribeInstances' entry as is known of an instance that was just launched."""
+    described: dict[str, Any] = {
+        "InstanceId": instance.instance_id,
+        "InstanceType": instance.pool.instance_type,
+        "State": {"Code": 0, "Name": "pending"},
+        "LaunchTime": instance.started_at,
+        "Placement": {"AvailabilityZone": instance.pool.zone},
+    }
+    if instance.market is Market.SPOT:
+        described["InstanceLifecycle"] = "spot"
+    return described
 
 
 def is_over(described: Mapping[str, Any]) -> bool:
