@@ -25,6 +25,7 @@ from spotfirst_airflow.rendering import (
     parse_retention,
     parse_usd,
 )
+from spotfirst_airflow.waking import Bell
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -296,13 +297,13 @@ class SpotTrainingOperator(BaseOperator):
         )
 
     def _wait_here(self, run: Run, hook: SpotfirstHook, owner: str) -> None:
-        follower = self._follower(run, hook, owner)
+        follower, bell = self._follower(run, hook, owner), Bell(run.run_id)
         try:
             while (wait_s := follower.look()) is not None:
                 if self._killed:
                     msg = f"the task was ended; run {run.run_id} was asked to stop"
                     raise AirflowException(msg)
-                time.sleep(wait_s)
+                bell.wait(wait_s)
         except AirflowTaskTimeout:
             # Nobody kills us after this one, so there is time to see the instances go.
             self._stop(run, hook, owner, reason=self._over_time(), patience_s=_CLEAN_UP_S)

@@ -17,6 +17,7 @@ from spotfirst.wire import utc_now
 from spotfirst_airflow.following import Follower
 from spotfirst_airflow.hooks import SpotfirstHook
 from spotfirst_airflow.submission import request_stop
+from spotfirst_airflow.waking import Bell
 
 __all__ = ["SpotRunTrigger"]
 
@@ -96,7 +97,7 @@ class SpotRunTrigger(BaseTrigger):
         error = ""
         settled = asyncio.get_running_loop().time() + _SETTLE_S
         try:
-            await _see_through(follower, _LOOKS)
+            await _see_through(follower, _LOOKS, Bell(self.run_id))
         except Exception as problem:
             # As an event, so that the task resumes, stops the run, and says why.
             self.log.exception("Cannot look after run %s any more", self.run_id)
@@ -189,7 +190,7 @@ class SpotRunTrigger(BaseTrigger):
             self.log.info("Run %s goes on: another try has taken it over.", self.run_id)
             return
         follower = self._follower(show_output=False)
-        await _see_through(follower, _KILLS)
+        await _see_through(follower, _KILLS, Bell(self.run_id))
         self.log.info("Run %s has stopped; every instance is gone.", self.run_id)
 
     async def _patiently(self, call: Callable[[], _T]) -> _T:
@@ -217,10 +218,10 @@ class SpotRunTrigger(BaseTrigger):
         )  # fmt: skip
 
 
-async def _see_through(follower: Follower, pool: ThreadPoolExecutor) -> None:
-    """Look until the run is over."""
-    while (wait_s := await _in_thread(pool, follower.look)) is not None:  # noqa: ASYNC110 - another machine's news
-        await asyncio.sleep(wait_s)
+async def _see_through(follower: Follower, pool: ThreadPoolExecutor, bell: Bell) -> None:
+    """Look until the run is over: at once when there is news of it, or else every few seconds."""
+    while (wait_s := await _in_thread(pool, follower.look)) is not None:
+        await bell.sleep(wait_s)
 
 
 async def _in_thread(pool: ThreadPoolExecutor, call: Callable[[], _T]) -> _T:

@@ -38,16 +38,22 @@ class Bell:
     async def sleep(self, wait_s: float) -> None:
         """The same in an event loop."""
         loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
-        self._wake = lambda: loop.call_soon_threadsafe(woken.set)
+        # Not asyncio.wait_for: up to Python 3.11 it loses a cancellation that meets a ring.
+        over = loop.create_future()
+
+        def finish() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        timer = loop.call_later(wait_s, finish)
+        self._wake = lambda: loop.call_soon_threadsafe(finish)
         if self._rung.is_set():  # after _wake is there, so that a ring meets one or the other
-            woken.set()
+            finish()
         try:
-            await asyncio.wait_for(woken.wait(), wait_s)
-        except asyncio.TimeoutError:
-            pass
+            await over
         finally:
             self._wake = None
+            timer.cancel()
         self._rung.clear()
 
     def ring(self) -> None:

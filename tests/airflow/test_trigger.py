@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +20,7 @@ from spotfirst.storage import open_storage
 from spotfirst_airflow import triggers
 from spotfirst_airflow.submission import Request, attach
 from spotfirst_airflow.triggers import SpotRunTrigger
+from spotfirst_airflow.waking import ring
 
 DRY = {
     "market": {"kind": "scripted", "zones": {"a": [{"from_s": 0, "capacity": 0}]}},
@@ -71,6 +73,24 @@ def test_many_runs_are_looked_after_without_holding_up_the_event_loop(tmp_path: 
     assert all(isinstance(_last(run.journal()), e.Waiting) for run in runs)
     # Airflow warns from 0.2 s on; a look that ran in the loop would hold it for seconds in all.
     assert pauses[len(pauses) // 2] < 0.2, f"the loop stood still, up to {pauses[-1]:.2f} s"
+
+
+def test_news_of_a_run_make_it_look_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    class Following:
+        def look(self) -> float | None:
+            looks.append(time.monotonic())
+            if len(looks) == 1:
+                threading.Timer(0.05, ring, ["r"]).start()
+            return 60.0 if len(looks) == 1 else None
+
+    trigger = trigger_for(waiting_run(tmp_path, "r"))
+    monkeypatch.setattr(trigger, "_follower", lambda **_: Following())
+    asyncio.run(anext(trigger.run()))  # type: ignore[arg-type]
+    assert looks[1] - looks[0] < 30
 
 
 def _wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
