@@ -217,6 +217,8 @@ def _judge_one(
     else:
         what, since = f"its run has {state.phase}", max(since, state.updated_at or since)
     until, unreadable = _kept_until(instance)
+    if until is None and attempt is not None and attempt.ended is not None:
+        until = attempt.ended.kept_until  # a tag may take a while to be seen
     if until is not None and now < until:
         return "kept", f"{what}; kept for debugging until {until:%Y-%m-%d %H:%M:%S} UTC"
     what += unreadable

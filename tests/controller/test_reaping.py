@@ -202,6 +202,19 @@ def test_what_is_kept_is_spared_until_then_and_reaped_after(storage: Storage, fo
     assert verdict(storage, one, now=NOW + HOUR).orphan
 
 
+def test_the_journal_says_it_too_while_the_tag_is_not_seen_yet(storage: Storage) -> None:
+    at = NOW - HOUR
+    a_run(storage).append(
+        e.Ended(
+            at=at, attempt=1, cause="script_failed", ended_at=at,
+            kept_until=NOW + timedelta(minutes=1),
+        )
+    )  # fmt: skip
+    assert verdict(storage, instance(storage)).standing == "kept"
+    shortened = instance(storage, keep_until=NOW.isoformat())
+    assert verdict(storage, shortened).orphan, "people may change the tag"
+
+
 def test_a_tag_that_is_no_time_keeps_nothing_and_is_named(storage: Storage) -> None:
     end(a_run(storage), NOW - HOUR)
     found = verdict(storage, instance(storage, keep_until="tomorrow"))
