@@ -66,7 +66,7 @@ def reap(**arguments: Any) -> dict[str, Any]:
     operator = SpotReaperOperator(
         task_id="reap", fleet="local", spotfirst_conn_id=None, **arguments
     )
-    return operator.execute({})  # type: ignore[typeddict-item]
+    return operator.execute({})
 
 
 def test_it_ends_orphans_spares_the_living_and_counts_both(
@@ -132,7 +132,7 @@ def test_a_template_that_lost_its_value_reaps_nothing(storage: Storage, fleet: L
     )
     operator.storage = ""
     with pytest.raises(AirflowFailException, match=r"params\.storage"):
-        operator.execute({})  # type: ignore[typeddict-item]
+        operator.execute({})
 
 
 def test_airflow_is_told_where_the_operator_is() -> None:

@@ -188,11 +188,11 @@ def test_an_hour_without_capacity_takes_few_tries() -> None:
 
     def hopeful(fleet: object, types: object) -> list[object]:
         """As on a cloud, where nobody knows before asking."""
-        found = offers(fleet, types)  # type: ignore[arg-type]
+        found = offers(fleet, types)
         return [msgspec.structs.replace(offer, available=True) for offer in found]
 
     fleet = type("Hopeful", (type(world.new_fleet()),), {"offers": hopeful})
-    world.new_fleet = lambda: fleet(world)  # type: ignore[method-assign]
+    world.new_fleet = lambda: fleet(world)
     world.controllers = [world.new_controller()]
     for _ in range(3600):
         world.reconcile()

@@ -229,14 +229,14 @@ def test_a_round_ends_the_orphans_and_nothing_else(storage: Storage) -> None:
     a_run(storage, "alive")
     end(a_run(storage, "over"), NOW - HOUR)
     cloud = Cloud(instance(storage, "alive-1"), instance(storage, "over-1"))
-    done = reap(cloud, storage, grace_s=60, clock=lambda: NOW)  # type: ignore[arg-type]
+    done = reap(cloud, storage, grace_s=60, clock=lambda: NOW)
     assert cloud.ended == ["over-1"]
     assert (done.ended, done.left, done.saved_usd_h) == (("over-1",), (), Decimal("0.50"))
 
 
 def test_a_dry_run_ends_nothing(storage: Storage) -> None:
     cloud = Cloud(instance(storage))
-    done = reap(cloud, storage, grace_s=60, dry_run=True, clock=lambda: NOW)  # type: ignore[arg-type]
+    done = reap(cloud, storage, grace_s=60, dry_run=True, clock=lambda: NOW)
     assert [each.instance.token for each in done.orphans] == ["run-1"]
     assert cloud.calls == ["owned"]
 
@@ -252,17 +252,17 @@ def test_the_cloud_is_asked_before_the_owners(storage: Storage) -> None:
             return found
 
     cloud = Launching(instance(storage))
-    done = reap(cloud, storage, grace_s=0, clock=lambda: NOW)  # type: ignore[arg-type]
+    done = reap(cloud, storage, grace_s=0, clock=lambda: NOW)
     assert [each.standing for each in done.verdicts] == ["live"]
 
 
 def test_a_cloud_that_lists_what_is_ending_gets_some_seconds(storage: Storage) -> None:
     naps: list[float] = []
     cloud = Cloud(instance(storage), slow=3)
-    done = reap(cloud, storage, grace_s=60, clock=lambda: NOW, sleep=naps.append)  # type: ignore[arg-type]
+    done = reap(cloud, storage, grace_s=60, clock=lambda: NOW, sleep=naps.append)
     assert (done.ended, done.left, len(naps)) == (("run-1",), (), 3)
     stuck = Cloud(instance(storage), slow=10**6)
-    done = reap(stuck, storage, grace_s=60, clock=lambda: NOW, sleep=naps.append)  # type: ignore[arg-type]
+    done = reap(stuck, storage, grace_s=60, clock=lambda: NOW, sleep=naps.append)
     assert (done.ended, done.left) == ((), ("run-1",))
 
 
@@ -273,14 +273,14 @@ def test_who_cannot_look_says_so(storage: Storage, error: Exception) -> None:
             raise error
 
     with pytest.raises(type(error)):
-        reap(Away(), storage, grace_s=60)  # type: ignore[arg-type]
+        reap(Away(), storage, grace_s=60)
 
 
 def test_a_storage_that_does_not_answer_condemns_nobody(storage: Storage) -> None:
     cloud = Cloud(instance(storage))
     away = FaultyStorage(storage, Faults(refused=1.0))
     with pytest.raises(StorageUnavailable):
-        reap(cloud, away, grace_s=60)  # type: ignore[arg-type]
+        reap(cloud, away, grace_s=60)
     assert cloud.ended == []
 
 
@@ -301,7 +301,7 @@ def test_what_serves_only_runs_that_are_over_is_tidied_up(storage: Storage) -> N
             return 4 - len(self.left_behind)
 
     cloud = Leaves()
-    assert reap(cloud, storage, grace_s=60).tidied == 1  # type: ignore[arg-type]
+    assert reap(cloud, storage, grace_s=60).tidied == 1
     assert cloud.left_behind == ("alive", "over", "elsewhere")
 
 
@@ -310,6 +310,6 @@ def test_what_cannot_be_tidied_up_does_not_fail_the_round(storage: Storage) -> N
         def tidy(self, is_over: Callable[[Mapping[str, str]], bool]) -> int:
             raise LaunchRejected("ec2:DeleteLaunchTemplate is not allowed")
 
-    done = reap(Forbids(instance(storage)), storage, grace_s=60, clock=lambda: NOW)  # type: ignore[arg-type]
+    done = reap(Forbids(instance(storage)), storage, grace_s=60, clock=lambda: NOW)
     assert done.ended == ("run-1",)
     assert "not allowed" in done.untidy
