@@ -37,7 +37,7 @@ def world() -> World:
     return World()
 
 
-def silence() -> Exception:
+def silence() -> Any:
     return ReadTimeoutError(endpoint_url="https://ec2", error="timed out")
 
 
