@@ -55,7 +55,8 @@ def _table(total: Counter[str], phases: Counter[str], faults: Counter[str], took
     for phase, count in sorted(phases.items()):
         table.add_row(f"{count:,}", f"runs that {phase}")
     table.add_row(f"{total['exact']:,}", "charges equal to the cloud's, to the last digit")
-    table.add_row(f"{total['estimated']:,}", "charges with a time that AWS did not tell")
+    table.add_row(f"{total['estimated']:,}", "charges with a time or price that AWS told late")
+    table.add_row(f"{total['unpriced']:,}", "charges on-demand since nobody told the spot price")
     table.add_row(f"{took_s:,.0f}", "seconds")
     return table
 
@@ -84,6 +85,7 @@ def main() -> int:
         total["schedules"] += 1
         for name in (
             "calls", "attempts", "instances", "interrupted", "reaped", "exact", "estimated",
+            "unpriced",
         ):  # fmt: skip
             total[name] += getattr(outcome, name)
         total["simulated_s"] += round(outcome.simulated_s)

@@ -24,6 +24,9 @@ from spotfirst.errors import StorageUnavailable
 from spotfirst.storage import Storage
 
 _T = TypeVar("_T")
+_GRAVE = {"CreateFleet", "TerminateInstances"}
+"""Calls of which there are few, and that must not be done twice, or not at all."""
+_GRAVE_FACTOR = 3
 _ENDPOINT = "https://ec2.us-east-1.amazonaws.com/"
 
 
@@ -80,6 +83,8 @@ class Faults:
         if not self.armed or not self.rates.any:
             return apply()
         draw, rates = self._random.random(), self.rates
+        if what in _GRAVE:
+            draw /= _GRAVE_FACTOR
         # Each fault has its own stretch of [0, 1); the halves of two are before and after.
         if draw < rates.refused:
             self.injected["refused"] += 1

@@ -18,7 +18,7 @@ from spotfirst.errors import FleetUnavailable, StorageUnavailable
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.state import RunState
-from spotfirst.storage import Storage, open_storage
+from spotfirst.storage import Storage
 from spotfirst_airflow.controller import Controller, Step
 from spotfirst_airflow.fleets.ec2.fleet import Ec2Fleet
 from spotfirst_airflow.policies import load_policy
@@ -29,6 +29,7 @@ from tests.fakes.clients import FakeAws
 from tests.fakes.cloud import Cloud, CloudInstance, Weather
 from tests.fakes.faults import Died, Faults, FaultyStorage, Rates
 from tests.fakes.fleet import fleet_of, forget_processes, on_demand_usd_h
+from tests.fakes.memory import QuickMemory
 
 GRACE_S = 120.0
 """How long the reaper spares an instance that nobody owns."""
@@ -77,8 +78,7 @@ class Process:
         storage: Any = FaultyStorage(world.storage, self.faults)
         run = Run(storage, world.spec.run_id)
         fleet = world.fleet(name, self.faults, storage)
-        policy = load_policy(world.spec.policy, world.spec.policy_options)
-        return Controller(run, fleet, policy, clock=world.clock, by=name)
+        return Controller(run, fleet, world.policy, clock=world.clock, by=name)
 
 
 class Reaper:
@@ -139,7 +139,7 @@ class World:
         )  # fmt: skip
         self.clock = self.cloud.clock
         self.work = work or Work()
-        self.storage = open_storage(f"memory://schedules/{seed}")
+        self.storage: Storage = QuickMemory(f"memory://schedules/{seed}", f"schedules/{seed}")
         self.spec = RunSpec(
             run_id="run", created_at=self.now, command=("python", "train.py"), fleet="ec2",
             fleet_options={
@@ -148,6 +148,7 @@ class World:
             },
             instance_types=_TYPES, policy=policy, policy_options=policy_options or {}, **spec,
         )  # fmt: skip
+        self.policy = load_policy(policy, self.spec.policy_options)  # pure: one for all processes
         self.run = create_run(self.storage, self.spec)
         self.run.journal().append(e.Created(at=self.now))
         self._journal = self.run.journal()
@@ -164,6 +165,8 @@ class World:
         """When AWS publishes a newer image."""
         self.template_gone_at: datetime | None = None
         """When somebody deletes all launch templates."""
+        self.outage: tuple[datetime, datetime] | None = None
+        """From when to when no controller runs, and no reaper."""
         self._depth = 0
         self._unowned: dict[str, datetime] = {}
         self.processes = [
@@ -194,9 +197,10 @@ class World:
             if instance.is_running and self.now >= instance.running_at:
                 self._agent(instance).tick()
         self._happen()
-        for process in self.random.sample(self.processes, len(self.processes)):
-            process.turn()
-        self.reaper.turn()
+        if self.outage is None or not self.outage[0] <= self.now < self.outage[1]:
+            for process in self.random.sample(self.processes, len(self.processes)):
+                process.turn()
+            self.reaper.turn()
         self._watch()
 
     def _happen(self) -> None:
