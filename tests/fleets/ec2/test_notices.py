@@ -10,7 +10,6 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from spotfirst import events as e
 from spotfirst.errors import FleetUnavailable, StorageDenied, StorageUnavailable
@@ -18,7 +17,7 @@ from spotfirst.market import Market, Pool
 from spotfirst.run import Run
 from spotfirst.storage import Storage, open_storage
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, RUN_TAG, STORAGE_TAG
-from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
+from spotfirst_airflow.fleets.ec2.aws import Aws
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG
 from spotfirst_airflow.fleets.ec2.notices import Event, NoticeQueue, Poison, parse
 from spotfirst_airflow.fleets.ec2.watching import Watcher
@@ -26,6 +25,7 @@ from spotfirst_airflow.waking import Bell
 from tests.fakes.clients import QUEUE_URL, FakeAws
 from tests.fakes.cloud import Cloud, CloudInstance, Weather
 from tests.fakes.faults import client_error
+from tests.fleets.ec2.wire import moto_aws
 from tests.waiting import wait_until
 
 POOL = ("g6.xlarge", "us-east-1a")
@@ -391,6 +391,19 @@ class TestChanges:
         assert bell._rung.is_set()
         assert watcher.find(["t"])["t"].state == "shutting-down"
 
+    def test_that_it_starts_changes_nothing_worth_a_call(self, world: World) -> None:
+        instance = world.launch()
+        watcher = world.watcher()
+        watcher.refresh()
+        for state in ("pending", "running"):
+            detail = {"instance-id": instance.instance_id, "state": state}
+            world.cloud.enqueue(body(CHANGE, detail))
+        notices, _ = watcher._queues[QUEUE_URL]
+        before = world.cloud.calls["DescribeInstances"]
+        notices.poll()
+        watcher.find(["t"])
+        assert (world.cloud.calls["DescribeInstances"] - before, world.left()) == (0, 0)
+
 
 class TestReceiving:
     def queue(self, world: World) -> tuple[NoticeQueue, Any]:
@@ -543,18 +556,11 @@ class TestOnTheWire:
     """boto3 against moto's EC2 and SQS."""
 
     def test_a_message_in_sqs_wakes_whoever_waits_within_a_second(self, world: World) -> None:
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        try:
-            self.check(world, *server.get_host_and_port())
-        finally:
+        with moto_aws() as aws:
+            self.check(world, aws)
             Watcher.forget_all()
-            server.stop()
 
-    def check(self, world: World, host: str, port: int) -> None:
-        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-        endpoint = f"http://{host}:{port}"
-        aws = Aws(Identity(region="us-east-1", endpoint_url=endpoint, environment=keys))
+    def check(self, world: World, aws: Aws) -> None:
         sqs = aws.client("sqs")
         url = sqs.create_queue(QueueName="spotfirst")["QueueUrl"]
         tags = world.launch().tags

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 
 from spotfirst.errors import FleetUnavailable
 from spotfirst.market import Notice
 from spotfirst_airflow.fleets.base import InstanceState
-from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
+from spotfirst_airflow.fleets.ec2.aws import Aws
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG, instance_of
 from spotfirst_airflow.fleets.ec2.watching import Watcher
 from tests.fakes.clients import FakeAws
 from tests.fakes.cloud import Cloud, CloudInstance, Weather
 from tests.fakes.faults import client_error
+from tests.fleets.ec2.wire import moto_aws
 
 POOL = ("g6.xlarge", "us-east-1a")
 
@@ -422,17 +422,10 @@ class TestOnTheWire:
     """moto's EC2: it does not page as EC2 does, but checks what boto3 sends."""
 
     def test_instances_are_found_by_token_and_missing_ones_by_id(self) -> None:
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        try:
-            self.check(*server.get_host_and_port())
-        finally:
-            server.stop()
+        with moto_aws() as aws:
+            self.check(aws)
 
-    def check(self, host: str, port: int) -> None:
-        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-        endpoint = f"http://{host}:{port}"
-        aws = Aws(Identity(region="us-east-1", endpoint_url=endpoint, environment=keys))
+    def check(self, aws: Aws) -> None:
         ec2 = aws.client("ec2")
 
         def run(token: str) -> str:

@@ -9,7 +9,8 @@ deleted. What could not be handled comes back after :data:`VISIBILITY_S`.
 message                      what becomes of it
 ============================ =========================================================
 warning, recommendation      journalled, then deleted
-state change                 the next look asks EC2 anew; deleted
+state change                 towards an end: the next look asks EC2 anew, and comes at
+                             once; deleted
 another kind of event        deleted
 no event at all (poison)     logged, deleted
 about an instance of others  deleted: AWS's events carry no tags, so no rule can keep them
@@ -63,6 +64,7 @@ INTERRUPTION_AHEAD = timedelta(seconds=120)
 """From the warning to the interruption (AWS, "Spot Instance interruption notices")."""
 _PER_CALL = 10  # as many as SQS gives at once
 _INSTANCE_ID = re.compile(r"i-[0-9a-f]{8,17}")
+_ENDINGS = {"stopping", "stopped", "shutting-down", "terminated"}
 _ACTIONS = {"terminate", "stop", "hibernate"}
 
 OpenStorage = Callable[[str, Mapping[str, str]], Storage]
@@ -236,7 +238,8 @@ class Notices:
             if event is None:
                 done.append(message)
             elif event.kind == "state":
-                changed.add(event.instance_id)
+                if event.state in _ENDINGS:
+                    changed.add(event.instance_id)
                 done.append(message)
             else:
                 warnings.append((message, event))

@@ -221,8 +221,10 @@ class Watcher:
                     if not self._is_fresh():  # nobody else has asked while we waited
                         has_polled = True
                         self._poll()
-        finally:
-            self._hear(has_polled=has_polled)
+        except FleetUnavailable:
+            self._hear(has_polled=has_polled)  # the queue may answer all the same
+            raise
+        self._hear(has_polled=has_polled)
 
     def _is_fresh(self) -> bool:
         """Raises :class:`FleetUnavailable` shortly after a failure."""
