@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -228,8 +227,3 @@ def no_keys(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment without what AWS's clients read."""
     given = os.environ if environment is None else environment
     return {name: value for name, value in given.items() if not name.startswith("AWS_")}
-
-
-def pause(seconds: float) -> None:
-    """A step of a test's own loop."""
-    time.sleep(seconds)

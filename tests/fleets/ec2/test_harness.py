@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -25,17 +26,19 @@ from spotfirst_airflow.controller import Controller
 from spotfirst_airflow.fleets.ec2 import Ec2Fleet, wheelhouse
 from spotfirst_airflow.fleets.ec2.userdata import user_data
 from spotfirst_airflow.policies import load_policy
-from tests.fleets.ec2.harness import PYTHON, PYTHON_TAG, REGION, Cloud, nothing_else
+from tests.fleets.ec2.harness import PYTHON, PYTHON_TAG, REGION, Cloud, no_keys, nothing_else
 from tests.waiting import wait_until
 
+EXAMPLE = Path(__file__).parents[3] / "dags/training/gpt"
 PATIENCE_S = 90.0
 COUNTER = '''
-"""Counts, and knows nothing of Spotfirst but where its files are."""
+"""Counts; attempt 1 without an end, the next one until it has done 20 more."""
 import os, pathlib, sys, time
 place = pathlib.Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"]) / "count"
 count = int(place.read_text()) if place.exists() else 0
 print("begins at", count, flush=True)
-while count < int(sys.argv[1]):
+end = count + 20 if os.environ["SPOTFIRST_ATTEMPT"] != "1" else 10**9
+while count < end:
     time.sleep(0.1)
     count += 1
     new = place.with_name("new")
@@ -141,13 +144,14 @@ class Drive:
         fleet.check(self.run.spec())
         self.fleet = fleet
         self._controller = Controller(self.run, fleet, load_policy("spot_only", {}))
-        self._look_at = 0.0
+        self.state = RunState()
 
     def until(self, condition: Any, what: str) -> RunState:
         """Look after the run until this holds."""
         end = time.monotonic() + PATIENCE_S
         while True:
             step = self._controller.step()
+            self.state = step.state
             if condition(step):
                 return step.state
             assert time.monotonic() < end, f"waited for {what}\n{step.state}\n{self.cloud.story()}"
@@ -156,6 +160,12 @@ class Drive:
 
     def until_over(self) -> RunState:
         return self.until(lambda step: step.done, "the end")
+
+    def ends(self) -> list[str]:
+        """Why each attempt's instance is gone, as EC2 says it."""
+        ids = [each.launched.instance_id for each in self.state.attempts if each.launched]
+        wait_until(lambda: set(ids) <= set(self.cloud.ended), "the instances' end")
+        return [self.cloud.ended[instance_id] for instance_id in ids]
 
     def log(self, attempt: int) -> list[str]:
         texts = []
@@ -169,14 +179,49 @@ def test_a_run_goes_on_through_an_interruption(
 ) -> None:
     (tmp_path / "count.py").write_text(COUNTER)
     drive = Drive(
-        cloud, s3, s3_url, "python", "count.py", "60", code=code.publish(open_storage(s3_url), tmp_path / "count.py"),
+        cloud, s3, s3_url, "python", "count.py",
+        code=code.publish(open_storage(s3_url), tmp_path / "count.py"),
         checkpoint_mode="files", checkpoint_period_s=0.5,
     )  # fmt: skip
     drive.until(lambda _: any("begins at 0" in line for line in drive.log(1)), "attempt 1")
-    cloud.interrupt(1, in_s=20)
+    cloud.interrupt(1, in_s=15)
     state = drive.until_over()
     assert state.phase is Phase.SUCCEEDED, cloud.story()
-    assert [attempt.ended.cause for attempt in state.attempts if attempt.ended] == [
+    first, second = state.attempts
+    assert (first.ended and first.ended.cause, second.ended and second.ended.cause) == (
         "interrupted",
         "completed",
-    ]
+    )
+    # The next one was launched for the notice, and began where the first one stopped.
+    assert first.notice is not None
+    assert second.launched is not None
+    assert first.ended is not None
+    assert second.launched.at < first.ended.at
+    begins, ends = (int(line.split()[-1]) for line in drive.log(2) if "at" in line.split()[1:2])
+    assert begins > 0
+    assert ends == begins + 20
+    assert len(drive.ends()) == 2
+
+
+@pytest.mark.slow
+def test_the_example_trains_through_an_interruption_to_the_same_weights(
+    cloud: Cloud, s3: S3Server, s3_url: str
+) -> None:
+    arguments = ("train.py", "--steps", "80", "--batch", "4", "--layers", "1", "--log-every", "1")
+    drive = Drive(
+        cloud, s3, s3_url, "python", *arguments, "--pace-s", "0.15",
+        code=code.publish(open_storage(s3_url), EXAMPLE), checkpoint_period_s=2.0,
+    )  # fmt: skip
+    drive.until(lambda _: any(line.startswith("step 3/") for line in drive.log(1)), "step 3")
+    cloud.interrupt(1, in_s=10)
+    # Meanwhile the same without interruptions, without instances, without Spotfirst's agent.
+    alone = subprocess.Popen(
+        [sys.executable, *arguments], cwd=EXAMPLE, env=no_keys(), stdout=subprocess.PIPE, text=True
+    )
+    state = drive.until_over()
+    assert [a.ended.cause for a in state.attempts if a.ended] == ["interrupted", "completed"]
+    steps = [line for n in (1, 2) for line in drive.log(n) if line.startswith("step ")]
+    expected = alone.communicate()[0].splitlines()
+    assert steps == [line for line in expected if line.startswith("step ")]
+    assert expected[-1] in drive.log(2)
+    assert expected[-1].startswith("weights ")

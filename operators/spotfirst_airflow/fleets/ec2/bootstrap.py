@@ -280,6 +280,7 @@ def report(
 ) -> None:
     """Say why there was no training, in the agent's place; in vain when it has said so itself."""
     say(message)
+    time.sleep(0.5)  # what writes the log is a process of its own
     at = dt.datetime.now(dt.timezone.utc).isoformat()
     body = {"v": 1, "attempt": int(attempt), "at": at, "cause": cause, "message": message}
     try:
