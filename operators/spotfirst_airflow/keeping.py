@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from spotfirst.state import Attempt, RunState
 from spotfirst_airflow.costs import bill, usd
 
-__all__ = ["Keeps", "cost_usd", "is_taken_back", "over_budget", "warning"]
+__all__ = ["Keeps", "cost_usd", "is_taken_back", "over_budget", "still_kept", "warning"]
 
 
 @runtime_checkable
@@ -80,6 +80,16 @@ def warning(attempt: Attempt, *, failed_at: datetime, until: datetime, shell: st
         f"{attempt.launched.instance_id} is kept until {until:%Y-%m-%d %H:%M} UTC at "
         f"{usd(_usd_h(attempt))}/h: {most} at most, which the run's cost includes. "
         f"A shell: `{shell}`; there, `sudo poweroff` ends it"
+    )
+
+
+def still_kept(state: RunState, *, now: datetime) -> str:
+    """A sentence about what is kept at this moment; empty when nothing is."""
+    return " ".join(
+        f"Its instance {a.launched.instance_id} is kept until {a.ended.kept_until:%Y-%m-%d %H:%M} "
+        f"UTC at {usd(_usd_h(a))}/h: its warning says how to get in."
+        for a in state.attempts
+        if a.launched and a.ended and a.ended.kept_until and a.ended.kept_until > now
     )
 
 

@@ -401,6 +401,7 @@ def _state(run: Run) -> RunState:
 def _raise(run: Run, state: RunState) -> NoReturn:
     """Fail the task with what the run ended with."""
     from spotfirst_airflow.costs import bill
+    from spotfirst_airflow.keeping import still_kept
 
     cost = f"It cost ${bill(state, now=utc_now()).total_usd:.4f} so far."
     if state.failure is None:
@@ -411,7 +412,8 @@ def _raise(run: Run, state: RunState) -> NoReturn:
         # Somebody, or the budget, wanted it to stop: an automatic retry must not start it again.
         raise AirflowFailException(msg)
     tail = "".join(f"\n    {line}" for line in state.failure.log_tail[-_LOG_TAIL:])
-    msg = f"run {run.run_id} has failed: {state.failure.message}. {cost}" + (
+    kept = still_kept(state, now=utc_now())
+    msg = f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip() + (
         f"\nThe last lines of its output:{tail}" if tail else ""
     )
     raise (AirflowException if state.failure.retryable else AirflowFailException)(msg)

@@ -15,7 +15,7 @@ from spotfirst.state import Phase, RunState
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Instance
 from spotfirst_airflow.fleets.base import KEEP_TAG, RUN_TAG, STORAGE_TAG
-from spotfirst_airflow.keeping import Keeps
+from spotfirst_airflow.keeping import Keeps, still_kept
 from spotfirst_airflow.reaping import judge
 from spotfirst_airflow.submission import request_stop
 from tests.controller.world import SPOT_USD_H, START, FakeFleet, Faults, World
@@ -108,6 +108,15 @@ def test_the_bill_counts_the_hours_as_they_pass_and_no_longer() -> None:
     never = bill(state, now=world.now + timedelta(days=9)).total_usd
     assert never == bill(state, now=world.kept[state.attempts[0].token]).total_usd
     assert promised_usd(state, now=world.now) == never - at_end
+
+
+def test_the_failure_names_it_for_as_long_as_it_is_kept() -> None:
+    world = KeepingWorld()
+    state = fails(world)
+    assert still_kept(state, now=world.now).startswith(
+        "Its instance i-1 is kept until 2026-01-01 0"
+    )
+    assert still_kept(state, now=world.now + timedelta(hours=HOURS)) == ""
 
 
 def test_a_reaper_spares_it_until_then_and_not_longer() -> None:

@@ -82,7 +82,8 @@ def run(
     The keys of a spec file are `command` (a list), `code`, `env`, `fleet`, `fleet_options`,
     `instance_types`, `policy`, `policy_options`, `deadline`, `budget_usd`, `dataset`,
     `dataset_since`, `resume_from`, `checkpoint_mode`, `checkpoint_period_s`, `retention`,
-    `script_retries`, `heartbeat_s`, `notice_poll_s`, `silence_s`, `max_life_s` and `tags`.
+    `script_retries`, `launches_per_hour`, `heartbeat_s`, `notice_poll_s`, `silence_s`,
+    `max_life_s` and `tags`.
     Options win over it.
 
     `retention` says which checkpoints stay: `{last: 5, every_steps: 1000, best: 2, metric: loss}`
