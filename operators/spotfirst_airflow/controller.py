@@ -559,7 +559,8 @@ def _ended(
         at=now,
         attempt=attempt.number,
         cause=cause,
-        ended_at=(instance.ended_at if instance and instance.ended_at else now),
+        ended_at=(instance.ended_at if instance and instance.ended_at else None)
+        or _unseen_end(now, attempt, report),
         by_fleet=by_fleet,
         exit_code=report.exit_code if report else None,
         message=report.message if report else (instance.ended_why if instance else ""),
@@ -572,6 +573,18 @@ def _ended(
         startup_s=startup_s,
         moved_bytes=(report or beat).moved_bytes if (report or beat) else 0,  # type: ignore[union-attr]
     )
+
+
+def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> datetime:
+    """When an instance ended whose fleet does not say: EC2 forgets, and nobody may have looked.
+
+    It ends itself after its report, or is left to the interruption that it was told of.
+    """
+    if report is None:
+        return now
+    notice = attempt.notice
+    told = notice.time if report.cause == "interrupted" and notice else None
+    return min(now, max(report.at, told or report.at))
 
 
 def _succeeded(now: datetime, attempt: Attempt, run: Run) -> e.Succeeded:
