@@ -70,6 +70,8 @@ class Faults:
         self._hold_up = hold_up
         self.injected: Counter[str] = Counter()
         self.armed = True
+        self.hold_once = ""
+        """The next call of this operation is held up before it is applied."""
 
     def around(
         self,
@@ -80,6 +82,11 @@ class Faults:
         losses: Callable[[str, random.Random], Exception],
     ) -> _T:
         """The answer of ``apply``, or a fault instead of it or after it."""
+        if self.hold_once == what:
+            self.hold_once = ""
+            self.injected["held up"] += 1
+            self._hold_up()
+            return apply()
         if not self.armed or not self.rates.any:
             return apply()
         draw, rates = self._random.random(), self.rates
