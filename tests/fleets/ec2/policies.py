@@ -1,0 +1,101 @@
+"""IAM's decision, for as much of its language as deploy/aws.yaml uses: moto has no simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import boto3
+
+Statements = list[dict[str, Any]]
+
+
+def decide(
+    statements: Statements, action: str, resource: str, context: Mapping[str, Any] | None = None
+) -> str:
+    """``allowed``, ``implicitDeny`` or ``explicitDeny``."""
+    keys = {key.lower(): value for key, value in (context or {}).items()}
+    hits = [s["Effect"] for s in statements if _applies(s, action, resource, keys)]
+    if "Deny" in hits:
+        return "explicitDeny"
+    return "allowed" if "Allow" in hits else "implicitDeny"
+
+
+def statements_of(principal: str) -> Statements:
+    """Everything attached to a role or a user that moto knows, by its ARN."""
+    iam = boto3.client("iam")
+    kind, name = principal.rsplit(":", 1)[1].split("/", 1)
+    attached = getattr(iam, f"list_attached_{kind}_policies")
+    inline, get = getattr(iam, f"list_{kind}_policies"), getattr(iam, f"get_{kind}_policy")
+    who = {f"{kind.title()}Name": name}
+    documents = [
+        get(**who, PolicyName=each)["PolicyDocument"] for each in inline(**who)["PolicyNames"]
+    ]
+    for policy in attached(**who)["AttachedPolicies"]:
+        documents += [document_of(policy["PolicyArn"])]
+    return [statement for document in documents for statement in document["Statement"]]
+
+
+def document_of(arn: str) -> dict[str, Any]:
+    """What a managed policy says, as CloudFormation resolved it."""
+    iam = boto3.client("iam")
+    version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
+    found = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
+    return dict(found)
+
+
+def simulate(request: Mapping[str, Any]) -> dict[str, Any]:
+    """As SimulatePrincipalPolicy answers."""
+    statements = statements_of(request["PolicySourceArn"])
+    context = {
+        entry["ContextKeyName"]: entry["ContextKeyValues"]
+        for entry in request.get("ContextEntries", ())
+    }
+    return {
+        "EvaluationResults": [
+            {
+                "EvalActionName": action,
+                "EvalResourceName": resource,
+                "EvalDecision": decide(statements, action, resource, context),
+            }
+            for action in request["ActionNames"]
+            for resource in request["ResourceArns"]
+        ]
+    }
+
+
+def _applies(
+    statement: dict[str, Any], action: str, resource: str, keys: Mapping[str, Any]
+) -> bool:
+    return (
+        any(fnmatchcase(action.lower(), each.lower()) for each in _list(statement["Action"]))
+        and any(fnmatchcase(resource, each) for each in _list(statement["Resource"]))
+        and all(
+            _holds(operator, _values(keys, name), _list(wanted))
+            for operator, tests in statement.get("Condition", {}).items()
+            for name, wanted in tests.items()
+        )
+    )
+
+
+def _holds(operator: str, found: list[str] | None, wanted: list[str]) -> bool:
+    if operator.startswith("ForAllValues:"):
+        return all(value in wanted for value in found or ())
+    if operator == "StringNotEquals":
+        return found is None or not set(found) & set(wanted)
+    if found is None:
+        return operator.endswith("IfExists")
+    if operator.startswith("StringLike"):
+        return any(fnmatchcase(value, each) for value in found for each in wanted)
+    assert operator in {"StringEquals", "Bool"}, f"{operator} is not known here"
+    return bool(set(found) & set(wanted))
+
+
+def _values(keys: Mapping[str, Any], name: str) -> list[str] | None:
+    value = keys.get(name.lower())
+    return None if value is None else _list(value)
+
+
+def _list(value: str | Iterable[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

@@ -1,0 +1,211 @@
+"""An account in moto with the stack of deploy/aws.yaml, and a way to plant faults in it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+from botocore.exceptions import ClientError
+
+from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
+from tests.fleets.ec2 import policies
+
+TEMPLATE = Path(__file__).resolve().parents[3] / "deploy" / "aws.yaml"
+REGION = "us-east-1"
+AMI = "ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-6.1-x86_64"
+"""One that moto has; it knows no Deep Learning AMI."""
+ARM_AMI = AMI.replace("x86_64", "arm64")
+
+Planted = Exception | Callable[[dict[str, Any]], Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads CloudFormation's short tags as what they stand before."""
+
+
+def _plain(loader: Any, suffix: str, node: Any) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)
+
+
+_Loader.add_multi_constructor("!", _plain)
+
+
+def template() -> dict[str, Any]:
+    """The template with each intrinsic function replaced by its argument."""
+    found = yaml.load(TEMPLATE.read_text(), Loader=_Loader)
+    assert isinstance(found, dict)
+    return found
+
+
+class Stack:
+    """Deploys into the moto that is on, through its CloudFormation."""
+
+    def __init__(self, *, endpoint_url: str | None = None, **parameters: str) -> None:
+        self._endpoint_url = endpoint_url
+        ec2 = self.client("ec2")
+        subnets = sorted(ec2.describe_subnets()["Subnets"], key=lambda s: s["AvailabilityZone"])[:2]
+        self.vpc = subnets[0]["VpcId"]
+        tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [self.vpc]}])
+        self.route_table = tables["RouteTables"][0]["RouteTableId"]
+        values = {
+            "VpcId": self.vpc,
+            "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets),
+            "RouteTableIds": self.route_table,
+            "ControllerPrincipal": "arn:aws:iam::123456789012:root",
+            **parameters,
+        }
+        cloudformation = self.client("cloudformation")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # moto's, of what the next lines make up for
+            cloudformation.create_stack(
+                StackName="spotfirst", TemplateBody=TEMPLATE.read_text(),
+                Capabilities=["CAPABILITY_IAM"],
+                Parameters=[
+                    {"ParameterKey": key, "ParameterValue": value} for key, value in values.items()
+                ],
+            )  # fmt: skip
+        [stack] = cloudformation.describe_stacks(StackName="spotfirst")["Stacks"]
+        self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+        self.storage_url = self.outputs["Storage"]
+        self.bucket = self.storage_url.split("/")[2]
+        queue = self.outputs["QueueUrl"].rsplit("/", 1)[1]
+        self.queue_url = self.client("sqs").get_queue_url(QueueName=queue)["QueueUrl"]
+        self.options = {
+            **json.loads(self.outputs["FleetOptions"]),
+            "queue_url": self.queue_url,
+            "ami": AMI,
+        }
+        self._finish()
+
+    def client(self, service: str) -> Any:
+        """As an administrator of the account."""
+        return boto3.client(service, region_name=REGION, endpoint_url=self._endpoint_url)
+
+    def _finish(self) -> None:
+        """What moto's CloudFormation leaves out, as the template has it."""
+        resources = template()["Resources"]
+        s3 = self.client("s3")
+        bucket = resources["Bucket"]["Properties"]
+        s3.put_public_access_block(
+            Bucket=self.bucket,
+            PublicAccessBlockConfiguration=bucket["PublicAccessBlockConfiguration"],
+        )
+        rules = [
+            {
+                "ID": rule["Id"],
+                "Status": rule["Status"],
+                "Filter": {"Prefix": ""},
+                "AbortIncompleteMultipartUpload": rule["AbortIncompleteMultipartUpload"],
+            }
+            for rule in bucket["LifecycleConfiguration"]["Rules"]
+        ]
+        s3.put_bucket_lifecycle_configuration(
+            Bucket=self.bucket, LifecycleConfiguration={"Rules": rules}
+        )
+        [secure] = resources["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+        secure["Resource"] = [f"arn:aws:s3:::{self.bucket}", f"arn:aws:s3:::{self.bucket}/*"]
+        s3.put_bucket_policy(
+            Bucket=self.bucket,
+            Policy=json.dumps({"Version": "2012-10-17", "Statement": [secure]}),
+        )
+        statements = resources["QueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
+        for statement in statements:
+            statement["Resource"] = "*"
+        self.set_queue(Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}))
+        iam = self.client("iam")
+        arns = {
+            policy["PolicyName"]: policy["Arn"]
+            for policy in iam.list_policies(Scope="Local")["Policies"]
+        }
+        for role in iam.list_roles()["Roles"]:
+            logical = role["RoleName"].split("-")[1]
+            for wanted in resources[logical]["Properties"]["ManagedPolicyArns"]:
+                [arn] = [a for name, a in arns.items() if name.split("-")[1] == wanted] or [""]
+                if arn:
+                    iam.attach_role_policy(RoleName=role["RoleName"], PolicyArn=arn)
+        for name in ("AWSServiceRoleForEC2Spot", "AWSServiceRoleForEC2Fleet"):
+            iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+
+    def set_queue(self, **attributes: str) -> None:
+        self.client("sqs").set_queue_attributes(QueueUrl=self.queue_url, Attributes=attributes)
+
+    def role_keys(self) -> dict[str, str]:
+        """The environment of whoever has assumed the controller's role."""
+        answer = self.client("sts").assume_role(
+            RoleArn=self.outputs["ControllerRoleArn"], RoleSessionName="airflow"
+        )["Credentials"]
+        return {
+            "AWS_ACCESS_KEY_ID": answer["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": answer["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": answer["SessionToken"],
+        }
+
+    def aws(self) -> PlantedAws:
+        """AWS as the controller meets it."""
+        return PlantedAws(Identity(region=REGION, environment=self.role_keys()))
+
+
+class PlantedAws(Aws):
+    """Passes calls on to moto, notes them, and fails or answers as was planted.
+
+    moto lacks two things, which are answered here: IAM's policy simulator, by
+    :mod:`tests.fleets.ec2.policies` from the policies that moto holds; and EC2's quotas.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        super().__init__(identity)
+        self.calls: list[tuple[str, str, dict[str, Any]]] = []
+        self.quotas = dict.fromkeys(("L-3819A6DF", "L-DB2E81BA", "L-7212CCBC", "L-417A185B"), 64.0)
+        self.planted: dict[tuple[str, str], Planted] = {
+            ("iam", "simulate_principal_policy"): policies.simulate,
+            ("service-quotas", "get_service_quota"): self._quota,
+            ("service-quotas", "get_aws_default_service_quota"): refusal("NoSuchResourceException"),
+        }
+
+    def client(self, service: str, region: str = "") -> Any:
+        return _Noted(self, service, super().client(service, region))
+
+    def _quota(self, request: dict[str, Any]) -> dict[str, Any]:
+        code = request["QuotaCode"]
+        if code not in self.quotas:
+            raise refusal("NoSuchResourceException")
+        return {"Quota": {"QuotaCode": code, "Value": self.quotas[code]}}
+
+
+class _Noted:
+    def __init__(self, aws: PlantedAws, service: str, client: Any) -> None:
+        self._aws, self._service, self._client = aws, service, client
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def call(**parameters: Any) -> Any:
+            self._aws.calls.append((self._service, method, parameters))
+            planted = self._aws.planted.get((self._service, method))
+            if isinstance(planted, Exception):
+                raise planted
+            if planted is not None:
+                return planted(parameters)
+            return getattr(self._client, method)(**parameters)
+
+        return call
+
+
+def refusal(code: str, message: str = "", operation: str = "Call") -> ClientError:
+    """One of AWS's errors."""
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+def denial(action: str) -> ClientError:
+    """What AWS says to whoever lacks a permission."""
+    message = (
+        "User: arn:aws:sts::123456789012:assumed-role/airflow/x is not authorized to perform: "
+        f"{action} because no identity-based policy allows the {action} action"
+    )
+    code = "UnauthorizedOperation" if action.startswith("ec2:") else "AccessDenied"
+    return refusal(code, message, action.partition(":")[2])
