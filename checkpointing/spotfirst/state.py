@@ -47,8 +47,11 @@ class Attempt(Record):
 
     @property
     def is_open(self) -> bool:
-        """Whether an instance exists, or may exist, for this attempt."""
-        return self.ended is None and self.not_launched is None
+        """Whether an instance exists, or may exist, for this attempt.
+
+        One that was given up may come true after that, and is then told of (``launched``).
+        """
+        return self.ended is None and (self.not_launched is None or self.launched is not None)
 
     @property
     def is_leaving(self) -> bool:

@@ -432,20 +432,25 @@ class Controller:
             self._append_launched(now, attempt, instance)
 
     def _append_launched(self, now: datetime, attempt: Attempt, instance: Instance) -> None:
-        self._append(
-            e.Launched(
-                at=now,
-                attempt=attempt.number,
-                instance_id=instance.instance_id,
-                started_at=instance.started_at,
-                price_usd_h=instance.price_usd_h,
-                price_source=instance.price_source,
-                price_at=instance.started_at,
-                on_demand_usd_h=instance.on_demand_usd_h,
-                clock_rate=instance.clock_rate,
-                pool=instance.pool,
-            )
+        event = e.Launched(
+            at=now,
+            attempt=attempt.number,
+            instance_id=instance.instance_id,
+            started_at=instance.started_at,
+            price_usd_h=instance.price_usd_h,
+            price_source=instance.price_source,
+            price_at=instance.started_at,
+            on_demand_usd_h=instance.on_demand_usd_h,
+            clock_rate=instance.clock_rate,
+            pool=instance.pool,
         )
+        try:
+            self._append(event)
+        except LostRace:
+            # Perhaps it was given up meanwhile. It is there all the same, and costs.
+            number = attempt.number
+            self._journal.decide(lambda state: None if state.attempt(number).launched else event)
+            raise
 
     def _append_not_launched(
         self,
