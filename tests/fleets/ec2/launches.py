@@ -61,14 +61,18 @@ class World:
 
     def __init__(self, **weather: float) -> None:
         calm: dict[str, float] = {"up_s": 1e9, "down_s": 1.0} | weather
-        self.cloud = Cloud(0, weather=Weather(**calm), types=TYPES, subnets=SUBNETS, region=REGION)
+        self.cloud = Cloud(
+            0, weather=Weather(**calm), types=dict(TYPES), subnets=dict(SUBNETS), region=REGION
+        )
         self.faults = Planned()
         self.table = PriceTable(
             types={
                 name: GpuType(vcpus=4, memory_gib=16, gpus=1, gpu_name="L4", gpu_memory_mib=22888)
                 for name in TYPES
             },
-            regions={REGION: RegionPrices(at=self.cloud.clock.now, source="a test's", usd_h=TYPES)},
+            regions={
+                REGION: RegionPrices(at=self.cloud.clock.now, source="a test's", usd_h=dict(TYPES))
+            },
         )
 
     def aws(self, process: str = "") -> FakeAws:

@@ -122,6 +122,14 @@ def test_a_connections_region_is_taken_before_the_environments(
     assert {each["aws_conn_id"] for each in made} == {"aws_gpu"}
 
 
+def test_a_connection_that_does_not_exist_is_not_replaced_by_other_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hooks(monkeypatch, region="eu-north-1")
+    with pytest.raises(InvalidSpec, match="no Airflow connection 'aws_cpu'"):
+        Identity(aws_conn_id="aws_cpu").client("ec2")
+
+
 def test_a_connection_that_may_not_assume_its_role_is_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -150,6 +158,8 @@ def hooks(
             made.append(given)
             self.region_name = given["region_name"] or region
             self.service = given["client_type"]
+            known = given["aws_conn_id"] == "aws_gpu"
+            self.conn_config = SimpleNamespace(conn_id="aws_gpu" if known else object())
 
         def get_client_type(self, **given: Any) -> str:
             if error is not None:

@@ -243,6 +243,14 @@ def test_a_pool_that_is_not_there_is_not_offered(world: World) -> None:
     assert {o.pool for o in world.fleet().offers(["g6.xlarge"])} == {G6_B}
 
 
+def test_a_type_without_an_on_demand_price_is_left_out(world: World) -> None:
+    del world.table.regions["eu-central-1"].usd_h["g5.xlarge"]
+    offers = world.fleet().offers(["g6.xlarge", "g5.xlarge"])
+    assert {o.pool.instance_type for o in offers} == {"g6.xlarge"}
+    with pytest.raises(FleetUnavailable, match="spotfirst prices refresh"):
+        world.fleet().offers(["g5.xlarge"])
+
+
 def test_without_types_the_requirements_choose_them(world: World) -> None:
     offers = world.fleet(requirements={"gpus": 1}).offers([])
     assert {o.pool.instance_type for o in offers} == {"g6.xlarge", "g5.xlarge"}

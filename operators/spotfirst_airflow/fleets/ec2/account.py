@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Hashable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ from spotfirst_airflow.fleets.ec2.aws import Aws, call
 
 __all__ = ["Account", "Image", "pages"]
 
+IMAGE_TTL_S = 24 * 3600.0
+"""How long the image behind a public parameter is taken for today's. AWS patches it every few weeks."""
 _SSM = "ssm:"
 
 
@@ -36,11 +39,12 @@ class Account:
     _shared: ClassVar[dict[Hashable, Account]] = {}
     _sharing = threading.Lock()
 
-    def __init__(self, aws: Aws) -> None:
+    def __init__(self, aws: Aws, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._aws = aws
+        self._monotonic = monotonic
         self._lock = threading.RLock()
         self._zones: dict[tuple[str, ...], dict[str, str]] = {}
-        self._images: dict[str, Image] = {}
+        self._images: dict[str, tuple[float, Image]] = {}
         self._offered: dict[str, frozenset[str]] = {}
         self.templates: set[str] = set()
         """Names of launch templates that are known to be there."""
@@ -80,10 +84,13 @@ class Account:
 
     def image(self, ami: str) -> Image:
         """The image of the fleet option ``ami``; behind ``ssm:``, the one of today."""
+        now = self._monotonic()
         with self._lock:
-            if ami not in self._images:
-                self._images[ami] = self._image(ami)
-            return self._images[ami]
+            asked_at, image = self._images.get(ami, (now, None))
+            if image is None or now - asked_at > IMAGE_TTL_S:
+                image = self._image(ami)
+                self._images[ami] = now, image
+            return image
 
     def forget_image(self, ami: str) -> None:
         """Look again for what is behind ``ami``: AWS says that the image is gone."""

@@ -124,9 +124,14 @@ class Identity:
     def _hook(self, service: str) -> Any:
         from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
 
-        return AwsBaseHook(
+        hook = AwsBaseHook(
             aws_conn_id=self._conn_id, client_type=service, region_name=self._region or None
         )
+        # The hook itself would go on with whatever credentials this machine has.
+        if not isinstance(hook.conn_config.conn_id, str):
+            msg = f"fleet option aws_conn_id: there is no Airflow connection {self._conn_id!r}"
+            raise InvalidSpec(msg)
+        return hook
 
 
 class Aws:

@@ -29,7 +29,7 @@ from spotfirst_airflow.fleets.ec2.instances import described_of, instance_of, is
 from spotfirst_airflow.fleets.ec2.launching import Launcher, look_up
 from spotfirst_airflow.fleets.ec2.notices import open_with
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
-from spotfirst_airflow.fleets.ec2.prices import Prices
+from spotfirst_airflow.fleets.ec2.prices import Price, Prices
 from spotfirst_airflow.fleets.ec2.userdata import user_data
 from spotfirst_airflow.fleets.ec2.watching import Seen, Watcher
 
@@ -121,8 +121,8 @@ class Ec2Fleet:
 
         A pool that has no spot price sells none. That one has capacity is never known before.
         """
-        now = self._clock()
-        offers = []
+        offers: list[Offer] = []
+        unpriced: dict[str, str] = {}
         with _passing():
             types = self._types(instance_types)
             zones = self._account.subnets(self._options.subnets)
@@ -130,22 +130,29 @@ class Ec2Fleet:
             spot = self._prices.spot(types, zones)
             self._asked_types = types
             for pool in pools:
-                on_demand = self._prices.on_demand(pool.instance_type)
-                for market, price in (
-                    (Market.SPOT, spot.get(pool)),
-                    (Market.ON_DEMAND, on_demand),
-                ):
-                    if price is not None:
-                        offers.append(
-                            Offer(
-                                pool=pool,
-                                market=market,
-                                price_usd_h=price.usd_h,
-                                price_source=price.source,
-                                price_at=price.at if market is Market.ON_DEMAND else now,
-                            )
-                        )
+                try:
+                    offers += self._offers_of(pool, spot.get(pool))
+                except InvalidSpec as error:
+                    unpriced[pool.instance_type] = str(error)
+        if unpriced and not offers:
+            raise FleetUnavailable("; ".join(unpriced.values()))
         return offers
+
+    def _offers_of(self, pool: Pool, spot: Price | None) -> list[Offer]:
+        """Raises :class:`InvalidSpec` without an on-demand price, which savings are counted by."""
+        prices = {Market.ON_DEMAND: self._prices.on_demand(pool.instance_type)}
+        if spot is not None:
+            prices[Market.SPOT] = spot
+        return [
+            Offer(
+                pool=pool,
+                market=market,
+                price_usd_h=price.usd_h,
+                price_source=price.source,
+                price_at=price.at,
+            )
+            for market, price in prices.items()
+        ]
 
     def launch(self, request: LaunchRequest) -> Instance:
         """Start an instance, or return the one that the token already has.
