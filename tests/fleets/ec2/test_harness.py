@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[3] / "dags/training/gpt"
 PATIENCE_S = 90.0
+STEP = r"step (\d+)/80  loss ([\d.]+)"
 COUNTER = '''
 """Counts; attempt 1 without an end, the next one until it has done 20 more."""
 import os, pathlib, sys, time
@@ -220,8 +222,9 @@ def test_the_example_trains_through_an_interruption_to_the_same_weights(
     )
     state = drive.until_over()
     assert [a.ended.cause for a in state.attempts if a.ended] == ["interrupted", "completed"]
-    steps = [line for n in (1, 2) for line in drive.log(n) if line.startswith("step ")]
     expected = alone.communicate()[0].splitlines()
-    assert steps == [line for line in expected if line.startswith("step ")]
+    text = "\n".join(drive.log(1) + drive.log(2))
+    # Steps may have been trained twice, but never otherwise.
+    assert set(re.findall(STEP, text)) == set(re.findall(STEP, "\n".join(expected)))
     assert expected[-1] in drive.log(2)
     assert expected[-1].startswith("weights ")

@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -201,15 +202,18 @@ def install(settings: dict[str, Any], parent: str, tag: str, folders: list[str])
     wheels = HOME / "wheels" / tag
     if not wheels.exists():
         raise Problem(f"the image's Python is {tag}: name it in the fleet option python_versions")
-    pip = [python, *(f"{path}/pip" for path in wheels.glob("pip-*.whl"))]
-    if not pip[1:]:
-        pip += ["-m", "pip"]
-    pip += ["--isolated", "--disable-pip-version-check", "install", "-q", "--no-cache-dir"]
-    offline = ["--no-index", "--find-links", str(wheels)]
-    run(*pip, *offline, *map(str, wheels.glob("spotfirst-*.whl")))
+    say(f"unpacking {len(list(wheels.iterdir()))} wheels")
+    for wheel in wheels.glob("*.whl"):
+        # Without pip: they fit together, and an interrupted training waits for this.
+        if not wheel.name.startswith("pip-"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(own)
     if settings["pip_install"]:
+        pip = [python, *(f"{path}/pip" for path in wheels.glob("pip-*.whl"))]
+        pip += ["-m", "pip"] * (len(pip) == 1)
         index = settings["pip_index"]
-        run(*pip, *(["--index-url", index] if index else offline), *settings["pip_install"])
+        where = ["--index-url", index] if index else ["--no-index", "--find-links", str(wheels)]
+        run(*pip, "--isolated", "install", "-q", *where, *settings["pip_install"])
     # Programs such as torchrun start the Python that they were installed for.
     for program in Path(parent).parent.iterdir():
         mine = venv / "bin" / program.name

@@ -177,7 +177,7 @@ def download(folder: Path, python_tag: str, platform: str) -> None:
         "--no-cache-dir", "--dest", str(folder), "--only-binary=:all:",
         "--implementation", "cp", "--python-version", f"3.{minor}",
         *(word for name in platforms(platform) for word in ("--platform", name)),
-        "pip>=24",  # the image may have none
+        "pip>=24",  # for the fleet option pip_install; the image may have none
         *needs_of(minor),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
