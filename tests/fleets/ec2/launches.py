@@ -78,14 +78,16 @@ class World:
     def aws(self, process: str = "") -> FakeAws:
         return FakeAws(self.cloud, self.faults, process=process)
 
-    def fleet(self, process: str = "", **options: Any) -> Ec2Fleet:
+    def fleet(
+        self, process: str = "", *, environment: dict[str, str] | None = None, **options: Any
+    ) -> Ec2Fleet:
         """A fleet as a process of this name makes it."""
         aws: Any = self.aws(process)
         clock = self.cloud.clock
         watcher = Watcher.of(aws, clock=clock, monotonic=clock.monotonic, background=False)
         return Ec2Fleet(
             OPTIONS | options,
-            environment={},
+            environment=environment or {},
             clock=clock,
             aws=aws,
             watcher=watcher,

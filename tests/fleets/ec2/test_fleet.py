@@ -271,6 +271,44 @@ def test_a_refusal_while_a_run_lives_is_waited_out(world: World) -> None:
         world.fleet().offers(["g6.xlarge"])
 
 
+# -- what an instance is told ---------------------------------------------------------------------
+
+
+def told(world: World) -> str:
+    """The user data of the only template."""
+    [template] = world.cloud.templates.values()
+    return base64.b64decode(template["Data"]["UserData"]).decode()
+
+
+def test_an_instance_is_told_its_run_and_where_its_files_are(world: World) -> None:
+    world.fleet(python="/opt/python", python_versions=["3.11"]).launch(request())
+    for what in ("run-1", "memory://bucket", "3.11", "/opt/python", "eu-central-1"):
+        assert f'"{what}"' in told(world)
+
+
+def test_no_credentials_reach_an_instance(world: World) -> None:
+    secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    environment = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": secret}
+    world.fleet(environment=environment).launch(request())
+    [template] = world.cloud.templates.values()
+    seen = f"{told(world)} {template} {world.cloud.fleets}"
+    assert secret not in seen
+    assert "AKIAIOSFODNN7EXAMPLE" not in seen
+
+
+def test_a_failed_script_keeps_its_instance_only_when_asked_to(world: World) -> None:
+    world.fleet().launch(request())
+    assert '"keep_h": 0.0' in told(world)
+    world.cloud.templates.clear()
+    world.fleet(on_failure="keep", keep_h=2).launch(request("token-2"))
+    assert '"keep_h": 2.0' in told(world)
+
+
+def test_a_storage_with_a_password_in_its_url_is_refused(world: World) -> None:
+    with pytest.raises(LaunchRejected, match="password"):
+        world.fleet().launch(request(storage_url="memory://me:secret@bucket"))
+
+
 # -- describe -------------------------------------------------------------------------------------
 
 

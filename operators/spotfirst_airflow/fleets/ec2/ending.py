@@ -50,7 +50,7 @@ class Endings:
         self._looked: dict[str, datetime] = {}
         """Tokens that EC2 was asked for in vain, and when it was last."""
         self._asked: dict[str, datetime] = {}
-        """Instances that EC2 has agreed to terminate, and when."""
+        """Instances that EC2 was asked to terminate, and when it last answered."""
 
     @classmethod
     def of(cls, aws: Aws) -> Endings:
@@ -137,13 +137,13 @@ class Endings:
         except LaunchRejected as error:
             if len(ids) > 1:
                 self._one_by_one(ids, now)
-            elif code_of(error) != "InvalidInstanceID.NotFound":  # else it is gone, or too new
+                return
+            if code_of(error) != "InvalidInstanceID.NotFound":  # else it is gone, or too new
                 # Not for ever, as a launch: what runs and costs is worth each try.
                 msg = f"{ids[0]} cannot be terminated: {error}"
                 raise FleetUnavailable(msg) from error
-        else:
-            with self._lock:
-                self._asked.update(dict.fromkeys(ids, now))
+        with self._lock:
+            self._asked.update(dict.fromkeys(ids, now))
 
     def _one_by_one(self, ids: list[str], now: datetime) -> None:
         failed: FleetUnavailable | None = None
