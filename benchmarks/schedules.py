@@ -57,6 +57,11 @@ def _table(total: Counter[str], phases: Counter[str], faults: Counter[str], took
     table.add_row(f"{total['exact']:,}", "charges equal to the cloud's, to the last digit")
     table.add_row(f"{total['estimated']:,}", "charges with a time or price that AWS told late")
     table.add_row(f"{total['unpriced']:,}", "charges on-demand since nobody told the spot price")
+    table.add_row(
+        f"{total['untold']:,}",
+        f"instances (${total['untold_usd_e4'] / 10_000:.4f}) that came true after they were given up, "
+        "and whose launcher had died",
+    )
     table.add_row(f"{took_s:,.0f}", "seconds")
     return table
 
@@ -88,6 +93,8 @@ def main() -> int:
             "unpriced",
         ):  # fmt: skip
             total[name] += getattr(outcome, name)
+        total["untold"] += outcome.untold
+        total["untold_usd_e4"] += int(outcome.untold_usd * 10_000)
         total["simulated_s"] += round(outcome.simulated_s)
         phases[outcome.phase] += 1
         faults.update(outcome.faults)

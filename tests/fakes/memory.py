@@ -17,5 +17,8 @@ class QuickMemory(MemoryStorage):
     def _at(self, url: str, root: str) -> Storage:
         return QuickMemory(url, root)
 
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
     def _call(self, verb: str, path: str, action: Callable[[str], _T], *, tries: int = 1) -> _T:
         return self._translated(verb, path, action, self._full(path) if path else self._root)

@@ -34,6 +34,9 @@ class Outcome:
         """Charges that equal the cloud's own to the last digit, and those that may differ."""
         self.unpriced = 0
         """Charges at the on-demand price because nobody answered what spot cost."""
+        self.untold = 0
+        """Instances of attempts that were given up, whose launcher died before it could tell."""
+        self.untold_usd = Decimal(0)
         self.reaped = 0
         self.violations: list[str] = []
 
@@ -63,7 +66,7 @@ def world_of(seed: int) -> World:
         untag_s=draw.choice((30, 600)),
     )
     work = Work(
-        total_steps=draw.choice((30, 120, 300)),
+        total_steps=draw.choice((20, 60, 150)),
         step_s=draw.choice((4.0, 10.0)),
         checkpoint_every=draw.choice((5, 20)),
         checkpoint_s=draw.choice((1.0, 8.0, 40.0)),
@@ -88,7 +91,7 @@ def world_of(seed: int) -> World:
         agent_rates=agent_rates,
         policy=policy,
         policy_options={"return_after_s": 300.0} if policy == "fallback" else {},
-        tick_s=draw.choice((1, 2, 5)),
+        tick_s=draw.choice((1, 2, 5, 5)),
         zones=draw.choice((1, 2, 3)),
         script_retries=draw.choice((0, 5)),
         silence_s=draw.choice((120.0, 600.0)),
@@ -97,15 +100,15 @@ def world_of(seed: int) -> World:
     )
     if draw.random() < 0.25:
         world.stop_at = world.now + timedelta(
-            seconds=draw.choice((0, 20, 300, 1500)) + draw.random()
+            seconds=draw.choice((0, 20, 300, 800)) + draw.random()
         )
     if draw.random() < 0.2:
-        world.new_image_at = world.now + timedelta(seconds=draw.randrange(10, 1500))
+        world.new_image_at = world.now + timedelta(seconds=draw.randrange(10, 800))
     if draw.random() < 0.1:
-        world.template_gone_at = world.now + timedelta(seconds=draw.randrange(10, 1500))
+        world.template_gone_at = world.now + timedelta(seconds=draw.randrange(10, 800))
     if draw.random() < 0.15:
-        gone_at = world.now + timedelta(seconds=draw.randrange(10, 1500))
-        away_s = draw.choice((300, 3000, 3 * 3600))
+        gone_at = world.now + timedelta(seconds=draw.randrange(10, 800))
+        away_s = draw.choice((300, 3000, 2 * 3600))
         world.outage = (gone_at, gone_at + timedelta(seconds=away_s))
     if draw.random() < 0.1:
         # The launch that comes true after the run was stopped, and its attempt given up.
@@ -166,7 +169,7 @@ def judge(world: World, outcome: Outcome) -> list[str]:
     return [
         *_one_committer(world, state),
         *_nothing_runs(world, state),
-        *_journal_is_true(world, state),
+        *_journal_is_true(world, state, outcome),
         *_bill_is_true(world, state, outcome),
     ]
 
@@ -207,8 +210,12 @@ def _nothing_runs(world: World, state: RunState) -> list[str]:
     return found
 
 
-def _journal_is_true(world: World, state: RunState) -> list[str]:
-    """Every instance has an attempt that names it, and every attempt is as its instance is."""
+def _journal_is_true(world: World, state: RunState, outcome: Outcome) -> list[str]:
+    """Every instance has an attempt that names it, and every attempt is as its instance is.
+
+    One case is counted instead (``untold``): an attempt is given up while its launch is under way,
+    and the process that launches dies before it can journal what it got.
+    """
     found = []
     by_token: dict[str, list[CloudInstance]] = {}
     for instance in world.cloud.instances.values():
@@ -221,11 +228,13 @@ def _journal_is_true(world: World, state: RunState) -> list[str]:
         elif attempt.is_open:
             found.append(f"{name} is open after the end")
         elif attempt.launched is None:
-            if instances:
-                found.append(
-                    f"{name} was not launched ({attempt.not_launched and attempt.not_launched.cause}), "
-                    f"and {instances[0].instance_id} ran for {instances[0].used_s():.0f} s"
-                )
+            # Whoever launched it died before it could tell: then it must at least not last.
+            late = [each for each in instances if each.used_s() > GRACE_S + SLACK_S]
+            found += [
+                f"{name} was given up, and {i.instance_id} ran {i.used_s():.0f} s" for i in late
+            ]
+            outcome.untold += len(instances)
+            outcome.untold_usd += sum((each.cost_usd() for each in instances), Decimal(0))
         elif not instances or instances[0].instance_id != attempt.launched.instance_id:
             found.append(f"{name} names {attempt.launched.instance_id}, which is not its instance")
         else:
