@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -97,6 +98,14 @@ class TestPolls:
         cloud = Cloud()
         launch(cloud, "t")
         watcher, everyone = watch(cloud), threading.Barrier(32)
+        client = broken(watcher, {})
+        answer = client.client.describe_instances
+
+        def answer_slowly(**parameters: Any) -> Any:
+            time.sleep(0.1)  # the others come meanwhile
+            return answer(**parameters)
+
+        client.client.describe_instances = answer_slowly
 
         def ask() -> int:
             everyone.wait()
@@ -299,6 +308,28 @@ class TestMissing:
         assert state(watcher, "u") == "terminated"
         assert state(watcher, "t") == "running"
 
+    def test_many_unknown_ids_are_one_call_and_one_for_the_rest(self) -> None:
+        cloud = Cloud()
+        instances = [launch(cloud, str(number)) for number in range(40)]
+        watcher = watch(cloud)
+        cloud.tick(60)
+        watcher.refresh()
+        for instance in instances[:-1]:
+            del cloud.instances[instance.instance_id]
+        instances[-1].tags = {}
+        before = polls(cloud)
+        assert state(watcher, "0") == "running"
+        assert polls(cloud) - before == 1 + 20  # the fake names one at a time: there is an end
+        aws: Any = watcher._aws
+        aws._clients["ec2"] = NamesAll(aws._clients["ec2"], cloud)
+        cloud.clock.step(31)
+        before = polls(cloud)
+        assert state(watcher, "0") == "running"
+        assert polls(cloud) - before == 1 + 2
+        cloud.clock.step(300)
+        states = {state(watcher, str(number)) for number in range(39)}
+        assert (states, state(watcher, "39")) == ({"terminated"}, "running")
+
     def test_ids_are_told_apart_also_when_the_error_names_none(self) -> None:
         cloud = Cloud()
         instances = [launch(cloud, str(number)) for number in range(9)]
@@ -329,6 +360,22 @@ class Tacit:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             raise client_error(code, "An id does not exist", "DescribeInstances") from None
+
+
+class NamesAll:
+    """Says of all ids that it does not know that it does not."""
+
+    def __init__(self, client: Any, cloud: Cloud) -> None:
+        self.client, self.cloud = client, cloud
+
+    def describe_instances(self, **parameters: Any) -> Any:
+        try:
+            return self.client.describe_instances(**parameters)
+        except ClientError as error:
+            unknown = [i for i in parameters["InstanceIds"] if i not in self.cloud.instances]
+            message = f"The instance IDs '{', '.join(unknown)}' do not exist"
+            code = error.response["Error"]["Code"]
+            raise client_error(code, message, "DescribeInstances") from None
 
 
 class TestEnds:

@@ -12,6 +12,7 @@ from spotfirst_airflow.fleets.ec2.aws import call, code_of
 __all__ = ["describe", "describe_ids"]
 
 PAGE = 500
+MOST_CALLS = 20
 _ID = re.compile(r"i-[0-9a-f]+")
 _NOT_FOUND = "InvalidInstanceID.NotFound"
 
@@ -39,12 +40,14 @@ def describe_ids(
     """What EC2 says of these ids, and those of which it says that they do not exist.
 
     One unknown id fails the whole call. The error names some or all that are unknown; if it names
-    none of them, halves are asked for.
+    none of them, halves are asked for. After :data:`MOST_CALLS`, nothing is said of the rest.
     """
     instances: dict[str, Mapping[str, Any]] = {}
     not_found: set[str] = set()
     left = [list(ids[start : start + PAGE]) for start in range(0, len(ids), PAGE)]
-    while left:
+    for _ in range(MOST_CALLS):
+        if not left:
+            break
         asked = left.pop()
         try:
             found = describe(client, InstanceIds=asked)
