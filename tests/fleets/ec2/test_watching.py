@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -317,18 +318,24 @@ class TestMissing:
         for instance in instances[:-1]:
             del cloud.instances[instance.instance_id]
         instances[-1].tags = {}
-        before = polls(cloud)
-        assert state(watcher, "0") == "running"
-        assert polls(cloud) - before == 1 + 20  # the fake names one at a time: there is an end
-        aws: Any = watcher._aws
-        aws._clients["ec2"] = NamesAll(aws._clients["ec2"], cloud)
-        cloud.clock.step(31)
+        cloud.clock.step(6)
         before = polls(cloud)
         assert state(watcher, "0") == "running"
         assert polls(cloud) - before == 1 + 2
         cloud.clock.step(300)
         states = {state(watcher, str(number)) for number in range(39)}
         assert (states, state(watcher, "39")) == ({"terminated"}, "running")
+
+    def test_there_is_an_end_to_asking_when_errors_name_one_id_each(self) -> None:
+        cloud = Cloud()
+        watcher = watch(cloud)
+        for number in range(40):
+            watcher.saw({"InstanceId": f"i-{number:017x}"}, token=str(number))
+        aws: Any = watcher._aws
+        aws._clients["ec2"] = Tacit(aws._clients["ec2"], names=1)
+        cloud.clock.step(31)
+        assert state(watcher, "0") == "pending"
+        assert polls(cloud) == 1 + 20
 
     def test_ids_are_told_apart_also_when_the_error_names_none(self) -> None:
         cloud = Cloud()
@@ -349,32 +356,18 @@ class TestMissing:
 
 
 class Tacit:
-    """Does not say which id it does not know."""
+    """Names so many of the ids that it does not know."""
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def describe_instances(self, **parameters: Any) -> Any:
-        try:
-            return self.client.describe_instances(**parameters)
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            raise client_error(code, "An id does not exist", "DescribeInstances") from None
-
-
-class NamesAll:
-    """Says of all ids that it does not know that it does not."""
-
-    def __init__(self, client: Any, cloud: Cloud) -> None:
-        self.client, self.cloud = client, cloud
+    def __init__(self, client: Any, *, names: int = 0) -> None:
+        self.client, self.names = client, names
 
     def describe_instances(self, **parameters: Any) -> Any:
         try:
             return self.client.describe_instances(**parameters)
         except ClientError as error:
-            unknown = [i for i in parameters["InstanceIds"] if i not in self.cloud.instances]
-            message = f"The instance IDs '{', '.join(unknown)}' do not exist"
-            code = error.response["Error"]["Code"]
+            code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
+            named = re.findall("i-[0-9a-f]+", message)[: self.names]
+            message = f"Some ids do not exist: {named}"
             raise client_error(code, message, "DescribeInstances") from None
 
 
