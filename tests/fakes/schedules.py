@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from spotfirst.checkpoints.chain import Claim, Commit, Prune, Release, _AnyEntry, _decode
+from spotfirst.events import Ended
 from spotfirst.sequence import Sequence
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst_airflow.costs import bill
@@ -217,6 +218,7 @@ def _journal_is_true(world: World, state: RunState, outcome: Outcome) -> list[st
     and the process that launches dies before it can journal what it got.
     """
     found = []
+    told_at = _told_at(world)
     by_token: dict[str, list[CloudInstance]] = {}
     for instance in world.cloud.instances.values():
         by_token.setdefault(instance.tags["spotfirst:token"], []).append(instance)
@@ -238,20 +240,32 @@ def _journal_is_true(world: World, state: RunState, outcome: Outcome) -> list[st
         elif not instances or instances[0].instance_id != attempt.launched.instance_id:
             found.append(f"{name} names {attempt.launched.instance_id}, which is not its instance")
         else:
-            found += _attempt_is_true(attempt, instances[0])
+            found += _attempt_is_true(attempt, instances[0], told_at[attempt.number])
     found += [f"no attempt has the token {token}" for token in by_token]
     return found
 
 
-def _attempt_is_true(attempt: Attempt, instance: CloudInstance) -> list[str]:
+def _told_at(world: World) -> dict[int, datetime]:
+    """When the journal truly was told of each attempt's end."""
+    journal = world.run.journal()
+    journal.refresh()
+    found: dict[int, datetime] = {}
+    for number, event in enumerate(journal.events, 1):
+        if isinstance(event, Ended):
+            path = f"{world.spec.run_id}/journal/{number:08d}.json"
+            found.setdefault(event.attempt, world.created_at[path])
+    return found
+
+
+def _attempt_is_true(attempt: Attempt, instance: CloudInstance, told_at: datetime) -> list[str]:
     launched, ended = attempt.launched, attempt.ended
     assert launched is not None
     assert ended is not None
     name, found = f"attempt {attempt.number}", []
     if (attempt.pool.instance_type, attempt.pool.zone) != instance.pool:
         found.append(f"{name} is in {attempt.pool}, and its instance in {instance.pool}")
-    if instance.ends_at is None or instance.ends_at > ended.at:
-        found.append(f"{name} ended at {ended.at}, its instance at {instance.ends_at}")
+    if instance.ends_at is None or instance.ends_at > told_at:
+        found.append(f"{name} was said to have ended at {told_at}, truly at {instance.ends_at}")
     told = not _is_forgotten(instance, ended.at)
     if ended.by_fleet != (instance.ended_by == "aws") and (told or ended.by_fleet):
         found.append(f"{name}: by_fleet is {ended.by_fleet}, ended by {instance.ended_by}")
@@ -264,7 +278,7 @@ def _bill_is_true(world: World, state: RunState, outcome: Outcome) -> list[str]:
     Compared charge by charge, in dollars rounded to a hundredth of a cent as both are. A charge
     must be the same to the last digit, but for what AWS had not said when it was journalled: when
     the instance began or ended (then the journal may be late, up to when its event was written),
-    and the price at its launch (then it is one that was in force until the event was written, or a
+    who ended it (of what EC2 has forgotten, nobody knows whether it was free), and the price at its launch (then it is one that was in force until the event was written, or a
     minute before the launch, or the on-demand price, and the journal says so).
     """
     found = []
@@ -289,7 +303,11 @@ def _bill_is_true(world: World, state: RunState, outcome: Outcome) -> list[str]:
                 outcome.estimated += 1
             continue
         assert instance.ends_at is not None
-        exact = charge.start == instance.launched_at and charge.end == instance.ends_at
+        exact = (
+            charge.start == instance.launched_at
+            and charge.end == instance.ends_at
+            and not _is_forgotten(instance, attempt.ended.at)
+        )
         all_exact &= exact
         if exact:
             outcome.exact += 1

@@ -139,7 +139,11 @@ class World:
         )  # fmt: skip
         self.clock = self.cloud.clock
         self.work = work or Work()
-        self.storage: Storage = QuickMemory(f"memory://schedules/{seed}", f"schedules/{seed}")
+        self.created_at: dict[str, datetime] = {}
+        """When each entry of journal and chain was written, by its path below ``runs/``."""
+        self.storage: Storage = QuickMemory(
+            f"memory://schedules/{seed}", f"schedules/{seed}", self.clock, self.created_at
+        )
         self.spec = RunSpec(
             run_id="run", created_at=self.now, command=("python", "train.py"), fleet="ec2",
             fleet_options={
