@@ -36,7 +36,6 @@ ROLE = "spotfirst-instance"
 _MARK = "HARNESS_INSTANCE"
 _TICK_S = 0.05
 _SHUTDOWN = """\
-#!/bin/sh
 echo "$*" >>"$HARNESS_FOLDER/shutdowns"
 case "$*" in *now*) touch "$HARNESS_FOLDER/off" ;; esac
 """
@@ -108,8 +107,7 @@ class Cloud:
         self.role = dict(role)
         self.programs = folder / "bin"
         self.programs.mkdir(parents=True)
-        (self.programs / "shutdown").write_text(_SHUTDOWN)
-        (self.programs / "shutdown").chmod(0o755)
+        self.program("shutdown", _SHUTDOWN)
         self.machines: dict[str, Machine] = {}
         self.ended: dict[str, str] = {}
         self.trouble = ""
@@ -139,6 +137,11 @@ class Cloud:
                 machine.end()
         self._server.stop()
         self._backend.reset()
+
+    def program(self, name: str, body: str) -> None:
+        """Put a program onto all machines, in shell."""
+        (self.programs / name).write_text(f"#!/bin/sh\n{body}")
+        (self.programs / name).chmod(0o755)
 
     def credentials(self) -> dict[str, str]:
         """The role's, as the metadata service gives them."""

@@ -49,6 +49,17 @@ while count < end:
 print("ends at", count, flush=True)
 '''
 
+DOCKER = r"""
+# A container that is none: what it would run is run.
+[ "$1" = run ] || exit 0
+while shift; do
+  case "$1" in
+    -e) case "$2" in *=*) export "$2" ;; esac ;;
+    --entrypoint) program=$2; export IMAGE=$3; shift 3; exec "$program" "$@" ;;
+  esac
+done
+"""
+
 
 @pytest.fixture
 def cloud(tmp_path: Path, s3: S3Server, s3_url: str) -> Iterator[Cloud]:
@@ -116,6 +127,30 @@ def test_an_instance_that_cannot_be_set_up_says_why_and_powers_off(
     assert report.cause == "script_failed"
     assert "the fleet option python, '/opt/nothing/python', does not run here" in report.message
     assert any("bootstrap:" in line for line in report.log_tail)
+    assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
+
+
+def test_an_instance_whose_script_failed_can_stay(cloud: Cloud, s3: S3Server, s3_url: str) -> None:
+    run = make_run(s3_url, "false")
+    instance_id = start(cloud, run, s3.endpoint_url, keep_h=2.0)
+    wait_until(lambda: len(getattr(cloud.machine(1), "shutdowns", ())) == 3, "another timer")
+    machine = cloud.machines[instance_id]
+    assert machine.shutdowns == ["-P +75", "-c", "-P +120"]
+    report = run.exit_report(1)
+    assert report is not None
+    assert report.cause == "script_failed"
+    assert instance_id not in cloud.ended
+    assert "staying for 2.0 h" in machine.console
+
+
+def test_an_instance_runs_its_attempt_in_a_container(
+    cloud: Cloud, s3: S3Server, s3_url: str
+) -> None:
+    cloud.program("docker", DOCKER)
+    run = make_run(s3_url, "sh", "-c", "echo in $IMAGE")
+    instance_id = start(cloud, run, s3.endpoint_url, image="example/train:1")
+    report = report_of(cloud, run, instance_id)
+    assert (report.cause, report.log_tail[-1]) == ("completed", "in example/train:1")
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
 
 

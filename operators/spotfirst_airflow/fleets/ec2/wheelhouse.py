@@ -64,6 +64,7 @@ _FORMAT = 1
 _TAG = re.compile(r"cp3(\d\d)")
 _OLDEST_GLIBC = 17  # manylinux2014
 _DIRECTORY = "wheelhouse"
+_PATIENCE_S = 600.0
 _lock = threading.Lock()
 
 
@@ -106,14 +107,17 @@ def publish(
     name, wheel = own_wheel()
     needs = _key(f"{platform}\n{NEEDS}".encode(), python_tag)
     key = _key(f"{needs}\n{hashlib.sha256(wheel).hexdigest()}".encode(), python_tag)
+    path = f"{_DIRECTORY}/{key}.json"
+    if storage.read_or_none(path) is not None:
+        return key
     with _lock:  # one download for all runs of this process
-        if storage.read_or_none(f"{_DIRECTORY}/{key}.json") is None:
+        if storage.read_or_none(path) is None:
             others = _publish_needs(storage, needs, python_tag, platform, fetch or download)
             own = _put(storage, f"{key}/{name}", wheel)
             manifest = Manifest(
                 python_tag=python_tag, platform=platform, files=(own, *others.files)
             )
-            storage.create(f"{_DIRECTORY}/{key}.json", encode(manifest))
+            storage.create(path, encode(manifest))
     return key
 
 
@@ -180,12 +184,19 @@ def download(folder: Path, python_tag: str, platform: str) -> None:
         "pip>=24",  # for the fleet option pip_install; the image may have none
         *needs_of(minor),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False,
+            timeout=_PATIENCE_S,
+        )  # fmt: skip
+        problem = done.stderr.strip()[-1000:] or f"pip ended with {done.returncode}"
+    except subprocess.TimeoutExpired:
+        done, problem = None, f"pip did not end within {_PATIENCE_S:g} s"
+    if done is None or done.returncode:
         msg = (
             f"the wheels for the instances (Python 3.{minor}, {platform}) cannot be had: "
-            f"{done.stderr.strip()[-1000:] or f'pip ended with {done.returncode}'}. They are "
-            "fetched once, with the pip of this Python: it must be there, and reach an index"
+            f"{problem}. They are fetched once, with the pip of this Python ({sys.executable}): it "
+            "must be there, and reach an index"
         )
         raise LaunchRejected(msg)
 
