@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import boto3
@@ -24,7 +25,7 @@ def decide(
 
 def statements_of(principal: str) -> Statements:
     """Everything attached to a role or a user that moto knows, by its ARN."""
-    iam = boto3.client("iam")
+    iam = _iam()
     kind, name = principal.rsplit(":", 1)[1].split("/", 1)
     attached = getattr(iam, f"list_attached_{kind}_policies")
     inline, get = getattr(iam, f"list_{kind}_policies"), getattr(iam, f"get_{kind}_policy")
@@ -39,7 +40,7 @@ def statements_of(principal: str) -> Statements:
 
 def document_of(arn: str) -> dict[str, Any]:
     """What a managed policy says, as CloudFormation resolved it."""
-    iam = boto3.client("iam")
+    iam = _iam()
     version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
     found = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
     return dict(found)
@@ -63,6 +64,11 @@ def simulate(request: Mapping[str, Any]) -> dict[str, Any]:
             for resource in request["ResourceArns"]
         ]
     }
+
+
+@lru_cache
+def _iam() -> Any:
+    return boto3.client("iam", region_name="us-east-1")
 
 
 def _applies(

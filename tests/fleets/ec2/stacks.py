@@ -49,6 +49,8 @@ class Stack:
 
     def __init__(self, *, endpoint_url: str | None = None, **parameters: str) -> None:
         self._endpoint_url = endpoint_url
+        self._controller: Aws | None = None  # its clients take long to make
+        self._clients: dict[str, Any] = {}
         ec2 = self.client("ec2")
         subnets = sorted(ec2.describe_subnets()["Subnets"], key=lambda s: s["AvailabilityZone"])[:2]
         self.vpc = subnets[0]["VpcId"]
@@ -86,7 +88,11 @@ class Stack:
 
     def client(self, service: str) -> Any:
         """As an administrator of the account."""
-        return boto3.client(service, region_name=REGION, endpoint_url=self._endpoint_url)
+        if service not in self._clients:
+            self._clients[service] = boto3.client(
+                service, region_name=REGION, endpoint_url=self._endpoint_url
+            )
+        return self._clients[service]
 
     def _finish(self) -> None:
         """What moto's CloudFormation leaves out, as the template has it."""
@@ -148,8 +154,10 @@ class Stack:
         }
 
     def aws(self) -> PlantedAws:
-        """AWS as the controller meets it."""
-        return PlantedAws(Identity(region=REGION, environment=self.role_keys()))
+        """AWS as the controller meets it, with nothing planted yet."""
+        if self._controller is None:
+            self._controller = Aws(Identity(region=REGION, environment=self.role_keys()))
+        return PlantedAws(self._controller)
 
 
 class PlantedAws(Aws):
@@ -159,24 +167,31 @@ class PlantedAws(Aws):
     :mod:`tests.fleets.ec2.policies` from the policies that moto holds; and EC2's quotas.
     """
 
-    def __init__(self, identity: Identity) -> None:
-        super().__init__(identity)
+    def __init__(self, controller: Aws) -> None:
+        super().__init__(controller.identity)
+        self._controller = controller
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.quotas = dict.fromkeys(("L-3819A6DF", "L-DB2E81BA", "L-7212CCBC", "L-417A185B"), 64.0)
         self.planted: dict[tuple[str, str], Planted] = {
-            ("iam", "simulate_principal_policy"): policies.simulate,
+            ("iam", "simulate_principal_policy"): _simulate,
             ("service-quotas", "get_service_quota"): self._quota,
             ("service-quotas", "get_aws_default_service_quota"): refusal("NoSuchResourceException"),
         }
 
     def client(self, service: str, region: str = "") -> Any:
-        return _Noted(self, service, super().client(service, region))
+        return _Noted(self, service, self._controller.client(service, region))
 
     def _quota(self, request: dict[str, Any]) -> dict[str, Any]:
         code = request["QuotaCode"]
         if code not in self.quotas:
             raise refusal("NoSuchResourceException")
         return {"Quota": {"QuotaCode": code, "Value": self.quotas[code]}}
+
+
+def _simulate(request: dict[str, Any]) -> dict[str, Any]:
+    if request["PolicySourceArn"].endswith(":root"):
+        raise refusal("InvalidInput")
+    return policies.simulate(request)
 
 
 class _Noted:

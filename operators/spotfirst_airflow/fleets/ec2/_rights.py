@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, KEEP_TAG, RUN_TAG, STORAGE_TAG
@@ -19,17 +20,25 @@ __all__ = [
 
 _NO_TEMPLATE = "spotfirst-doctor-no-such-template"
 _ALLOWED = "DryRunOperation"
+_SNAKE = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 def check_looking(look: Examination) -> list[Check]:
     """What the fleet looks at while runs go on."""
+    # Narrow, for endpoints that ignore DryRun where nothing is changed.
+    one = look.type_names[0]
+    filters = [{"Name": "instance-type", "Values": [one]}]
+    parameters: dict[str, dict[str, Any]] = {
+        "DescribeInstances": {"MaxResults": 5},
+        "DescribeSpotPriceHistory": {"InstanceTypes": [one], "MaxResults": 1},
+        "DescribeSubnets": {"MaxResults": 5},
+        "DescribeInstanceTypes": {"InstanceTypes": [one]},
+        "DescribeInstanceTypeOfferings": {"Filters": filters},
+        "DescribeLaunchTemplates": {"MaxResults": 5},
+    }
     return [
-        _dry(look, "describe_instances", "ec2:DescribeInstances"),
-        _dry(look, "describe_spot_price_history", "ec2:DescribeSpotPriceHistory", MaxResults=1),
-        _dry(look, "describe_subnets", "ec2:DescribeSubnets"),
-        _dry(look, "describe_instance_types", "ec2:DescribeInstanceTypes"),
-        _dry(look, "describe_instance_type_offerings", "ec2:DescribeInstanceTypeOfferings"),
-        _dry(look, "describe_launch_templates", "ec2:DescribeLaunchTemplates"),
+        _dry(look, _SNAKE.sub("_", name).lower(), f"ec2:{name}", **more)
+        for name, more in parameters.items()
     ]
 
 

@@ -146,10 +146,10 @@ def _credentials_fix(error: Refused) -> str:
     text = str(error)
     if "region" in text and not error.code:
         return "give --fleet-option region=…, or set AWS_REGION"
+    if error.code in {"ExpiredToken", "ExpiredTokenException"}:
+        return "log in again (aws sso login), or let the connection assume a role"
     if error.unavailable:
         return "look at the network: this machine reaches no AWS endpoint (proxy, DNS, firewall?)"
     if "Signature expired" in text or "not yet current" in text:
         return "set this machine's clock: chronyc makestep, or timedatectl set-ntp true"
-    if error.code in {"ExpiredToken", "ExpiredTokenException"}:
-        return "log in again (aws sso login), or let the connection assume a role"
     return "give --fleet-option aws_conn_id=CONNECTION, or set AWS_ACCESS_KEY_ID or AWS_PROFILE"
