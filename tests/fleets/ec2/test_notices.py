@@ -584,6 +584,31 @@ class TestOnTheWire:
         assert took_s < 1
         wait_until(lambda: self.visible(sqs, url) == (0, 0))
 
+    def test_what_eventbridge_sends_to_the_queue_is_understood(self) -> None:
+        detail = {"instance-id": "i-0b662ef9931388ba0", "instance-action": "terminate"}
+        with moto_aws() as aws:
+            sqs, events = aws.client("sqs"), aws.client("events")
+            url = sqs.create_queue(QueueName="spotfirst")["QueueUrl"]
+            arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+            pattern = json.dumps({"source": ["aws.ec2"], "detail-type": [WARNING]})
+            events.put_rule(Name="spotfirst", EventPattern=pattern)
+            target = {"Id": "queue", "Arn": arn["Attributes"]["QueueArn"]}
+            events.put_targets(Rule="spotfirst", Targets=[target])
+            events.put_events(
+                Entries=[
+                    {"Source": "aws.ec2", "DetailType": kind, "Detail": json.dumps(detail)}
+                    for kind in ("EC2 Spot Instance Request Fulfillment", WARNING)
+                ]
+            )
+            queue = NoticeQueue(lambda: sqs, url)
+            (message,) = queue.receive(wait_s=1)
+            queue.delete([message])
+            assert queue.receive() == []
+        event = parse(message.body)
+        assert event is not None
+        assert (event.kind, event.instance_id) == ("interruption", detail["instance-id"])
+        assert abs(datetime.now(timezone.utc) - event.at) < timedelta(minutes=1)
+
     def visible(self, sqs: Any, url: str) -> tuple[int, int]:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
