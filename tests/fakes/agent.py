@@ -42,10 +42,13 @@ class Work:
         start_s: float = 30.0,
         crash_share: float = 0.0,
         mute_share: float = 0.0,
+        dud_share: float = 0.0,
     ) -> None:
         self.total_steps, self.step_s = total_steps, step_s
         self.checkpoint_every, self.checkpoint_s = checkpoint_every, checkpoint_s
         self.start_s, self.crash_share, self.mute_share = start_s, crash_share, mute_share
+        self.dud_share = dud_share
+        """Of instances: never boot, so that not even their timer ends them."""
 
 
 class SimulatedAgent:
@@ -78,6 +81,7 @@ class SimulatedAgent:
         self._step_done_at: datetime | None = None
         self._saving_until: datetime | None = None
         self._stop: StopReason | None = None
+        self._is_dud = self._random.random() < work.dud_share
         draw = self._random.random()
         bad_step = self._random.randrange(1, 2 * work.checkpoint_every)
         self._crash_after = bad_step if draw < work.crash_share else None
@@ -106,7 +110,7 @@ class SimulatedAgent:
 
     def tick(self) -> None:
         """Do what is due. What a storage does not answer is done again at the next tick."""
-        if not self.instance.is_running or self.now < self.instance.running_at:
+        if not self.instance.is_running or self.now < self.instance.running_at or self._is_dud:
             return
         life_s = (self.now - self.instance.launched_at).total_seconds()
         if life_s >= self.spec.max_life_s:  # the timer of the user data

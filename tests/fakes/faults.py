@@ -72,6 +72,8 @@ class Faults:
         self.armed = True
         self.hold_once = ""
         """The next call of this operation is held up before it is applied."""
+        self.die_after_hold = False
+        """And its caller dies once it is applied."""
 
     def around(
         self,
@@ -86,7 +88,10 @@ class Faults:
             self.hold_once = ""
             self.injected["held up"] += 1
             self._hold_up()
-            return apply()
+            answer = apply()
+            if self.die_after_hold:
+                raise Died
+            return answer
         if not self.armed or not self.rates.any:
             return apply()
         draw, rates = self._random.random(), self.rates

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from spotfirst.checkpoints.chain import Claim, Commit, Prune, Release, _AnyEntry, _decode
-from spotfirst.events import Ended
+from spotfirst.events import Ended, Launched
 from spotfirst.sequence import Sequence
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst_airflow.costs import bill
@@ -74,6 +74,7 @@ def world_of(seed: int) -> World:
         start_s=draw.choice((10.0, 60.0)),
         crash_share=rate(0.1),
         mute_share=rate(0.1),
+        dud_share=rate(0.1),
     )
     rates = Rates(refused=rate(0.1), lost=rate(0.1), died=rate(0.05), held_up=rate(0.01))
     agent_rates = Rates(refused=rate(0.1), lost=rate(0.1))
@@ -115,6 +116,7 @@ def world_of(seed: int) -> World:
         # The launch that comes true after the run was stopped, and its attempt given up.
         slow = world.processes[0].faults
         slow.hold_once, world.stop_at = "CreateFleet", world.now + timedelta(seconds=3)
+        slow.die_after_hold = draw.random() < 0.5
     return world
 
 
@@ -218,7 +220,7 @@ def _journal_is_true(world: World, state: RunState, outcome: Outcome) -> list[st
     and the process that launches dies before it can journal what it got.
     """
     found = []
-    told_at = _told_at(world)
+    told_at = _told_at(world, Ended)
     by_token: dict[str, list[CloudInstance]] = {}
     for instance in world.cloud.instances.values():
         by_token.setdefault(instance.tags["spotfirst:token"], []).append(instance)
@@ -245,13 +247,13 @@ def _journal_is_true(world: World, state: RunState, outcome: Outcome) -> list[st
     return found
 
 
-def _told_at(world: World) -> dict[int, datetime]:
-    """When the journal truly was told of each attempt's end."""
+def _told_at(world: World, kind: type[Ended | Launched]) -> dict[int, datetime]:
+    """When the journal truly was told of each attempt's start, or end."""
     journal = world.run.journal()
     journal.refresh()
     found: dict[int, datetime] = {}
     for number, event in enumerate(journal.events, 1):
-        if isinstance(event, Ended):
+        if isinstance(event, kind):
             path = f"{world.spec.run_id}/journal/{number:08d}.json"
             found.setdefault(event.attempt, world.created_at[path])
     return found
@@ -285,6 +287,7 @@ def _bill_is_true(world: World, state: RunState, outcome: Outcome) -> list[str]:
     total = truth = Decimal(0)
     all_exact = True
     ours = bill(state, now=world.now)
+    starts, ends = _told_at(world, Launched), _told_at(world, Ended)
     by_token = {i.tags["spotfirst:token"]: i for i in world.cloud.instances.values()}
     for charge in ours.charges:
         attempt = state.attempt(charge.attempt)
@@ -297,7 +300,7 @@ def _bill_is_true(world: World, state: RunState, outcome: Outcome) -> list[str]:
             all_exact = False
             if "the spot price is not known" in charge.price_source:
                 outcome.unpriced += 1
-            elif charge.price_usd_h not in _prices_then(instance, attempt.launched.at):
+            elif charge.price_usd_h not in _prices_then(instance, starts[charge.attempt]):
                 found.append(f"{name}: ${charge.price_usd_h}/h, truly ${instance.price_usd_h}/h")
             else:
                 outcome.estimated += 1
@@ -318,11 +321,10 @@ def _bill_is_true(world: World, state: RunState, outcome: Outcome) -> list[str]:
         found += [
             f"{name} {verb} at {said}, truly at {true}"
             for verb, said, true, known, told_at in (
-                ("began", charge.start, instance.launched_at, False,
-                 attempt.launched.at),
+                ("began", charge.start, instance.launched_at, False, starts[charge.attempt]),
                 ("ended", charge.end, instance.ends_at,
                  instance.is_dated and not _is_forgotten(instance, attempt.ended.at),
-                 attempt.ended.at),
+                 ends[charge.attempt]),
             )
             if said != true and (known or not _reported(world, attempt, true) <= said <= told_at)
         ]  # fmt: skip
