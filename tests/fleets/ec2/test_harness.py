@@ -18,6 +18,7 @@ from devstack.s3 import S3Server
 from spotfirst import code
 from spotfirst import events as e
 from spotfirst.heartbeat import ExitReport
+from spotfirst.market import Market, Pool
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.state import Phase, RunState
@@ -128,6 +129,23 @@ def test_an_instance_that_cannot_be_set_up_says_why_and_powers_off(
     assert "the fleet option python, '/opt/nothing/python', does not run here" in report.message
     assert any("bootstrap:" in line for line in report.log_tail)
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
+
+
+def test_an_instance_that_nobody_waits_for_any_more_powers_off(
+    cloud: Cloud, s3: S3Server, s3_url: str
+) -> None:
+    run = make_run(s3_url, "true")
+    pool = Pool(instance_type="g6.xlarge", zone="us-east-1a")
+    journal, at = run.journal(), utc_now()
+    journal.append(e.Created(at=at))
+    journal.append(
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason="")
+    )
+    journal.append(e.NotLaunched(at=at, attempt=1, cause="withdrawn", message=""))
+    instance_id = start(cloud, run, s3.endpoint_url)  # the launch came true after all
+    wait_until(lambda: instance_id in cloud.ended or cloud.trouble, "the instance's end")
+    assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown", cloud.story()
+    assert run.storage.list("attempts/1") == []
 
 
 def test_an_instance_whose_script_failed_can_stay(cloud: Cloud, s3: S3Server, s3_url: str) -> None:
