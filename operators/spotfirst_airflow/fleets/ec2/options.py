@@ -19,6 +19,7 @@ DEFAULT_AMI = (
 """AWS's Deep Learning AMI: drivers, CUDA, Python and torch are in it."""
 
 _SUBNET = re.compile(r"subnet-[0-9a-f]+")
+_PROFILE = re.compile(r"[\w+=,.@-]{1,128}", re.ASCII)
 _GROUP = re.compile(r"sg-[0-9a-f]+")
 _PYTHON = re.compile(r"3\.[1-9]\d")
 _AMI = re.compile(r"ami-[0-9a-f]+|ssm:/[A-Za-z0-9_./-]+")
@@ -85,6 +86,18 @@ class Ec2Options(Record):
                 require(bool(pattern.fullmatch(value)), name, value, "ids of EC2's")
             require(len(set(values)) == len(values), name, values, "all different")
         require(bool(_AMI.fullmatch(parsed.ami)), "ami", parsed.ami, "'ami-…' or 'ssm:/…'")
+        profile = parsed.instance_profile
+        if profile:
+            known = bool(_PROFILE.fullmatch(profile))
+            require(known, "instance_profile", profile, "the name of one, not its ARN")
+        # The others need a number of IOPS.
+        volume_types = "'gp3' or 'gp2'"
+        require(
+            parsed.volume_type in {"gp3", "gp2"}, "volume_type", parsed.volume_type, volume_types
+        )
+        if parsed.requirements is not None:
+            gpus = parsed.requirements.gpus
+            require(gpus >= 1, "requirements.gpus", gpus, "1 or more")
         require(parsed.volume_gb >= 8, "volume_gb", parsed.volume_gb, "8 or more")
         require(0 < parsed.keep_h <= 168, "keep_h", parsed.keep_h, "above 0, and at most 168")
         for version in parsed.python_versions:
