@@ -233,6 +233,7 @@ def test_an_instance_that_is_not_listed_yet_is_told_as_far_as_it_is_known() -> N
     assert (instance.pool.instance_type, instance.pool.zone) == launched.pool
     assert instance.started_at == launched.launched_at
     assert instance.token == "token-1"
+    assert instance.tags["spotfirst:run"] == "run-1"
 
 
 # -- errors ---------------------------------------------------------------------------------------
