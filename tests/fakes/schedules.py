@@ -73,8 +73,8 @@ def world_of(seed: int) -> World:
         checkpoint_s=draw.choice((1.0, 8.0, 40.0)),
         start_s=draw.choice((10.0, 60.0)),
         crash_share=rate(0.1),
-        mute_share=rate(0.1),
-        dud_share=rate(0.1),
+        mute_share=rate(0.2),
+        dud_share=rate(0.25),
     )
     rates = Rates(refused=rate(0.1), lost=rate(0.1), died=rate(0.05), held_up=rate(0.01))
     agent_rates = Rates(refused=rate(0.1), lost=rate(0.1))
@@ -342,9 +342,10 @@ def _is_forgotten(instance: CloudInstance, at: datetime) -> bool:
 
 
 def _reported(world: World, attempt: Attempt, at: datetime) -> datetime:
-    """When its agent said its last word, if that was before ``at``."""
+    """When its agent said its last word, or the controller's last look began, if before ``at``."""
+    assert attempt.ended is not None
     report = world.run.exit_report(attempt.number)
-    return min(at, report.at) if report else at
+    return min(at, attempt.ended.at, report.at if report else at)
 
 
 def _prices_then(instance: CloudInstance, until: datetime) -> set[Decimal]:
