@@ -33,7 +33,7 @@ from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[3] / "dags/training/gpt"
 PATIENCE_S = 90.0
-STEP = r"step (\d+)/80  loss ([\d.]+)"
+STEP = r"step (\d+)/100  loss ([\d.]+)"
 COUNTER = '''
 """Counts; attempt 1 without an end, the next one until it has done 20 more."""
 import os, pathlib, sys, time
@@ -262,7 +262,7 @@ def test_a_run_goes_on_through_an_interruption(
 def test_the_example_trains_through_an_interruption_to_the_same_weights(
     cloud: Cloud, s3: S3Server, s3_url: str
 ) -> None:
-    arguments = ("train.py", "--steps", "80", "--batch", "4", "--layers", "1", "--log-every", "1")
+    arguments = ("train.py", "--steps", "100", "--batch", "4", "--layers", "1", "--log-every", "1")
     drive = Drive(
         cloud, s3, s3_url, "python", *arguments, "--pace-s", "0.15",
         code=code.publish(open_storage(s3_url), EXAMPLE), checkpoint_period_s=2.0,
