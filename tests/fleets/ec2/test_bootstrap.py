@@ -6,7 +6,9 @@ import ast
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from typing_extensions import Self
 
 from spotfirst.heartbeat import ExitReport
 from spotfirst.wire import decode
@@ -126,6 +129,74 @@ def test_requests_are_signed_as_botocore_signs_them(
     )
     assert given["authorization"].endswith(f"Signature={signature}")
     assert f"SignedHeaders={signer.signed_headers(signed)}," in given["authorization"]
+
+
+class Server:
+    """Answers with these (status, headers, body), one after the other; keeps what it was asked."""
+
+    def __init__(self, *answers: tuple[int, dict[str, str], bytes]) -> None:
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        left, asked = list(answers), self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+                status, headers, body = left.pop(0)
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "PATIENCE_S", 30.0)
+    monkeypatch.setattr(bootstrap.time, "sleep", lambda _: None)
+
+
+def test_a_bucket_in_another_region_is_asked_there(metadata: MetadataService) -> None:
+    elsewhere = (400, {"x-amz-bucket-region": "eu-west-1"}, b"<Error/>")
+    with Server(elsewhere, (200, {}, b"data")) as server:
+        assert bootstrap.S3("b/p", "us-east-1", server.url).get("x") == b"data"
+    scopes = [headers["authorization"].split("/")[2] for _, headers in server.asked]
+    assert scopes == ["us-east-1", "eu-west-1"]
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_what_passes_by_itself_is_waited_for(
+    metadata: MetadataService, at_once: None, status: int
+) -> None:
+    with Server((status, {}, b"not now"), (200, {}, b"data")) as server:
+        assert bootstrap.S3("b", "us-east-1", server.url).get("x") == b"data"
+
+
+def test_an_answer_that_was_cut_off_is_asked_for_again(
+    metadata: MetadataService, at_once: None
+) -> None:
+    with Server((200, {"Content-Length": "9"}, b"da"), (200, {}, b"data")) as server:
+        assert bootstrap.S3("b", "us-east-1", server.url).get("x") == b"data"
+
+
+def test_what_is_not_there_and_what_is_not_allowed_are_problems(metadata: MetadataService) -> None:
+    with Server((404, {}, b"")) as server, pytest.raises(bootstrap.Problem, match="has no x"):
+        bootstrap.S3("b", "us-east-1", server.url).get("x")
+    with Server((403, {}, b"")) as server, pytest.raises(bootstrap.Problem, match="may not GET x"):
+        bootstrap.S3("b", "us-east-1", server.url).get("x")
 
 
 # -- wheels and reports ---------------------------------------------------------------------

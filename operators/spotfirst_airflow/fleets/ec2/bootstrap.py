@@ -24,6 +24,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def metadata(path: str) -> str:
             ask = urllib.request.Request(f"{METADATA}/latest/meta-data/{path}")
             ask.add_header("X-aws-ec2-metadata-token", token)
             return str(opener.open(ask, timeout=5).read().decode())
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if time.monotonic() > ends:
                 raise Problem(f"the metadata service has no {path}: {error}") from error
             time.sleep(1)
@@ -97,9 +98,7 @@ class S3:
             try:
                 with urllib.request.urlopen(self.signed(method, path, body), timeout=60) as answer:
                     data: bytes = answer.read()
-                if method == "PUT" or len(data) == int(answer.headers["Content-Length"]):
                     return data
-                say(f"{path} was cut off")
             except urllib.error.HTTPError as error:
                 where = error.headers.get("x-amz-bucket-region", self.region)
                 if error.code in {301, 307, 400} and where != self.region:
@@ -114,7 +113,7 @@ class S3:
                     if error.code == 403:
                         raise Problem(f"the instance's role may not {method} {path}") from error
                     raise
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 if time.monotonic() > ends:
                     raise
                 say(f"{error}: trying again")
