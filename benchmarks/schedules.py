@@ -37,7 +37,10 @@ def _outcomes(seeds: range, jobs: int) -> Iterator[Outcome]:
         yield from map(play, seeds)
         return
     with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(play, seeds, chunksize=20)
+        try:
+            yield from pool.map(play, seeds, chunksize=20)
+        finally:  # also when nobody wants the rest
+            pool.shutdown(cancel_futures=True)
 
 
 def _table(total: Counter[str], phases: Counter[str], faults: Counter[str], took_s: float) -> Table:
@@ -73,6 +76,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"only {_QUICK}")
     parser.add_argument("--seed", type=int, default=0, help="of the first one")
     parser.add_argument("--jobs", type=int, default=0, help="processes (one per core)")
+    parser.add_argument("--within-s", type=float, default=0, help="play no more after this time")
     parser.add_argument("--story", action="store_true", help="tell what happens in one schedule")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # what fails here fails on purpose
@@ -101,6 +105,8 @@ def main() -> int:
         if outcome.violations:
             violated += 1
             print(f"seed {outcome.seed}: {'; '.join(outcome.violations[:4])}", flush=True)
+        if 0 < options.within_s < time.monotonic() - began:
+            break
     Console().print(_table(total, phases, faults, time.monotonic() - began))
     figures = {
         "schedules": total["schedules"],
