@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from email.utils import formatdate
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,8 @@ class Stack:
 
     def __init__(self, *, endpoint_url: str | None = None, **parameters: str) -> None:
         self._endpoint_url = endpoint_url
-        self._controller: Aws | None = None  # its clients take long to make
         self._clients: dict[str, Any] = {}
+        self._queue: dict[str, str] = {}
         ec2 = self.client("ec2")
         subnets = sorted(ec2.describe_subnets()["Subnets"], key=lambda s: s["AvailabilityZone"])[:2]
         self.vpc = subnets[0]["VpcId"]
@@ -88,6 +90,8 @@ class Stack:
 
     def client(self, service: str) -> Any:
         """As an administrator of the account."""
+        if not self._endpoint_url:
+            return _administrator().client(service)
         if service not in self._clients:
             self._clients[service] = boto3.client(
                 service, region_name=REGION, endpoint_url=self._endpoint_url
@@ -140,24 +144,31 @@ class Stack:
             iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
 
     def set_queue(self, **attributes: str) -> None:
-        self.client("sqs").set_queue_attributes(QueueUrl=self.queue_url, Attributes=attributes)
-
-    def role_keys(self) -> dict[str, str]:
-        """The environment of whoever has assumed the controller's role."""
-        answer = self.client("sts").assume_role(
-            RoleArn=self.outputs["ControllerRoleArn"], RoleSessionName="airflow"
-        )["Credentials"]
-        return {
-            "AWS_ACCESS_KEY_ID": answer["AccessKeyId"],
-            "AWS_SECRET_ACCESS_KEY": answer["SecretAccessKey"],
-            "AWS_SESSION_TOKEN": answer["SessionToken"],
-        }
+        # All of them each time: moto forgets the policy otherwise.
+        self._queue |= attributes
+        self.client("sqs").set_queue_attributes(QueueUrl=self.queue_url, Attributes=self._queue)
 
     def aws(self) -> PlantedAws:
         """AWS as the controller meets it, with nothing planted yet."""
-        if self._controller is None:
-            self._controller = Aws(Identity(region=REGION, environment=self.role_keys()))
-        return PlantedAws(self._controller)
+        aws = PlantedAws(_administrator())
+        role = self.outputs["ControllerRoleArn"].rsplit("/", 1)[1]
+        answer = aws.client("sts").get_caller_identity()
+        arn = f"arn:aws:sts::{answer['Account']}:assumed-role/{role}/airflow"
+        # Only in name: moto asks nobody for permissions, and clients of their own for each
+        # account's role would take longer to make than everything else.
+        aws.planted["sts", "get_caller_identity"] = lambda _: {
+            "Account": answer["Account"],
+            "Arn": arn,
+            "ResponseMetadata": {"HTTPHeaders": {"date": formatdate(usegmt=True)}},
+        }
+        aws.calls.clear()
+        return aws
+
+
+@lru_cache
+def _administrator() -> Aws:
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    return Aws(Identity(region=REGION, environment=keys))
 
 
 class PlantedAws(Aws):
