@@ -38,7 +38,7 @@ def _outcomes(seeds: range, jobs: int) -> Iterator[Outcome]:
         return
     with ProcessPoolExecutor(jobs) as pool:
         try:
-            yield from pool.map(play, seeds, chunksize=20)
+            yield from pool.map(play, seeds, chunksize=5)
         finally:  # also when nobody wants the rest
             pool.shutdown(cancel_futures=True)
 

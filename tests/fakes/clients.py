@@ -6,8 +6,9 @@ import hashlib
 from datetime import timedelta
 from typing import Any
 
+from tests.fakes.client import FakeClient
 from tests.fakes.cloud import ACCOUNT, Cloud
-from tests.fakes.ec2client import FakeClient, FakeEc2
+from tests.fakes.ec2client import FakeEc2
 from tests.fakes.faults import Faults, client_error
 
 QUEUE_URL = "https://sqs.us-east-1.amazonaws.com/123456789012/spotfirst"

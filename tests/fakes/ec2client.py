@@ -5,64 +5,19 @@ Each call has its faults, and answers what AWS would by then: new instances late
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from tests.fakes.cloud import ACCOUNT, Cloud, CloudInstance
-from tests.fakes.faults import Faults, client_error, lost_by_aws, refused_by_aws
-
-_T = TypeVar("_T")
-_OK = {"ResponseMetadata": {"HTTPStatusCode": 200, "RequestId": "0", "RetryAttempts": 0}}
-
-
-class FakeClient:
-    """What all clients share: counting, faults, paginators."""
-
-    def __init__(self, cloud: Cloud, faults: Faults | None = None) -> None:
-        self.cloud = cloud
-        self.faults = faults or Faults()
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        """(operation, parameters), in order."""
-
-    def _call(
-        self, operation: str, parameters: dict[str, Any], apply: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        self.calls.append((operation, parameters))
-        self.cloud.calls[operation] += 1
-        return self.faults.around(
-            operation,
-            lambda: {**apply(), **_OK},
-            refusals=refused_by_aws,
-            losses=lost_by_aws,
-        )
-
-    def get_paginator(self, method: str) -> Paginator:
-        return Paginator(getattr(self, method))
+from tests.fakes.client import invalid, matches, page
+from tests.fakes.cloud import ACCOUNT, CloudInstance
+from tests.fakes.ec2account import AccountCalls
+from tests.fakes.faults import client_error
 
 
-class Paginator:
-    """Follows ``NextToken``."""
-
-    def __init__(self, method: Callable[..., dict[str, Any]]) -> None:
-        self._method = method
-
-    def paginate(self, **parameters: Any) -> Iterator[dict[str, Any]]:
-        config = parameters.pop("PaginationConfig", {})
-        if config.get("PageSize"):
-            parameters["MaxResults"] = config["PageSize"]
-        while True:
-            page = self._method(**parameters)
-            yield page
-            if not page.get("NextToken"):
-                return
-            parameters["NextToken"] = page["NextToken"]
-
-
-class FakeEc2(FakeClient):
+class FakeEc2(AccountCalls):
     """The EC2 client of one caller."""
 
     # -- launch templates -------------------------------------------------------------------
@@ -77,10 +32,10 @@ class FakeEc2(FakeClient):
                     "CreateLaunchTemplate",
                 )
             if not 3 <= len(name) <= 128:
-                raise _invalid("CreateLaunchTemplate", f"template name {name!r}")
+                raise invalid("CreateLaunchTemplate", f"template name {name!r}")
             user_data = parameters["LaunchTemplateData"].get("UserData", "")
             if len(user_data) * 3 // 4 > 16 * 1024:
-                raise _invalid("CreateLaunchTemplate", "User data is limited to 16384 bytes")
+                raise invalid("CreateLaunchTemplate", "User data is limited to 16384 bytes")
             self.cloud.templates[name] = {
                 "LaunchTemplateId": f"lt-{self.cloud.random.getrandbits(68):017x}",
                 "LaunchTemplateName": name,
@@ -107,7 +62,7 @@ class FakeEc2(FakeClient):
                 if (not named or name in named)
                 and (not ids or template["LaunchTemplateId"] in ids)
                 and all(
-                    _matches(template_filter, _template_values(template, template_filter["Name"]))
+                    matches(template_filter, _template_values(template, template_filter["Name"]))
                     for template_filter in parameters.get("Filters", ())
                 )
             ]
@@ -117,7 +72,7 @@ class FakeEc2(FakeClient):
                     "At least one of the launch templates specified in the request does not exist.",
                     "DescribeLaunchTemplates",
                 )
-            return _page("LaunchTemplates", found, parameters)
+            return page("LaunchTemplates", found, parameters)
 
         return self._call("DescribeLaunchTemplates", parameters, apply)
 
@@ -136,7 +91,7 @@ class FakeEc2(FakeClient):
         def apply() -> dict[str, Any]:
             token = parameters.get("ClientToken", "")
             if len(token) > 64 or not token.isascii():
-                raise _invalid("CreateFleet", f"ClientToken {token!r}")
+                raise invalid("CreateFleet", f"ClientToken {token!r}")
             asked = json.dumps(parameters, sort_keys=True, default=str)
             if token and token in self.cloud.fleets:
                 before, answer = self.cloud.fleets[token]
@@ -156,13 +111,13 @@ class FakeEc2(FakeClient):
 
     def _create_fleet(self, parameters: dict[str, Any]) -> dict[str, Any]:
         if parameters.get("Type") != "instant":
-            raise _invalid("CreateFleet", "only Type=instant is simulated")
+            raise invalid("CreateFleet", "only Type=instant is simulated")
         kinds = {each["ResourceType"] for each in parameters.get("TagSpecifications", ())}
         if not kinds <= {"fleet", "instance"}:
-            raise _invalid("CreateFleet", f"instant fleets tag fleet and instance, not {kinds}")
+            raise invalid("CreateFleet", f"instant fleets tag fleet and instance, not {kinds}")
         target = parameters["TargetCapacitySpecification"]
         if target["TotalTargetCapacity"] != 1:
-            raise _invalid("CreateFleet", "only one instance per fleet is simulated")
+            raise invalid("CreateFleet", "only one instance per fleet is simulated")
         spot = target.get("DefaultTargetCapacityType", "on-demand") == "spot"
         (config,) = parameters["LaunchTemplateConfigs"]
         specification = config["LaunchTemplateSpecification"]
@@ -245,7 +200,7 @@ class FakeEc2(FakeClient):
                     "DescribeInstances",
                 )
             if not 5 <= parameters.get("MaxResults", 5) <= 1000:
-                raise _invalid("DescribeInstances", "MaxResults is between 5 and 1000")
+                raise invalid("DescribeInstances", "MaxResults is between 5 and 1000")
             filters = parameters.get("Filters", ())
             if any(len(each["Values"]) > 200 for each in filters):
                 raise client_error(
@@ -261,9 +216,9 @@ class FakeEc2(FakeClient):
             found = [
                 instance
                 for instance in seen
-                if all(_matches(each, self._values(instance, each["Name"])) for each in filters)
+                if all(matches(each, self._values(instance, each["Name"])) for each in filters)
             ]
-            return _page(
+            return page(
                 "Reservations",
                 [
                     {
@@ -310,7 +265,7 @@ class FakeEc2(FakeClient):
             "instance-lifecycle": lambda: "spot" if instance.spot else "on-demand",
         }
         if name not in plain:
-            raise _invalid("DescribeInstances", f"The filter '{name}' is invalid")
+            raise invalid("DescribeInstances", f"The filter '{name}' is invalid")
         return [plain[name]()]
 
     def _describe(self, instance: CloudInstance) -> dict[str, Any]:
@@ -405,116 +360,7 @@ class FakeEc2(FakeClient):
 
         return self._call("CreateTags", parameters, apply)
 
-    # -- what there is ----------------------------------------------------------------------
-
-    def describe_subnets(self, **parameters: Any) -> dict[str, Any]:
-        def apply() -> dict[str, Any]:
-            asked = parameters.get("SubnetIds") or list(self.cloud.subnets)
-            if missing := [name for name in asked if name not in self.cloud.subnets]:
-                raise client_error(
-                    "InvalidSubnetID.NotFound",
-                    f"The subnet ID '{missing[0]}' does not exist",
-                    "DescribeSubnets",
-                )
-            found = [
-                {
-                    "SubnetId": name,
-                    "AvailabilityZone": self.cloud.subnets[name],
-                    "AvailabilityZoneId": f"use1-az{ord(self.cloud.subnets[name][-1]) - 96}",
-                    "VpcId": "vpc-0000000000000000a",
-                    "State": "available",
-                    "CidrBlock": "10.0.0.0/20",
-                    "AvailableIpAddressCount": 4000,
-                    "DefaultForAz": False,
-                    "MapPublicIpOnLaunch": False,
-                    "Tags": [],
-                }
-                for name in asked
-            ]
-            return _page("Subnets", found, parameters)
-
-        return self._call("DescribeSubnets", parameters, apply)
-
-    def describe_images(self, **parameters: Any) -> dict[str, Any]:
-        def apply() -> dict[str, Any]:
-            found = [
-                {
-                    "ImageId": name,
-                    "Name": "Deep Learning AMI",
-                    "State": "available",
-                    "Architecture": "x86_64",
-                    "RootDeviceName": "/dev/sda1",
-                    "RootDeviceType": "ebs",
-                    "BlockDeviceMappings": [
-                        {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 75, "VolumeType": "gp3"}}
-                    ],
-                }
-                for name in parameters["ImageIds"]
-            ]
-            return {"Images": found}
-
-        return self._call("DescribeImages", parameters, apply)
-
-    def describe_instance_type_offerings(self, **parameters: Any) -> dict[str, Any]:
-        def apply() -> dict[str, Any]:
-            found = []
-            for kind, zone in self.cloud.pools:
-                values = {"instance-type": [kind], "location": [zone]}
-                if all(_matches(f, values.get(f["Name"], [])) for f in parameters["Filters"]):
-                    found.append(
-                        {
-                            "InstanceType": kind,
-                            "LocationType": "availability-zone",
-                            "Location": zone,
-                        }
-                    )
-            return _page("InstanceTypeOfferings", found, parameters)
-
-        return self._call("DescribeInstanceTypeOfferings", parameters, apply)
-
-    def describe_spot_price_history(self, **parameters: Any) -> dict[str, Any]:
-        def apply() -> dict[str, Any]:
-            kinds = set(parameters.get("InstanceTypes") or self.cloud.types)
-            zones = set(self.cloud.subnets.values())
-            if parameters.get("AvailabilityZone"):
-                zones = {parameters["AvailabilityZone"]}
-            products = parameters.get("ProductDescriptions") or ["Linux/UNIX"]
-            for each in parameters.get("Filters", ()):
-                if each["Name"] == "availability-zone":
-                    zones &= set(each["Values"])
-                elif each["Name"] == "instance-type":
-                    kinds &= set(each["Values"])
-                elif each["Name"] == "product-description":
-                    products = list(each["Values"])
-                else:
-                    raise _invalid("DescribeSpotPriceHistory", f"filter {each['Name']}")
-            start = parameters.get("StartTime") or self._now() - timedelta(days=90)
-            end = min(parameters.get("EndTime") or self._now(), self._now())
-            rows: list[dict[str, Any]] = []
-            for (kind, zone), market in self.cloud.pools.items():
-                if kind not in kinds or zone not in zones:
-                    continue
-                prices = [(since, price) for since, price in market.prices if since <= end]
-                # The one in force at the start is told, too.
-                first = max((i for i, (since, _) in enumerate(prices) if since <= start), default=0)
-                for since, price in prices[first:]:
-                    rows.extend(
-                        {
-                            "AvailabilityZone": zone, "InstanceType": kind,
-                            "ProductDescription": product, "SpotPrice": f"{price:.6f}",
-                            "Timestamp": since,
-                        }
-                        for product in products
-                    )  # fmt: skip
-            rows.sort(key=lambda row: row["Timestamp"], reverse=True)
-            return _page("SpotPriceHistory", rows, parameters)
-
-        return self._call("DescribeSpotPriceHistory", parameters, apply)
-
     # -- shared -----------------------------------------------------------------------------
-
-    def _now(self) -> datetime:
-        return self.cloud.clock.now
 
     def _require(self, operation: str, ids: Sequence[str]) -> None:
         """Raise as AWS does for an id that it does not know, or not yet, or no more."""
@@ -564,10 +410,6 @@ def _terminate(instance: CloudInstance) -> None:
     instance.end("user")
 
 
-def _invalid(operation: str, message: str) -> Any:
-    return client_error("InvalidParameterValue", message, operation)
-
-
 def _no_template(operation: str, name: str) -> Any:
     return client_error(
         "InvalidLaunchTemplateName.NotFoundException",
@@ -592,18 +434,3 @@ def _template_values(template: dict[str, Any], name: str) -> list[str]:
     if name == "tag-key":
         return list(tags)
     return [tags[name[4:]]] if name.startswith("tag:") and name[4:] in tags else []
-
-
-def _matches(wanted: dict[str, Any], values: Sequence[str]) -> bool:
-    """Whether one of a filter's values, in which ``*`` and ``?`` stand for others, is there."""
-    return any(fnmatch.fnmatchcase(value, each) for each in wanted["Values"] for value in values)
-
-
-def _page(name: str, rows: list[_T], parameters: dict[str, Any]) -> dict[str, Any]:
-    """One page of an answer. The token says where the next one begins."""
-    begin = int(parameters.get("NextToken") or 0)
-    size = parameters.get("MaxResults") or 1000
-    answer: dict[str, Any] = {name: rows[begin : begin + size]}
-    if begin + size < len(rows):
-        answer["NextToken"] = str(begin + size)
-    return answer
