@@ -18,7 +18,7 @@ import pytest
 from spotfirst_airflow.fleets.ec2._examination import STATEMENTS
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
 from tests.fleets.ec2.examined import an_account
-from tests.fleets.ec2.policies import Statements, decide, statements_of
+from tests.fleets.ec2.policies import Statements, decide, document_of, statements_of
 from tests.fleets.ec2.stacks import TEMPLATE, Stack, template
 
 ACCOUNT = "123456789012"
@@ -193,6 +193,13 @@ def test_only_the_instances_role_is_passed_and_only_to_ec2(
     assert decide(controller, "iam:PassRole", admin, to_ec2) == "implicitDeny"
     to_lambda = {"iam:PassedToService": "lambda.amazonaws.com"}
     assert decide(controller, "iam:PassRole", role, to_lambda) == "implicitDeny"
+
+
+def test_each_policy_fits_in_iams_limit(stack: Stack) -> None:
+    """6,144 characters without white space, in regions with the longest names too."""
+    for arn in stack.outputs["ControllerPolicies"].split(","):
+        text = json.dumps(document_of(arn), separators=(",", ":"))
+        assert len(text.replace("us-east-1", "ap-southeast-99")) <= 6144, arn
 
 
 # -- what is not a policy -------------------------------------------------------------------------

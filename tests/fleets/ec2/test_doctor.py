@@ -110,6 +110,14 @@ def test_one_of_two_types_not_offered_is_a_warning(world: World) -> None:
     assert world.ask()["instance types"].verdict == "warning"
 
 
+def test_types_may_be_those_that_meet_the_requirements(world: World) -> None:
+    world.types = ()
+    world.options["requirements"] = {"gpus": 1, "gpu_names": ["L4"], "vcpus": 8, "memory_gib": 32}
+    found = world.ask()["instance types"].found
+    assert "g6.2xlarge" in found
+    assert "g5" not in found
+
+
 # -- missing permissions --------------------------------------------------------------------------
 
 

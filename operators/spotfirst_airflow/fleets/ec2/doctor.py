@@ -18,6 +18,7 @@ from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, unlo
 from spotfirst_airflow.fleets.ec2._queue import check_queue
 from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
+from spotfirst_airflow.fleets.ec2.prices import Prices
 
 __all__ = ["DEFAULT_TYPES", "Ec2Doctor"]
 
@@ -52,11 +53,15 @@ class Ec2Doctor:
             region=parsed.region, aws_conn_id=parsed.aws_conn_id,
             endpoint_url=parsed.endpoint_url, environment=environment,
         )  # fmt: skip
+        aws = aws or Aws(identity)
+        types = tuple(instance_types)
+        if not types and parsed.requirements is not None:
+            types = tuple(Prices(aws).matching(parsed.requirements))
         self._look = Examination(
-            aws or Aws(identity),
+            aws,
             parsed,
             storage_url=storage_url,
-            instance_types=tuple(instance_types) or DEFAULT_TYPES,
+            instance_types=types or DEFAULT_TYPES,
             clock=clock,
         )
         self._opener = opener
