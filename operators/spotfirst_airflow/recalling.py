@@ -28,19 +28,21 @@ def recall(fleet: Fleet, attempts: Iterable[Attempt]) -> None:
     """Tell the fleet of these attempts' instances, if it wants to know."""
     if not isinstance(fleet, Recalls):
         return
-    fleet.recall([
-        Instance(
-            token=attempt.token,
-            instance_id=launched.instance_id,
-            state=InstanceState.PENDING,
-            market=attempt.market,
-            pool=attempt.pool,
-            started_at=launched.started_at,
-            price_usd_h=launched.price_usd_h,
-            price_source=launched.price_source,
-            on_demand_usd_h=launched.on_demand_usd_h,
-            clock_rate=launched.clock_rate,
-        )
-        for attempt in attempts
-        if (launched := attempt.launched)
-    ])
+    fleet.recall(
+        [
+            Instance(
+                token=attempt.token,
+                instance_id=launched.instance_id,
+                state=InstanceState.PENDING,
+                market=attempt.market,
+                pool=attempt.pool,
+                started_at=launched.started_at,
+                price_usd_h=launched.price_usd_h,
+                price_source=launched.price_source,
+                on_demand_usd_h=launched.on_demand_usd_h,
+                clock_rate=launched.clock_rate,
+            )
+            for attempt in attempts
+            if (launched := attempt.launched)
+        ]
+    )

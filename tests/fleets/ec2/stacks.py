@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import boto3
 import yaml
 from botocore.exceptions import ClientError
 
@@ -49,9 +48,7 @@ def template() -> dict[str, Any]:
 class Stack:
     """Deploys into the moto that is on, through its CloudFormation."""
 
-    def __init__(self, *, endpoint_url: str | None = None, **parameters: str) -> None:
-        self._endpoint_url = endpoint_url
-        self._clients: dict[str, Any] = {}
+    def __init__(self, **parameters: str) -> None:
         self._queue: dict[str, str] = {}
         ec2 = self.client("ec2")
         subnets = sorted(ec2.describe_subnets()["Subnets"], key=lambda s: s["AvailabilityZone"])[:2]
@@ -90,13 +87,7 @@ class Stack:
 
     def client(self, service: str) -> Any:
         """As an administrator of the account."""
-        if not self._endpoint_url:
-            return _administrator().client(service)
-        if service not in self._clients:
-            self._clients[service] = boto3.client(
-                service, region_name=REGION, endpoint_url=self._endpoint_url
-            )
-        return self._clients[service]
+        return _administrator().client(service)
 
     def _finish(self) -> None:
         """What moto's CloudFormation leaves out, as the template has it."""
