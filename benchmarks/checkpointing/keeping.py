@@ -10,8 +10,6 @@ from benchmarks.checkpointing.writers import Spotfirst
 
 __all__ = ["Memory", "growth", "lora_ratio", "unchanged_share"]
 
-_SETTLED = 10
-
 
 class Memory:
     """The most memory that this process has had since :meth:`reset`."""
@@ -32,9 +30,9 @@ class Memory:
 
 
 def growth(training: Training, folder: Path, saves: int) -> float:
-    """By how much the peak of the last tenth is above that of the first, per byte of state."""
+    """By how much the peak of the last quarter is above that of the first, per byte of state."""
     writer = Spotfirst(training, str(folder))
-    part = max(1, min(_SETTLED, saves // 2))
+    part = max(1, saves // 4)
     peaks = []
     memory = Memory()
     for number in range(saves):
