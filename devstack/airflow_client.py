@@ -38,11 +38,11 @@ class AirflowClient:
     def request(self, method: str, path: str, **options: Any) -> Any:
         """Call `/api/v2{path}` and return the decoded JSON.
 
-        A refused connection, as while the API server restarts, is tried again for 20 s; so are a
+        A refused connection, as while the API server restarts, is tried again for a minute; so are a
         question without an answer, and a call that was rolled back, as SQLite has one writer at a
         time.
         """
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         answer = None
         while answer is None:
             try:
