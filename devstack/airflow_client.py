@@ -38,10 +38,11 @@ class AirflowClient:
     def request(self, method: str, path: str, **options: Any) -> Any:
         """Call `/api/v2{path}` and return the decoded JSON.
 
-        A refused connection, as while the API server restarts, is tried again for 20 s; so is a
-        call that was rolled back, as SQLite has one writer at a time.
+        A refused connection, as while the API server restarts, is tried again for a minute; so are a
+        question without an answer, and a call that was rolled back, as SQLite has one writer at a
+        time.
         """
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         answer = None
         while answer is None:
             try:
@@ -50,7 +51,10 @@ class AirflowClient:
                     self.http.headers["Authorization"] = f"Bearer {token}"
                 answer = self.http.request(method, f"/api/v2{path}", **options)
             except httpx.HTTPError as error:
-                if not isinstance(error, httpx.ConnectError) or time.monotonic() > deadline:
+                harmless = isinstance(error, httpx.ConnectError) or (
+                    method == "GET" and isinstance(error, httpx.TransportError)
+                )
+                if not harmless or time.monotonic() > deadline:
                     raise DevstackError(
                         f"{method} {path}: no answer from Airflow: {error}"
                     ) from error
