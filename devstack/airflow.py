@@ -289,6 +289,8 @@ def _settings(home: Path, dags: Path, port: int) -> dict[str, str]:
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "LOGGING__WORKER_LOG_SERVER_PORT": log_port,
         "LOGGING__TRIGGER_LOG_SERVER_PORT": trigger_log_port,
+        # By default 5 s: a small machine that starts everything at once takes longer to answer.
+        "WORKERS__EXECUTION_API_TIMEOUT": 60,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 5,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 5,
