@@ -100,7 +100,7 @@ class AirflowStandalone:
             **self._extra,
         }
 
-    def start(self, timeout_s: float = 120) -> Self:
+    def start(self, timeout_s: float = 300) -> Self:
         """Create the database if there is none, start the components, wait until all are healthy.
 
         Raises:
@@ -144,7 +144,7 @@ class AirflowStandalone:
         """Stop a component with SIGTERM, as a rolling update does."""
         self.children[name].stop()
 
-    def wait_healthy(self, timeout_s: float = 120) -> None:
+    def wait_healthy(self, timeout_s: float = 300) -> None:
         """Wait until the API server answers and the components it watches are healthy."""
         wanted = {key for name, key in _HEALTH_KEY.items() if name in self.components}
         if "standalone" in self.components:

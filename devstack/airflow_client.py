@@ -69,7 +69,7 @@ class AirflowClient:
             )
         return answer.json() if answer.content else None
 
-    def wait_for_dag(self, dag_id: str, timeout_s: float = 60) -> None:
+    def wait_for_dag(self, dag_id: str, timeout_s: float = 180) -> None:
         """Wait until the DAG has been parsed, and see that it is not paused."""
 
         def parsed() -> bool:
@@ -112,7 +112,7 @@ class AirflowClient:
         state = self.task(dag_id, run_id, task_id, map_index=map_index)["state"]
         return None if state is None else str(state)
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float = 120) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float = 300) -> str:
         """Wait until a DAG run has ended; return its state."""
         state = ""
 
@@ -132,7 +132,7 @@ class AirflowClient:
         states: Iterable[str] = TERMINAL,
         *,
         map_index: int = -1,
-        timeout_s: float = 120,
+        timeout_s: float = 300,
     ) -> str:
         """Wait until a task instance is in one of `states`; return which."""
         wanted = frozenset(states)

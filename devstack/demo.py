@@ -167,7 +167,7 @@ def _play(console: Console, options: argparse.Namespace) -> int:
         _await_run(run, airflow.client(), display, run_id)
         glance = _watch(run, display)
         display.stage("Airflow finishes the task")
-        dag_state = airflow.client().wait_for_run(_DAG_ID, run_id, 90)
+        dag_state = airflow.client().wait_for_run(_DAG_ID, run_id)
         with _paused(display):
             print_summary(run, glance.state, console, digest=False)
         same = _compare(run, reference, display)

@@ -86,7 +86,7 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def start(self, timeout_s: float = 30) -> Self:
+    def start(self, timeout_s: float = 120) -> Self:
         """Start the server and wait until it refuses to overwrite with `If-None-Match: *`.
 
         A port may be taken between finding and using it, so there are three tries.

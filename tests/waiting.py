@@ -8,8 +8,11 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
+PATIENCE_S = 180.0
+"""For what takes a moment: long enough on a machine that does ten other things."""
 
-def wait_until(look: Callable[[], _T], what: str = "it", *, patience_s: float = 60.0) -> _T:
+
+def wait_until(look: Callable[[], _T], what: str = "it", *, patience_s: float = PATIENCE_S) -> _T:
     """What ``look`` finds, as soon as that is true; fail after ``patience_s``."""
     give_up = time.monotonic() + patience_s
     while not (found := look()):

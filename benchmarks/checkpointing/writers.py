@@ -101,7 +101,31 @@ class Spotfirst:
         return saved.seq if (saved := self.checkpointer.last_saved) is not None else 0
 
 
-class Bare:
+class _InFolder:
+    """What the others have in common: files in a folder, and no part in the steps between."""
+
+    def __init__(self, place: str) -> None:
+        self._folder = Path(place)
+        self._folder.mkdir(parents=True)
+        self._took_s: float | None = None
+
+    def stepped(self) -> None:
+        """See :class:`Writer`."""
+
+    def took_s(self) -> float | None:
+        """See :class:`Writer`."""
+        return self._took_s
+
+    def waited_s(self) -> float:
+        """See :class:`Writer`."""
+        return 0.0
+
+    def tidy(self) -> None:
+        """See :class:`Writer`."""
+        _keep_newest(self._folder)
+
+
+class Bare(_InFolder):
     """The least that saving beside a training on all cores takes: what the machine can do, and no more.
 
     One thread copies the state to warm memory and hashes it, piece by piece; four write that to the
@@ -109,7 +133,7 @@ class Bare:
     """
 
     def __init__(self, training: Training, place: str) -> None:
-        self._folder = Path(place)
+        super().__init__(place)
         self._pieces: list[tuple[int, int, int]] = []
         end = 0
         for tensor in training.tensors():
@@ -122,7 +146,6 @@ class Bare:
         self._size = -(-end // ALIGNMENT) * ALIGNMENT
         self._saves = 0
         self._began_s = 0.0
-        self._took_s: float | None = None
 
     def begin(self) -> None:
         """See :class:`Writer`."""
@@ -139,30 +162,13 @@ class Bare:
         write_files(folder, self._memory.view[: self._size])
         self._took_s = time.perf_counter() - self._began_s
 
-    def stepped(self) -> None:
-        """See :class:`Writer`."""
 
-    def took_s(self) -> float | None:
-        """See :class:`Writer`."""
-        return self._took_s
-
-    def waited_s(self) -> float:
-        """See :class:`Writer`."""
-        return 0.0
-
-    def tidy(self) -> None:
-        """See :class:`Writer`."""
-        _keep_newest(self._folder)
-
-
-class TorchSave:
+class TorchSave(_InFolder):
     """``torch.save`` to a file, then fsync. ``unsynced_s`` is what it took without the latter."""
 
     def __init__(self, training: Training, place: str) -> None:
+        super().__init__(place)
         self._training = training
-        self._folder = Path(place)
-        self._folder.mkdir(parents=True)
-        self._took_s: float | None = None
         self.unsynced_s: list[float] = []
 
     def begin(self) -> None:
@@ -176,32 +182,15 @@ class TorchSave:
             os.fsync(file.fileno())
         self._took_s = time.perf_counter() - start
 
-    def stepped(self) -> None:
-        """See :class:`Writer`."""
 
-    def took_s(self) -> float | None:
-        """See :class:`Writer`."""
-        return self._took_s
-
-    def waited_s(self) -> float:
-        """See :class:`Writer`."""
-        return 0.0
-
-    def tidy(self) -> None:
-        """See :class:`Writer`."""
-        _keep_newest(self._folder)
-
-
-class DcpAsync:
+class DcpAsync(_InFolder):
     """``dcp.async_save`` in a thread, with a stager that keeps its memory, which is its best."""
 
     def __init__(self, training: Training, place: str) -> None:
+        super().__init__(place)
         self._training = training
-        self._folder = Path(place)
-        self._folder.mkdir(parents=True)
         on_gpu = training.device.type == "cuda"
         self._stager = DefaultStager(StagingOptions(on_gpu, False, False, False))
-        self._took_s: float | None = None
 
     def begin(self) -> None:
         """See :class:`Writer`."""
@@ -220,21 +209,6 @@ class DcpAsync:
         )
         assert isinstance(future, Future)
         future.add_done_callback(done)
-
-    def stepped(self) -> None:
-        """See :class:`Writer`."""
-
-    def took_s(self) -> float | None:
-        """See :class:`Writer`."""
-        return self._took_s
-
-    def waited_s(self) -> float:
-        """See :class:`Writer`."""
-        return 0.0
-
-    def tidy(self) -> None:
-        """See :class:`Writer`."""
-        _keep_newest(self._folder)
 
 
 def state_of(training: Training) -> dict[str, Any]:

@@ -25,10 +25,9 @@ from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage, open_storage
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 TRAINER = Path(__file__).with_name("trainer.py")
-PATIENCE_S = 60.0
 
 
 class Metadata:
@@ -204,7 +203,7 @@ class Lab:
 
     def leftovers(self) -> list[str]:
         """Processes that any attempt of this lab has left behind; the guards get a moment."""
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         while True:
             found = []
             for process in psutil.process_iter():

@@ -12,7 +12,7 @@ import pytest
 
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.spec import CodeRef, RunSpec
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 from .conftest import Lab
 
@@ -103,7 +103,7 @@ def test_missing_code_is_reported_in_words(lab: Lab) -> None:
 
 def test_the_wrong_environment_is_refused_by_name(lab: Lab) -> None:
     instance = lab.start(lab.shell("true"), SPOTFIRST_ATTEMPT="first")
-    assert instance.process.wait(20) == 2
+    assert instance.process.wait(PATIENCE_S) == 2
     assert "SPOTFIRST_ATTEMPT is 'first'" in lab.output()
 
 
@@ -219,12 +219,12 @@ def test_a_trainer_that_was_overtaken_has_handed_over(lab: Lab) -> None:
 
 
 def test_a_script_that_knows_no_checkpointer_is_not_waited_for_in_a_handover(lab: Lab) -> None:
-    instance = lab.start(lab.shell("sleep 60"))
+    instance = lab.start(lab.shell("sleep 300"))
     instance.until_running()
     start = time.monotonic()
     instance.hand_over(to=2)
     assert instance.exit().cause == "handed_over"
-    assert time.monotonic() - start < 12
+    assert time.monotonic() - start < 60
 
 
 def test_a_life_ends_with_a_checkpoint(lab: Lab) -> None:
@@ -239,15 +239,15 @@ def test_a_second_agent_for_the_attempt_touches_nothing(lab: Lab) -> None:
     instance = lab.start(run)
     instance.until_step(3)
     other = lab.start(run, SPOTFIRST_WORKDIR=str(lab.folder / "elsewhere"))
-    assert other.process.wait(20) == 0
+    assert other.process.wait(PATIENCE_S) == 0
     same_machine = lab.start(run)
-    assert same_machine.process.wait(20) == 0
+    assert same_machine.process.wait(PATIENCE_S) == 0
     assert run.exit_report(1) is None
     beat = instance.beat()
     instance.until_step((beat.progress.step if beat else 0) or 0 + 5)
     instance.hand_over()
     assert instance.exit().cause == "handed_over"
-    assert lab.start(run).process.wait(20) == 0
+    assert lab.start(run).process.wait(PATIENCE_S) == 0
 
 
 # -- files mode -----------------------------------------------------------------------------
@@ -294,7 +294,7 @@ while not os.path.exists(os.environ["GO"]):
 with model.open("w") as file:
     print("half", file=file, flush=True)
     print("half", flush=True)
-    time.sleep(60)
+    time.sleep(300)
 """
 
 

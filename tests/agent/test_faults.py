@@ -42,7 +42,7 @@ def is_gone(pid: int) -> bool:
 
 def test_a_killed_agent_leaves_no_process_and_no_instance(lab: Lab) -> None:
     off = lab.folder / "off"
-    run = lab.shell("setsid sleep 60 & sleep 60 & echo started; wait")
+    run = lab.shell("setsid sleep 300 & sleep 300 & echo started; wait")
     instance = lab.start(run, SPOTFIRST_POWER_OFF=f"touch {off}")
     wait_until(lambda: instance.log_line("started"), "the command")
     instance.process.kill()
@@ -54,12 +54,12 @@ def test_a_killed_agent_leaves_no_process_and_no_instance(lab: Lab) -> None:
 def test_an_agent_that_hangs_does_not_outlive_its_life(lab: Lab) -> None:
     off = lab.folder / "off"
     instance = lab.start(
-        lab.shell("sleep 60"), SPOTFIRST_MAX_LIFE_S="4", SPOTFIRST_POWER_OFF=f"touch {off}"
+        lab.shell("sleep 300"), SPOTFIRST_MAX_LIFE_S="4", SPOTFIRST_POWER_OFF=f"touch {off}"
     )
     command = instance.until_running()
     instance.process.send_signal(signal.SIGSTOP)
     wait_until(off.exists, "the power-off")
-    assert instance.process.wait(5) == -signal.SIGKILL
+    assert instance.process.wait(60) == -signal.SIGKILL
     assert is_gone(command)
 
 
@@ -132,7 +132,7 @@ def test_a_metadata_service_that_fails_is_no_notice(lab: Lab) -> None:
 
 
 def test_an_error_inside_the_agent_is_lost_and_said_and_leaves_nothing(lab: Lab) -> None:
-    run = lab.shell("sleep 60")
+    run = lab.shell("sleep 300")
     instance = lab.start(run)
     instance.until_running()
     break_channel(lab, instance)

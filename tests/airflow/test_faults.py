@@ -16,7 +16,7 @@ from spotfirst import events as e
 from spotfirst.state import Phase
 from tests.airflow.world import Scenario, World
 
-pytestmark = [pytest.mark.airflow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.airflow
 
 FOR_EVER = 100_000
 
@@ -102,7 +102,7 @@ def test_dag_run_failed_stops_the_run(started: dict[str, Scenario]) -> None:
 
 def test_trigger_timeout_stops_the_run_and_says_so(started: dict[str, Scenario]) -> None:
     it = started["timed out"]
-    it.wait_for_task("failed", timeout_s=90)
+    it.wait_for_task("failed")
     it.wait_until_quiet()
     assert it.state().phase is Phase.STOPPED
     assert "was stopped (Trigger timeout)" in it.log()
@@ -111,7 +111,7 @@ def test_trigger_timeout_stops_the_run_and_says_so(started: dict[str, Scenario])
 
 def test_execution_timeout_stops_the_run_with_a_checkpoint(started: dict[str, Scenario]) -> None:
     it = started["over time"]
-    it.wait_for_task("failed", timeout_s=90)
+    it.wait_for_task("failed")
     it.wait_until_quiet()
     assert it.state().phase is Phase.STOPPED
     assert "execution_timeout" in it.log()
@@ -132,12 +132,12 @@ def test_killed_worker_is_replaced_and_trains_on(started: dict[str, Scenario]) -
 
 def test_failed_script_fails_the_task_and_a_clear_goes_on(started: dict[str, Scenario]) -> None:
     it = started["fails once"]
-    it.wait_for_task("failed", timeout_s=90)
+    it.wait_for_task("failed")
     it.client.wait_for_run(it.dag_id, it.dag_run)
     assert it.state().phase is Phase.FAILED
     assert "the script fails on purpose" in it.log()
     it.clear()
-    it.wait_for_task("success", timeout_s=90)
+    it.wait_for_task("success")
     starts = [int(line[2]) for line in it.trace() if line[0] == "start"]
     assert len(starts) == 2
     assert starts[1] > 0
@@ -146,7 +146,7 @@ def test_failed_script_fails_the_task_and_a_clear_goes_on(started: dict[str, Sce
 
 def test_retry_after_delivery_gives_the_same_result(started: dict[str, Scenario]) -> None:
     it = started["delivered twice"]
-    it.wait_for_task("success", "failed", timeout_s=90)
+    it.wait_for_task("success", "failed")
     assert it.task_state() == "success"
     assert [line[0] for line in it.trace()] == ["start", "end"]
     assert it.result()["run_id"] == it.base_id
@@ -156,7 +156,7 @@ def test_retry_after_delivery_gives_the_same_result(started: dict[str, Scenario]
 
 def test_success_gives_a_result_and_a_clear_trains_anew(world: World) -> None:
     it = world.start("deferred", steps=30)
-    it.wait_for_task("success", timeout_s=90)
+    it.wait_for_task("success")
     result = it.result()
     assert result["run_id"] == it.base_id
     assert result["attempts"] == 1
@@ -170,14 +170,14 @@ def test_success_gives_a_result_and_a_clear_trains_anew(world: World) -> None:
     it.client.wait_for_run(it.dag_id, it.dag_run)
     it.clear()
     it.wait(lambda: it.run(2).storage.exists("spec.json"), "the second generation")
-    it.wait_for_task("success", timeout_s=90)
+    it.wait_for_task("success")
     assert it.result()["run_id"] == it.base_id + ".g2"
     it.check_consistent(generation=2)
 
 
 def test_decorated_function_says_what_to_train(world: World) -> None:
     it = world.start("decorated", steps=3)
-    it.wait_for_task("success", timeout_s=90)
+    it.wait_for_task("success")
     assert it.result()["run_id"] == it.base_id
     it.check_consistent()
 
@@ -217,7 +217,7 @@ def test_run_that_ends_without_a_scheduler_is_delivered_by_the_next(world: World
     it.wait_until_quiet()
     assert it.task_state() == "deferred"
     world.airflow.start_component("scheduler")
-    it.wait_for_task("success", timeout_s=90)
+    it.wait_for_task("success")
     assert [line[0] for line in it.trace()] == ["start", "end"]
     it.check_consistent()
 
@@ -233,7 +233,7 @@ def test_trigger_moved_to_another_triggerer_stops_nothing(
     try:
         log = world.airflow.home / "logs"
         moved = lambda: len(list(log.rglob(f"*{surviving.dag_run}*/**/*.trigger.*.log"))) >= 3  # noqa: E731
-        surviving.wait(moved, "the second triggerer to take the trigger", timeout_s=60)
+        surviving.wait(moved, "the second triggerer to take the trigger")
     finally:
         os.killpg(group, signal.SIGCONT)
     surviving.wait(

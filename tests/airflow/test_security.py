@@ -11,7 +11,7 @@ import pytest
 from spotfirst_airflow.links import run_page
 from tests.airflow.world import SECRET, Scenario, World
 
-pytestmark = [pytest.mark.airflow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.airflow
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_many_runs_are_looked_after_without_holding_up_the_event_loop(tmp_path: 
 
     async def triggerer() -> list[float]:
         tasks = [asyncio.ensure_future(anext(trigger_for(run).run())) for run in runs]
-        seen = asyncio.ensure_future(asyncio.to_thread(_wait_for, all_seen, 60))
+        seen = asyncio.ensure_future(asyncio.to_thread(_wait_for, all_seen, 180))
         pauses = []
         while not seen.done():
             before = time.monotonic()

@@ -18,6 +18,7 @@ from spotfirst.run import Run
 from spotfirst.state import RunState
 from spotfirst.storage import open_storage
 from spotfirst_airflow.submission import base_run_id
+from tests.waiting import PATIENCE_S
 
 SECRET = "s3cr3t-0f-the-c0nnecti0n"
 DAGS = Path(__file__).parent / "dags"
@@ -46,7 +47,7 @@ class Scenario:
     def task_state(self) -> str | None:
         return self.client.task_state(self.dag_id, self.dag_run, "train")
 
-    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
         end = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > end:
@@ -57,7 +58,7 @@ class Scenario:
                 )
             time.sleep(0.4)
 
-    def wait_for_task(self, *states: str, timeout_s: float = 60) -> None:
+    def wait_for_task(self, *states: str, timeout_s: float = PATIENCE_S) -> None:
         self.wait(lambda: self.task_state() in states, f"task {states}", timeout_s)
 
     def wait_for_checkpoint(self, step: int = 1, generation: int = 1) -> None:

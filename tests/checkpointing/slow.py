@@ -91,7 +91,7 @@ class SlowStorage:
     def write_from(self, path: str, data: memoryview) -> None:
         if len(data) > BYTES_PER_S:
             self._world.packs.append(path)
-            assert self._world.gate.wait(20)
+            assert self._world.gate.wait(120)
         with self._world.lock:
             self._world.now_s += len(data) / BYTES_PER_S
         self._inner.write_from(path, data)

@@ -60,7 +60,7 @@ class Outage:
         self._up.set()
 
     def wait(self) -> None:
-        assert self._up.wait(20), "the outage never ended"
+        assert self._up.wait(120), "the outage never ended"
 
     def _check(self, verb: str, path: str) -> None:
         if not self._up.is_set():

@@ -505,7 +505,7 @@ def _gated(storage: Storage, gate: threading.Event) -> Storage:
 
     def wait(verb: str, path: str) -> None:
         if (verb, path) == ("create", "checkpoints/00000002.json"):
-            gate.wait(20)
+            gate.wait(120)
 
     return faulty(storage, before=wait)
 

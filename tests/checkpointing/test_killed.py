@@ -104,7 +104,7 @@ def _weights(run: Run) -> str:
 
 
 def _wait_for_a_commit(run: Run, beyond: int) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     chain = run.chain()
     while len(chain.refresh().commits) + len(chain.pruned) <= beyond:
         assert time.monotonic() < until, "it does not save"

@@ -106,7 +106,7 @@ def test_optimizer_step_waits_for_the_copy(run: Run, tmp_path: Path) -> None:
 
     def held_up(arena: Arena, end: int) -> None:
         entered.set()
-        assert gate.wait(20)
+        assert gate.wait(120)
         populate(arena, end)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -115,7 +115,7 @@ def test_optimizer_step_waits_for_the_copy(run: Run, tmp_path: Path) -> None:
         weight = training.model[0].weight
         before = weight.detach().clone()
         assert checkpointer.save(wait=False)
-        assert entered.wait(20)
+        assert entered.wait(120)
         training.forward_and_backward()
         stepping = threading.Thread(target=training.optimizer.step)
         stepping.start()
@@ -176,7 +176,7 @@ def test_a_torn_copy_is_not_committed_and_the_next_one_is_eager(
     changed = threading.Event()
 
     def after_the_change(arena: Arena, end: int) -> None:
-        assert changed.wait(20)
+        assert changed.wait(120)
         populate(arena, end)
 
     monkeypatch.setattr(Arena, "populate", after_the_change)

@@ -740,7 +740,7 @@ def test_a_dead_server_is_known_within_patience(server: Server, faulty: Storage)
         began = time.monotonic()
         with pytest.raises(StorageUnavailable, match="could not"):
             call()
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 30
 
 
 def test_a_server_that_falls_silent_is_known(
@@ -756,7 +756,7 @@ def test_a_server_that_falls_silent_is_known(
         began = time.monotonic()
         with pytest.raises(StorageUnavailable, match="Timeout"):
             call()
-        assert time.monotonic() - began < 15  # three tries
+        assert time.monotonic() - began < 50  # three tries
 
 
 def test_a_slow_server_is_waited_for(

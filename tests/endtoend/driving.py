@@ -40,8 +40,8 @@ Entry: Any = Claim | Commit | Prune | Release
 SCRIPTS = Path(__file__).with_name("scripts")
 AGENT = "spotfirst.agent"
 SUPERVISOR = "spotfirst_airflow.fleets.local.supervisor"
-WAIT_S = 90.0
-EXIT_S = 5.0
+WAIT_S = 300.0
+EXIT_S = 30.0
 """A supervisor says that its instance is gone, and then has to exit itself."""
 
 

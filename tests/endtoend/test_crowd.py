@@ -20,7 +20,6 @@ THREADS = 32
 LASTS_S = 5.0
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_fifty_runs_are_seen_through_by_one_process_with_a_few_threads(tmp_path: Path) -> None:
     place = Place(str(tmp_path / "storage"), tmp_path / "place")

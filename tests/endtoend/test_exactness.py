@@ -62,9 +62,6 @@ def drives(
         yield dict(zip(SCENARIOS, together(*actions), strict=True))
 
 
-pytestmark = pytest.mark.timeout(400)
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_last_weights_are_bit_for_bit_those_of_a_training_without_interruption(
     scenario: str, drives: dict[str, Drive], weights: str

@@ -8,13 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.state import Phase
 from tests.endtoend.driving import SCRIPTS, Place, driving
-
-pytestmark = pytest.mark.timeout(200)
 
 STEPS = 120
 PLAN = "knk"

@@ -13,15 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from spotfirst.run import Run
 from spotfirst.state import Phase
 from spotfirst.storage import open_storage
 from tests.endtoend.conftest import STEPS
 from tests.endtoend.driving import Drive, Place, driving, kill_all, together
-
-pytestmark = pytest.mark.timeout(400)
 
 ROLES = ("trainer", "agent", "supervisor")
 

@@ -20,9 +20,7 @@ from spotfirst.checkpoints.manifest import read_manifest
 from spotfirst.errors import NewerFormat
 from spotfirst.state import Phase
 from tests.endtoend.conftest import STEPS
-from tests.endtoend.driving import SCRIPTS, Drive, Place, driving, see_through, together
-
-pytestmark = pytest.mark.timeout(400)
+from tests.endtoend.driving import SCRIPTS, WAIT_S, Drive, Place, driving, see_through, together
 
 
 def raced(place: Place, after_s: float) -> Drive:
@@ -38,7 +36,7 @@ def raced(place: Place, after_s: float) -> Drive:
             racers[0].kill()
             drive.wait_for(lambda: any(done.attempt == 2 for done in drive.trace()))
             drive.slow(False)
-            assert racers[1].wait(90) == 0
+            assert racers[1].wait(WAIT_S) == 0
         finally:
             for racer in racers:
                 racer.kill()

@@ -18,4 +18,4 @@ def world(tmp_path: Path) -> Iterator[World]:
     if world.root.exists():
         fleet = world.fleet()
         fleet.terminate([instance.token for instance in fleet.owned()])
-    wait_until(lambda: not world.processes())
+    wait_until(lambda: not world.processes(), patience_s=20)

@@ -111,7 +111,7 @@ class Trainings:
         return self._reference
 
     def wait_for_a_commit(self, beyond: int) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while self.commits <= beyond:
             assert time.monotonic() < until, "it does not save"
             time.sleep(0.005)

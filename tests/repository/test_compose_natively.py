@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +215,6 @@ def stack() -> Iterator[Stack]:
 
 @pytest.mark.airflow
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_dag_goes_through_the_triggerer_and_a_worker_to_s3(stack: Stack) -> None:
     programs = find_postgres()
     if programs is None:
@@ -264,11 +262,10 @@ def test_a_dag_goes_through_the_triggerer_and_a_worker_to_s3(stack: Stack) -> No
         health = client.health()
         return all(health.get(part) == "healthy" for part in parts)
 
-    started = time.monotonic()
-    wait_for(healthy, 90, lambda: f"health: {client.health()}")
+    wait_for(healthy, 300, lambda: f"health: {client.health()}")
     client.wait_for_dag("shape")
     run = client.trigger("shape")
-    state = client.wait_for_run("shape", run, timeout_s=max(30, 120 - (time.monotonic() - started)))
+    state = client.wait_for_run("shape", run)
     logs = "\n".join(child.tail(15) for child in stack.children)
     assert state == "success", logs
     client.close()
