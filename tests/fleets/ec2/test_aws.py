@@ -37,8 +37,12 @@ def failing(error: Exception) -> Any:
     return action
 
 
-def refusal(code: str) -> ClientError:
-    return ClientError({"Error": {"Code": code, "Message": "so it is"}}, "CreateFleet")
+def refusal(code: str, *, status: int = 400) -> ClientError:
+    answer: Any = {
+        "Error": {"Code": code, "Message": "so it is"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    return ClientError(answer, "CreateFleet")
 
 
 @pytest.mark.parametrize("silence", SILENCES, ids=lambda each: type(each).__name__)
@@ -52,6 +56,7 @@ def test_of_a_silence_nothing_is_concluded(silence: Exception) -> None:
     [
         ("InsufficientInstanceCapacity", NoCapacity),
         ("UnfulfillableCapacity", NoCapacity),
+        ("InsufficientVolumeCapacity", NoCapacity),
         ("MaxSpotInstanceCountExceeded", QuotaReached),
         ("VcpuLimitExceeded", QuotaReached),
         ("UnauthorizedOperation", LaunchRejected),
@@ -67,6 +72,20 @@ def test_each_code_is_one_of_our_errors(code: str, kind: type[Exception]) -> Non
         call(failing(refusal(code)))
     assert type(caught.value) is kind
     assert code_of(caught.value) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("502", 502), ("503", 503), ("InternalServerError", 500), ("429", 429)]
+)
+def test_a_fault_on_the_way_refuses_nothing_whatever_its_code(code: str, status: int) -> None:
+    """What botocore makes of a proxy's page, or of an empty answer, has the status as its code."""
+    with pytest.raises(FleetUnavailable):
+        call(failing(refusal(code, status=status)))
+
+
+def test_a_pool_without_capacity_is_none_under_whatever_status() -> None:
+    with pytest.raises(NoCapacity):
+        call(failing(refusal("InsufficientInstanceCapacity", status=500)))
 
 
 def test_a_type_that_a_zone_lacks_is_no_capacity_under_whatever_code() -> None:

@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 _CAPACITY = frozenset({
     "InsufficientInstanceCapacity", "InsufficientCapacity", "InsufficientHostCapacity",
     "InsufficientReservedInstanceCapacity", "InsufficientCapacityOnHost", "UnfulfillableCapacity",
+    "InsufficientVolumeCapacity", "InsufficientAddressCapacity",
     "SpotMaxPriceTooLow", "InsufficientFreeAddressesInSubnet",
     "Unsupported",  # of a type in a zone
 })  # fmt: skip
@@ -200,6 +201,7 @@ def _explained(action: Callable[[], _T]) -> _T:
             error.response.get("Error", {}).get("Code", ""),
             error.response.get("Error", {}).get("Message", str(error)),
             what=error.operation_name,
+            status=error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
         ) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         msg = f"no AWS credentials: {error}; give the fleet option aws_conn_id, or set AWS_*"
@@ -218,8 +220,12 @@ def code_of(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
-def explain(code: str, message: str, *, what: str = "") -> Exception:
-    """One of AWS's error codes as an error of ours, with what to do about it."""
+def explain(code: str, message: str, *, what: str = "", status: int = 0) -> Exception:
+    """One of AWS's error codes as an error of ours, with what to do about it.
+
+    Under an HTTP ``status`` of 500 or more a code may be any, and of what stands between us and
+    AWS (a proxy's page has the code ``502``): nothing was refused.
+    """
     where = f"{what}: " if what else ""
     if code in _CAPACITY or _NOT_IN_ZONE in message:
         return NoCapacity(f"{where}{code}: {message}")
@@ -233,7 +239,7 @@ def explain(code: str, message: str, *, what: str = "") -> Exception:
             f"{where}{code}: {message} Airflow's role lacks a permission: compare it with "
             "deploy/aws.yaml, and run `spotfirst doctor`"
         )
-    if code in _BUSY:
+    if code in _BUSY or status >= 500 or status == 429:
         return FleetUnavailable(f"{where}{code}: {message}")
     return LaunchRejected(f"{where}{code}: {message}")
 
