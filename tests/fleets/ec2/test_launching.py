@@ -225,6 +225,49 @@ def test_an_earlier_launch_that_came_to_nothing_is_given_up_in_the_end(world: Wo
     assert not world.cloud.instances
 
 
+def test_an_earlier_launch_is_heard_of_after_a_silence() -> None:
+    """Not a refusal: the run would fail, and nobody own what the earlier call has launched."""
+    world = World(hidden_s=20.0)
+    world.fleet("a").launch(request())
+    later = world.fleet("b", ami="ami-0b")
+    world.faults.before("CreateFleet", silence())
+    with pytest.raises(FleetUnavailable, match="earlier launch"):
+        later.launch(request())
+    world.cloud.tick(60)
+    assert [later.launch(request()).instance_id] == list(world.cloud.instances)
+
+
+def test_an_earlier_launch_is_heard_of_after_its_template_is_made_anew() -> None:
+    world = World(hidden_s=20.0)
+    world.fleet("a").launch(request())
+    later = world.fleet("b", ami="ami-0b")
+    world.faults.before("CreateFleet", error("InvalidLaunchTemplateName.NotFoundException"))
+    world.faults.after("CreateLaunchTemplate", world.cloud.templates.clear)
+    with pytest.raises(FleetUnavailable, match="earlier launch"):
+        later.launch(request())
+    assert len(world.cloud.instances) == 1
+
+
+def test_a_refusal_after_a_silence_proves_nothing() -> None:
+    world = World(hidden_s=20.0)
+    fleet = world.fleet()
+    world.faults.after("CreateFleet", silence())
+    world.faults.before("CreateFleet", error("UnauthorizedOperation"))
+    with pytest.raises(FleetUnavailable):
+        fleet.launch(request())
+    world.cloud.tick(60)
+    assert [fleet.launch(request()).instance_id] == list(world.cloud.instances)
+
+
+def test_a_template_that_was_deleted_before_a_silence_is_made_again(world: World) -> None:
+    fleet = world.fleet()
+    fleet.launch(request("token-1"))
+    world.cloud.templates.clear()
+    world.faults.before("CreateFleet", silence())
+    fleet.launch(request("token-2", attempt=2))
+    assert len(world.cloud.instances) == 2
+
+
 def test_an_instance_that_is_not_listed_yet_is_told_as_far_as_it_is_known() -> None:
     world = World(hidden_s=20.0)
     instance = world.fleet().launch(request())

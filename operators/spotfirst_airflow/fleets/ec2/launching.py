@@ -96,44 +96,49 @@ class Launcher:
     # -- asking EC2 for it ------------------------------------------------------------------
 
     def _create(self, request: LaunchRequest, parameters: dict[str, Any]) -> Described:
-        """CreateFleet's answer, or, if its answer was lost, the instance that it launched."""
-        try:
-            return self._call(request, parameters)
-        except FleetUnavailable as error:
-            if found := self._look_up(request.token):
-                return found
-            if code_of(error):  # AWS did answer: it is busy, and boto3 has tried again already
-                raise
-            return self._call(request, parameters)
-        except LaunchRejected as error:
-            if code_of(error) == "IdempotentParameterMismatch":
-                return self._launched_before(request, error)
-            if not _is_no_template(code_of(error)):
-                raise self._read(error, request) from error
-            # Deleted by someone, or so new that not all of EC2 knows it.
-            self._make_template(request, again=True)
-            try:
-                return self._call(request, parameters)
-            except LaunchRejected as second:
-                if _is_no_template(code_of(second)):
-                    raise FleetUnavailable(str(second)) from second
-                raise self._read(second, request) from second
+        """CreateFleet's answer, or the instance that an earlier call with this token launched.
 
-    def _call(self, request: LaunchRequest, parameters: dict[str, Any]) -> Described:
-        try:
-            answer: Described = call(self._aws.client("ec2").create_fleet, **parameters)
-        except NoCapacity as error:
-            raise NoCapacity(str(error), pools=self._pools(request)) from error
-        return answer
+        Made again, once each, after no answer and with a new template. Whatever comes of that is
+        read as that of the first call, but for a refusal after a silence: it proves nothing about
+        the call that nobody answered.
+        """
+        was_silent = is_made_again = False
+        while True:
+            try:
+                answer: Described = call(self._aws.client("ec2").create_fleet, **parameters)
+            except NoCapacity as error:
+                raise NoCapacity(str(error), pools=self._pools(request)) from error
+            except FleetUnavailable as error:
+                if found := self._look_up(request.token):
+                    return found
+                # With a code, AWS did answer: it is busy, and boto3 has tried again already.
+                if code_of(error) or was_silent:
+                    raise
+                was_silent = True
+            except LaunchRejected as error:
+                if code_of(error) == "IdempotentParameterMismatch":
+                    return self._launched_before(request, error)
+                refusal = self._read(error, request)
+                if not _is_no_template(code_of(error)):
+                    raise (FleetUnavailable(str(error)) if was_silent else refusal) from error
+                if is_made_again:
+                    raise FleetUnavailable(str(error)) from error
+                # Deleted by someone, or so new that not all of EC2 knows it.
+                is_made_again = True
+                self._make_template(request, again=True)
+            else:
+                return answer
 
     def _launched_before(self, request: LaunchRequest, error: LaunchRejected) -> Described:
         """What an earlier call with this token, and other parameters, has launched."""
         if found := self._look_up(request.token):
+            self._account.mismatches.pop(request.token, None)
             return found
         since = self._account.mismatches.setdefault(request.token, self._clock())
         if self._clock() - since < timedelta(seconds=MISMATCH_PATIENCE_S):
             msg = f"an earlier launch of {request.token} is not to be seen yet: {error}"
             raise FleetUnavailable(msg) from error
+        del self._account.mismatches[request.token]
         msg = f"an earlier launch of {request.token} came to nothing, and nothing says why"
         raise NoCapacity(msg) from error
 
