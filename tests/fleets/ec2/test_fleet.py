@@ -435,6 +435,21 @@ def test_what_turns_up_after_its_token_was_ended_is_ended() -> None:
     assert not world.cloud.running()
 
 
+@pytest.mark.parametrize("code", ["UnauthorizedOperation", "RequestLimitExceeded"])
+def test_what_turned_up_and_cannot_be_ended_does_not_hide_other_instances(code: str) -> None:
+    world = World(hidden_s=30.0)
+    world.fleet("b").launch(request())
+    fleet = world.fleet("a")
+    fleet.terminate(["token-1"])
+    fleet.launch(request("token-2", run_id="run-2"))
+    world.cloud.tick(70)
+    world.faults.before("TerminateInstances", refusal(code, "TerminateInstances"))
+    assert set(fleet.describe(["token-2"])) == {"token-2"}
+    assert len(world.cloud.running()) == 2
+    assert len(fleet.owned()) == 2  # by now it is asked again
+    assert len(world.cloud.running()) == 1
+
+
 def test_a_token_that_was_ended_is_not_launched_any_more(world: World) -> None:
     fleet = world.fleet()
     fleet.terminate(["token-1"])

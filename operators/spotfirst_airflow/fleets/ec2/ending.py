@@ -14,13 +14,14 @@ Not covered: the minutes until then are paid, unless AWS itself interrupts it.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Collection, Hashable, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar
 
-from spotfirst.errors import FleetUnavailable, LaunchRejected
+from spotfirst.errors import FleetError, FleetUnavailable, LaunchRejected
 from spotfirst.wire import Clock, utc_now
 from spotfirst_airflow.fleets.ec2.aws import Aws, call, code_of
 from spotfirst_airflow.fleets.ec2.instances import is_over
@@ -28,6 +29,8 @@ from spotfirst_airflow.fleets.ec2.launching import look_up
 from spotfirst_airflow.fleets.ec2.watching import Watcher
 
 __all__ = ["Endings"]
+
+_log = logging.getLogger(__name__)
 
 REMEMBERED_S = 3600.0
 """For how long a token that had no instance is looked out for."""
@@ -87,7 +90,11 @@ class Endings:
         self._terminate(ids, watcher, now)
 
     def pursue(self, watcher: Watcher, *, clock: Clock = utc_now) -> None:
-        """Terminate what has turned up of the tokens that had no instance when they were ended."""
+        """Terminate what has turned up of the tokens that had no instance when they were ended.
+
+        Never raises. It is done by the way, in calls for other runs: what cannot be ended now is
+        tried again at the next one, and must not hide their instances from them.
+        """
         now = clock()
         with self._lock:
             for remembered in (self._withdrawn, self._looked, self._asked):
@@ -95,12 +102,16 @@ class Endings:
                     if now - at > timedelta(seconds=REMEMBERED_S):
                         del remembered[key]
             wanted = list(self._withdrawn)
-        if wanted:
+        if not wanted:
+            return
+        try:
             found = watcher.find_all(wanted)
             ids = [
                 s.instance_id for each in found.values() for s in each if not is_over(s.described)
             ]
             self._terminate(ids, watcher, now)
+        except FleetError as error:
+            _log.warning("What was ended before it was launched may still run: %s", error)
 
     def _look_again(self, unknown: Sequence[str], watcher: Watcher, now: datetime) -> list[str]:
         """Ids of instances that the watcher has not seen: they are younger than its last look."""
