@@ -120,16 +120,23 @@ class Controller:
         """Decide and act on what was observed; how long to wait until the next pass."""
         state = self._journal.state
         if state.is_final:
+            state = self._withdraw(now, state, "the run is over")
             self._fleet.terminate([attempt.token for attempt in state.open_attempts])
             return 0.5
         if self._conclude(now, state):
             return 0.2
         if state.phase is Phase.STOPPING:
-            self._stop(now, state, beats)
+            self._stop(now, self._withdraw(now, state, "the run stops"), beats)
             return 0.5
         outlook = Outlook.of(self.spec, state)
         if self._must_stop(now, state, outlook, _trainer(beats)):
             return 0.1
+        if intents := _intents(state):
+            # Someone died before the outcome was told, or is about to tell. Only here, where it is
+            # known to be wanted still: and nothing above waits for a launch that is not answered.
+            for attempt in intents:
+                self._launch(now, attempt)
+            return 0.2
         return self._place(now, state, outlook, beats)
 
     def _observe(self, now: datetime) -> dict[int, Heartbeat]:
@@ -143,7 +150,8 @@ class Controller:
         for attempt in open_attempts:
             instance = instances.get(attempt.token)
             if attempt.launched is None:
-                self._settle_intent(now, attempt, instance)
+                if instance is not None:
+                    self._append_launched(now, attempt, instance)
                 continue
             beat = self.run.heartbeat(attempt.number)
             if beat is not None:
@@ -154,16 +162,6 @@ class Controller:
             attempt = self._journal.state.attempt(attempt.number)  # noqa: PLW2901
             self._settle_end(now, attempt, instance, beat)
         return beats
-
-    def _settle_intent(self, now: datetime, attempt: Attempt, instance: Instance | None) -> None:
-        """An intent without an outcome: someone died in between, or is about to tell."""
-        if instance is not None:
-            self._append_launched(now, attempt, instance)
-        elif self._journal.state.phase is Phase.ACTIVE:
-            self._launch(now, attempt)
-        else:
-            self._fleet.terminate([attempt.token])
-            self._append_not_launched(now, attempt, "withdrawn", "the run stops")
 
     def _pass_on_notice(
         self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
@@ -287,6 +285,7 @@ class Controller:
 
     def _cleared(self, now: datetime, state: RunState, reason: str) -> bool:
         """End what is still open, since nothing is left to do for it; whether all is gone."""
+        state = self._withdraw(now, state, reason)
         for attempt in state.open_attempts:
             if attempt.handover is None:
                 self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
@@ -431,6 +430,13 @@ class Controller:
         else:
             self._append_launched(now, attempt, instance)
 
+    def _withdraw(self, now: datetime, state: RunState, reason: str) -> RunState:
+        """Give up what was to be launched, and nobody knows whether it was; the state then."""
+        for attempt in _intents(state):
+            self._fleet.terminate([attempt.token])
+            self._append_not_launched(now, attempt, "withdrawn", reason)
+        return self._journal.state
+
     def _append_launched(self, now: datetime, attempt: Attempt, instance: Instance) -> None:
         event = e.Launched(
             at=now,
@@ -481,6 +487,11 @@ def _token(run_url: str, attempt: int) -> str:
     """At most 64 ASCII characters, the same for the same run and attempt everywhere."""
     digest = hashlib.sha256(run_url.encode()).hexdigest()[:32]
     return f"spotfirst-{digest}-{attempt}"
+
+
+def _intents(state: RunState) -> list[Attempt]:
+    """The attempts of which it is not known what became of their launch."""
+    return [attempt for attempt in state.open_attempts if attempt.launched is None]
 
 
 def _may_have_exited(beat: Heartbeat | None) -> bool:

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spotfirst.errors import FleetUnavailable, LaunchRejected
 from spotfirst.market import Market
 from spotfirst.state import Phase
 from spotfirst_airflow.costs import bill
+from spotfirst_airflow.fleets import Instance, LaunchRequest
 from spotfirst_airflow.submission import request_stop
-from tests.controller.world import START, Died, Faults, World
+from tests.controller.world import START, Died, FakeFleet, Faults, World
 
 
 def test_a_calm_run_takes_one_spot_attempt_and_leaves_nothing_behind() -> None:
@@ -135,6 +137,34 @@ def test_a_failing_script_fails_the_run_with_its_last_words() -> None:
     assert state.failure is not None
     assert state.failure.log_tail == ("last words",)
     assert len(state.attempts) == 1
+
+
+def test_a_launch_that_is_not_wanted_any_more_does_not_hide_why_the_run_failed() -> None:
+    world = World()
+    while not any(m.phase == "training" for m in world.alive()):
+        world.reconcile()
+        world.tick()
+    [first] = world.alive()
+
+    def unanswered(_: FakeFleet, request: LaunchRequest) -> Instance:
+        if request.token in world.buried:  # as the fleet on EC2 says it
+            msg = "it was ended before it was launched"
+            raise LaunchRejected(msg)
+        msg = "no answer"
+        raise FleetUnavailable(msg)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeFleet, "launch", unanswered)
+        world.interrupt(first)
+        while len(world.run.journal().refresh().attempts) < 2:
+            world.reconcile()
+            world.tick()
+        first.exit("script_failed", code=1)
+        state = world.until_done().state
+    assert state.failure is not None
+    assert state.failure.log_tail == ("last words",)
+    assert state.attempts[1].not_launched is not None
+    assert state.attempts[1].not_launched.cause == "withdrawn"
 
 
 def test_script_retries_are_taken_when_asked_for() -> None:
