@@ -342,6 +342,30 @@ def test_an_interruption_is_told_with_its_end(world: World) -> None:
     assert ended.ended_by == "fleet"
 
 
+def test_an_instance_that_is_heard_of_late_costs_what_it_did_at_its_launch() -> None:
+    world = World(price_moves_s=200.0)
+    world.fleet("a").launch(request())
+    world.cloud.tick(1800)
+    [truth] = world.cloud.instances.values()
+    assert world.cloud.pools[truth.pool].spot_usd_h(world.cloud.clock.now) != truth.price_usd_h
+    fleet = world.fleet("b")
+    assert fleet.describe(["token-1"])["token-1"].price_usd_h == truth.price_usd_h
+    asked = world.calls["DescribeSpotPriceHistory"]
+    world.cloud.tick(300)
+    assert fleet.describe(["token-1"])["token-1"].price_usd_h == truth.price_usd_h
+    assert world.calls["DescribeSpotPriceHistory"] == asked  # it does not change any more
+
+
+def test_what_many_instances_cost_is_one_call(world: World) -> None:
+    fleet = world.fleet()
+    for number in range(6):
+        fleet.launch(request(f"token-{number}", others=()))
+    world.cloud.tick(600)
+    before = world.calls["DescribeSpotPriceHistory"]
+    assert len(world.fleet("b").owned()) == 6
+    assert world.calls["DescribeSpotPriceHistory"] - before == 1
+
+
 def test_a_price_that_nobody_knows_does_not_hide_an_instance(world: World) -> None:
     fleet = world.fleet()
     fleet.launch(request())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -360,6 +361,37 @@ def test_many_threads_that_ask_at_once_make_one_call() -> None:
         go.set()
         assert all(answer.result(10)[L4_A].usd_h == Decimal("0.3") for answer in answers)
     assert len(ec2.calls) == 1
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_call() -> None:
+    ec2 = Ec2((L4_A, ago(1), "0.3"))
+    asking, answer = threading.Event(), threading.Event()
+    ask = ec2.describe_spot_price_history
+
+    def slowly(**parameters: Any) -> Any:
+        asking.set()
+        answer.wait(60)
+        return ask(**parameters)
+
+    ec2.describe_spot_price_history = slowly  # type: ignore[method-assign]
+    parent = threading.Thread(
+        target=lambda: Prices(aws(ec2), clock=Clock()).spot(["g6.xlarge"], ["us-east-1a"])
+    )
+    parent.start()
+    assert asking.wait(60)
+
+    def in_child() -> None:
+        answer.set()
+        assert Prices(aws(ec2), clock=Clock()).spot(["g6.xlarge"], ["us-east-1a"])
+
+    child = multiprocessing.get_context("fork").Process(target=in_child, daemon=True)
+    child.start()
+    child.join(30)
+    child.kill()
+    answer.set()
+    parent.join(60)
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_a_failed_call_is_not_remembered() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -25,11 +25,11 @@ from spotfirst_airflow.fleets.ec2 import template, wheelhouse
 from spotfirst_airflow.fleets.ec2.account import Account
 from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, QuotaReached, call
 from spotfirst_airflow.fleets.ec2.ending import Endings
-from spotfirst_airflow.fleets.ec2.instances import described_of, instance_of, is_over
+from spotfirst_airflow.fleets.ec2.instances import Priced, described_of, instance_of, is_over
 from spotfirst_airflow.fleets.ec2.launching import Launcher, look_up
 from spotfirst_airflow.fleets.ec2.notices import open_with
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
-from spotfirst_airflow.fleets.ec2.prices import Price, Prices
+from spotfirst_airflow.fleets.ec2.prices import SPOT_TTL_S, Price, Prices
 from spotfirst_airflow.fleets.ec2.userdata import user_data
 from spotfirst_airflow.fleets.ec2.watching import Seen, Watcher
 
@@ -184,7 +184,7 @@ class Ec2Fleet:
         """The instances with these tokens, as EC2 knew them at most some seconds ago."""
         found = self._watcher.find(tokens)
         self._endings.pursue(self._watcher, clock=self._clock)
-        return {token: self._instance(seen) for token, seen in found.items()}
+        return {token: self._instance(seen, price=self._price) for token, seen in found.items()}
 
     def recall(self, instances: Collection[Instance]) -> None:
         """What the journal knows, for a process that has just begun.
@@ -205,10 +205,13 @@ class Ec2Fleet:
                 self._endings.end(tokens, self._watcher, clock=self._clock)
 
     def owned(self) -> list[Instance]:
-        """Every instance of Spotfirst's that is not terminated, also a stopped one."""
+        """Every instance of Spotfirst's that is not terminated, also a stopped one.
+
+        With what it costs now, since that is asked for all at once.
+        """
         seen = self._watcher.owned()
         self._endings.pursue(self._watcher, clock=self._clock)
-        return [self._instance(each) for each in seen]
+        return [self._instance(each, price=self._price_now) for each in seen]
 
     # -- beyond the protocol ----------------------------------------------------------------
 
@@ -308,26 +311,31 @@ class Ec2Fleet:
             pip_index=options.pip_index,
         )
 
-    def _instance(self, seen: Seen) -> Instance:
-        instance = instance_of(seen.described, price=self._price)
+    def _instance(self, seen: Seen, *, price: Priced) -> Instance:
+        instance = instance_of(seen.described, price=price)
         # A terminated instance may have lost its tags.
         return msgspec.structs.replace(
             instance, token=seen.token or instance.token, notice=seen.notice
         )
 
-    def _price(
-        self,
-        pool: Pool,
-        market: Market,
-        at: datetime,  # noqa: ARG002
-    ) -> tuple[Decimal, str, Decimal]:
-        """What an instance costs. Never fails: what is not known is said in the source.
+    def _price(self, pool: Pool, market: Market, at: datetime) -> tuple[Decimal, str, Decimal]:
+        """What an instance costs that was launched then.
 
-        The spot price is that of now, at most a minute old, for an instance of any age: a run
-        journals the price right after the launch, and this is for the run whose controllers were
-        all gone just then. Without a spot price, the on-demand price stands for it: a budget must
-        not be passed because EC2 did not answer.
+        Never fails: what is not known is said in the source. Right after the launch, the spot price
+        is that of now, which is at most a minute old; later, as for a run whose controllers were
+        all gone just then, that of the launch. Without one, the on-demand price stands for it: a
+        budget must not be passed because EC2 did not answer.
         """
+        is_new = self._clock() - at < timedelta(seconds=SPOT_TTL_S)
+        return self._price_at(pool, market, None if is_new else at)
+
+    def _price_now(self, pool: Pool, market: Market, _: datetime) -> tuple[Decimal, str, Decimal]:
+        """What an instance costs now: one call for all that are of one type."""
+        return self._price_at(pool, market, None)
+
+    def _price_at(
+        self, pool: Pool, market: Market, at: datetime | None
+    ) -> tuple[Decimal, str, Decimal]:
         try:
             on_demand = self._prices.on_demand(pool.instance_type)
         except InvalidSpec:
@@ -335,9 +343,11 @@ class Ec2Fleet:
         list_usd_h = on_demand.usd_h if on_demand else Decimal(0)
         if market is Market.SPOT:
             with contextlib.suppress(FleetError):
-                known = pool.instance_type in self._asked_types
-                types = self._asked_types if known else [pool.instance_type]
-                price = self._prices.spot(types, [pool.zone]).get(pool)
+                price = self._prices.spot_at(pool, at) if at else None
+                if price is None:
+                    known = pool.instance_type in self._asked_types
+                    types = self._asked_types if known else [pool.instance_type]
+                    price = self._prices.spot(types, [pool.zone]).get(pool)
                 if price is not None:
                     return price.usd_h, price.source, list_usd_h or price.usd_h
         if on_demand is None:

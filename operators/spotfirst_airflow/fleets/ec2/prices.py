@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Collection, Hashable, Sequence
 from datetime import datetime, timedelta
@@ -23,6 +24,8 @@ SPOT_TTL_S = 60.0
 
 _PRODUCT = "Linux/UNIX"
 _PAGE = 1000
+_MOST_PAST = 1000
+"""Prices of the past that are remembered: a run needs one for each of its open attempts."""
 
 
 class Price(Record):
@@ -46,6 +49,7 @@ class Prices:
         self._aws = aws
         self._clock = clock
         self._table = load_table() if table is None else table
+        self._past: dict[tuple[Pool, datetime], Price] = {}
 
     def on_demand(self, instance_type: str) -> Price:
         """Linux, shared tenancy. Raises :class:`InvalidSpec` for a price that is not known."""
@@ -99,6 +103,20 @@ class Prices:
             elif not timeline or timeline[-1][1] != usd_h:  # the same is said anew each day
                 timeline.append((since, usd_h))
         return timeline
+
+    def spot_at(self, pool: Pool, at: datetime) -> Price | None:
+        """The spot price that was in force then; ``None`` when EC2 does not know (any more).
+
+        Asked once: it never changes. Raises as :meth:`spot`.
+        """
+        if (pool, at) not in self._past:
+            timeline = self.spot_between(pool, at, at)
+            if not timeline:
+                return None
+            if len(self._past) >= _MOST_PAST:
+                self._past.clear()
+            self._past[pool, at] = Price(usd_h=timeline[0][1], source=SPOT_SOURCE, at=at)
+        return self._past[pool, at]
 
     def matching(self, requirements: Requirements) -> list[str]:
         """The types that meet the requirements, by on-demand price, cheapest first.
@@ -171,8 +189,13 @@ class _SpotPrices:
         with self._lock:
             self._answers.clear()
 
+    def leave_to_parent(self) -> None:
+        """A forked child has its parent's locks, perhaps held for ever."""
+        self._lock, self._busy = threading.Lock(), {}
+
 
 _SPOT = _SpotPrices()
+os.register_at_fork(after_in_child=_SPOT.leave_to_parent)
 
 
 def _history(aws: Aws, **parameters: Any) -> list[tuple[datetime, Pool, Decimal]]:
