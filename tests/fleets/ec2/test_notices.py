@@ -427,6 +427,20 @@ class TestReceiving:
         assert len(queue.receive(calls=4)) == 40
         assert len(client.calls) == 4
 
+    def test_what_was_received_is_handled_though_the_next_call_fails(self, world: World) -> None:
+        for _ in range(15):
+            world.cloud.enqueue("x")
+        queue, client = self.queue(world)
+        receive = client.receive_message
+
+        def throttled(**parameters: Any) -> Any:
+            if client.calls:
+                raise client_error("RequestThrottled", "slow down", "ReceiveMessage", status=503)
+            return receive(**parameters)
+
+        client.receive_message = throttled
+        assert len(queue.receive()) == 10
+
     def test_only_the_first_call_waits(self, world: World) -> None:
         for _ in range(15):
             world.cloud.enqueue("x")

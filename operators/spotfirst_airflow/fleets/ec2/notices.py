@@ -142,17 +142,23 @@ class NoticeQueue:
         """What is in the queue: at most ``calls`` calls, ten messages each.
 
         The first call waits up to ``wait_s`` (whole seconds, at most 20) for a message; the others
-        are made only while a call comes back full, and do not wait.
+        are made only while a call comes back full, and do not wait. One that fails ends it: what
+        came before is handled now, and not after :data:`VISIBILITY_S`.
         """
         messages: list[Message] = []
         for number in range(calls):
-            answer: dict[str, Any] = call(
-                self._client().receive_message,
-                QueueUrl=self.url,
-                MaxNumberOfMessages=_PER_CALL,
-                WaitTimeSeconds=0 if number else min(20, int(wait_s)),
-                VisibilityTimeout=VISIBILITY_S,
-            )
+            try:
+                answer: dict[str, Any] = call(
+                    self._client().receive_message,
+                    QueueUrl=self.url,
+                    MaxNumberOfMessages=_PER_CALL,
+                    WaitTimeSeconds=0 if number else min(20, int(wait_s)),
+                    VisibilityTimeout=VISIBILITY_S,
+                )
+            except FleetError:
+                if not messages:
+                    raise
+                break
             found = answer.get("Messages", [])
             messages += [Message(m.get("Body", ""), m["ReceiptHandle"]) for m in found]
             if len(found) < _PER_CALL:
