@@ -199,6 +199,22 @@ def test_what_is_not_there_and_what_is_not_allowed_are_problems(metadata: Metada
         bootstrap.S3("b", "us-east-1", server.url).get("x")
 
 
+def test_keys_that_have_expired_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = {"iam/security-credentials/": "the-role"}
+    service["iam/security-credentials/the-role"] = json.dumps(KEYS)
+    monkeypatch.setattr(bootstrap, "metadata", service.__getitem__)
+    with Server((200, {}, b"first"), (200, {}, b"second"), (200, {}, b"third")) as server:
+        storage = bootstrap.S3("b", "us-east-1", server.url)
+        service["iam/security-credentials/the-role"] = json.dumps(KEYS | {"AccessKeyId": "AKLATER"})
+        storage.get("x")
+        later = bootstrap.time.monotonic() + 7 * 3600
+        monkeypatch.setattr(bootstrap.time, "monotonic", lambda: later)
+        storage.get("x")
+        storage.get("x")
+    used = [headers["authorization"].partition("/")[0] for _, headers in server.asked]
+    assert [each.rpartition("=")[2] for each in used] == ["AKEXAMPLE", "AKLATER", "AKLATER"]
+
+
 # -- wheels and reports ---------------------------------------------------------------------
 
 
@@ -280,7 +296,56 @@ def test_a_container_gets_the_attempt_the_network_and_the_wheels(
         ]
     assert calls[-2] == f"docker pull -q {image}"
     assert calls[-1] == (
-        "docker run --rm --init --network host --ipc host --gpus all "
+        "docker run --rm --init --network host --ipc host --user 0 --stop-timeout 60 --gpus all "
         f"-v {home}:{home} -e SPOTFIRST_BOOT_PATIENCE_S -e SPOTFIRST_ATTEMPT=7 "
         f"--entrypoint python3 {image} {SOURCE} {home}/settings.json inside"
     )
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program whose text a test writes."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    path = programs / "docker"
+    path.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    return path
+
+
+def test_what_is_wrong_inside_a_container_is_a_problem_outside(
+    home: Path, docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS | {"image": "train:7", "python": "/nowhere/python"}
+    (home / "settings.json").write_text(json.dumps(settings))
+    # What main() sets for its own process.
+    monkeypatch.setattr(bootstrap.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", str(home / "settings.json"), "inside"])
+    monkeypatch.setenv("SPOTFIRST_ATTEMPT", "7")
+    assert bootstrap.main() == 1
+    docker.write_text('#!/bin/sh\n[ "$1" != run ] || exit 1\n')
+    with pytest.raises(bootstrap.Problem, match="'/nowhere/python', does not run here"):
+        bootstrap.run_container(settings, "7")
+
+
+@pytest.mark.parametrize("status", [125, 126, 127])
+def test_an_image_that_docker_cannot_start_is_a_problem(
+    home: Path, docker: Path, status: int
+) -> None:
+    docker.write_text(f'#!/bin/sh\n[ "$1" != run ] || exit {status}\n')
+    with pytest.raises(bootstrap.Problem, match="train:7 and the fleet option python"):
+        bootstrap.run_container(SETTINGS | {"image": "train:7"}, "7")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_image_is_pulled_again_before_it_is_given_up(
+    home: Path, docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker.write_text(
+        f'#!/bin/sh\n[ "$1" != pull ] || [ -e {home}/pulled ] || {{ touch {home}/pulled; exit 1; }}\n'
+    )
+    assert bootstrap.run_container(SETTINGS | {"image": "train:7"}, "7") == 0
+    docker.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setattr(bootstrap, "PATIENCE_S", 0.0)
+    with pytest.raises(bootstrap.Problem, match="cannot pull the fleet option image, train:7"):
+        bootstrap.run_container(SETTINGS | {"image": "train:7"}, "7")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +55,7 @@ print("ends at", count, flush=True)
 DOCKER = r"""
 # A container that is none: what it would run is run.
 [ "$1" = run ] || exit 0
+echo $$ >"$HARNESS_FOLDER/container"
 while shift; do
   case "$1" in
     -e) case "$2" in *=*) export "$2" ;; esac ;;
@@ -151,9 +154,9 @@ def test_an_instance_that_nobody_waits_for_any_more_powers_off(
 def test_an_instance_whose_script_failed_can_stay(cloud: Cloud, s3: S3Server, s3_url: str) -> None:
     run = make_run(s3_url, "false")
     instance_id = start(cloud, run, s3.endpoint_url, keep_h=2.0)
-    wait_until(lambda: len(getattr(cloud.machine(1), "shutdowns", ())) == 3, "another timer")
+    wait_until(lambda: len(getattr(cloud.machine(1), "shutdowns", ())) == 2, "another timer")
     machine = cloud.machines[instance_id]
-    assert machine.shutdowns == ["-P +75", "-c", "-P +120"]
+    assert machine.shutdowns == ["-P +75", "-P +120"]
     report = run.exit_report(1)
     assert report is not None
     assert report.cause == "script_failed"
@@ -170,6 +173,18 @@ def test_an_instance_runs_its_attempt_in_a_container(
     report = report_of(cloud, run, instance_id)
     assert (report.cause, report.log_tail[-1]) == ("completed", "in example/train:1")
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
+
+
+def test_a_container_that_is_told_to_end_tells_the_training(
+    cloud: Cloud, s3: S3Server, s3_url: str
+) -> None:
+    cloud.program("docker", DOCKER)
+    run = make_run(s3_url, "sh", "-c", "echo begins; exec sleep 600")
+    instance_id = start(cloud, run, s3.endpoint_url, image="example/train:1")
+    wait_until(lambda: run.log_segment(1, 1) is not None or cloud.trouble, "the training")
+    # As docker does at a shutdown: to the container's only child of its first process.
+    os.kill(int((cloud.folder / instance_id / "container").read_text()), signal.SIGTERM)
+    assert report_of(cloud, run, instance_id).cause == "interrupted", cloud.story()
 
 
 # -- with the fleet and a controller --------------------------------------------------------

@@ -126,6 +126,16 @@ def test_the_timer_is_set_before_anything_else(computer: Computer) -> None:
     assert computer.boot(script(max_life_s=3600.0)) == ["-P +75", "python", "-P now"]
 
 
+def test_an_instance_that_would_boot_again_without_an_end_does_not_begin(
+    computer: Computer,
+) -> None:
+    computer.home.mkdir()
+    (computer.home / "per-boot").write_text("in the way")
+    computer.program("python3", f"touch {computer.folder}/began")
+    assert computer.boot(script()) == ["-P +75", "-P now"]
+    assert not (computer.folder / "began").exists()
+
+
 def test_an_instance_without_a_timer_does_not_begin(computer: Computer) -> None:
     computer.program("shutdown", f'echo "$*" >>{computer.folder}/shutdowns; exit 1')
     computer.program("poweroff", f'echo "poweroff $*" >>{computer.folder}/shutdowns')
@@ -136,7 +146,26 @@ def test_an_instance_without_a_timer_does_not_begin(computer: Computer) -> None:
 
 def test_an_instance_that_is_kept_has_a_timer_of_its_own(computer: Computer) -> None:
     computer.program("python3", "exit 75")
-    assert computer.boot(script(keep_h=4.0)) == ["-P +75", "-c", "-P +240"]
+    assert computer.boot(script(keep_h=4.0)) == ["-P +75", "-P +240"]
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"), [(75, "-P +240"), (137, "-P now")], ids=["kept", "killed"]
+)
+def test_an_instance_that_boots_again_has_an_end(computer: Computer, code: int, asked: str) -> None:
+    # A kernel that panics boots again; user data runs only once, and the timer is forgotten.
+    computer.program("python3", f"kill -9 $PPID; exit {code}" if code == 137 else f"exit {code}")
+    computer.boot(script(keep_h=4.0))
+    (computer.folder / "shutdowns").unlink()
+    assert computer.boot(f"{computer.home}/per-boot/spotfirst") == [asked]
+
+
+def test_an_image_of_a_used_disk_boots(computer: Computer) -> None:
+    computer.program("cat", 'case "$*" in */instance-id) echo i-1 ;; *) exec /bin/cat "$@" ;; esac')
+    computer.boot(script())
+    (computer.folder / "shutdowns").unlink()
+    computer.program("cat", "echo i-2")
+    assert computer.boot(f"{computer.home}/per-boot/spotfirst") == []
 
 
 def test_settings_come_through_as_they_are(computer: Computer) -> None:

@@ -5,7 +5,7 @@ point nothing else is there. ``inside``: this is the container, and the wheels a
 Exits with KEEP when the instance is to stay for someone to look at it.
 """
 
-# ruff: noqa: D102, D103, S310, T201 - every byte counts: EC2 takes 16 KB
+# ruff: noqa: D102, D103, S310, S606, T201 - every byte counts: EC2 takes 16 KB
 from __future__ import annotations
 
 import datetime as dt
@@ -83,8 +83,13 @@ class S3:
     def __init__(self, place: str, region: str, endpoint: str) -> None:
         self.bucket, _, self.prefix = place.strip("/").partition("/")
         self.region, self.endpoint = region, endpoint.rstrip("/")
+        self.log_in()
+
+    def log_in(self) -> None:
+        """A role's keys expire after some hours, and a training may be longer."""
         role = metadata("iam/security-credentials/").split()[0]
         self.role = json.loads(metadata(f"iam/security-credentials/{role}"))
+        self.fresh_until = time.monotonic() + 240
 
     def get(self, path: str) -> bytes:
         return self.ask("GET", path)
@@ -94,6 +99,8 @@ class S3:
 
     def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         ends = time.monotonic() + PATIENCE_S
+        if time.monotonic() > self.fresh_until:
+            self.log_in()
         while True:
             try:
                 with urllib.request.urlopen(self.signed(method, path, body), timeout=60) as answer:
@@ -255,7 +262,12 @@ def run_agent(settings: dict[str, Any], attempt: str) -> int:
         # Should this be killed: the agent's guard does the same, a little later.
         environment["SPOTFIRST_POWER_OFF"] = "sleep 120; shutdown -P now"
     say(f"starting the agent of attempt {attempt}")
-    return subprocess.call([python, "-m", "spotfirst.agent"], env=environment, cwd=HOME)
+    words = [python, "-m", "spotfirst.agent"]
+    if settings["image"]:
+        # In this process's place: a container's first process tells only its child to end.
+        os.chdir(HOME)
+        os.execve(python, words, environment)
+    return subprocess.call(words, env=environment, cwd=HOME)
 
 
 def run_container(settings: dict[str, Any], attempt: str) -> int:
@@ -267,15 +279,26 @@ def run_container(settings: dict[str, Any], attempt: str) -> int:
         password = subprocess.run(words, stdout=subprocess.PIPE, check=False).stdout
         words = ["docker", "login", "--username", "AWS", "--password-stdin", registry[0]]
         subprocess.run(words, input=password, check=False)
-    run("docker", "pull", "-q", image)
+    ends = time.monotonic() + PATIENCE_S
+    while subprocess.call(["docker", "pull", "-q", image]):
+        if time.monotonic() > ends:
+            raise Problem(f"docker cannot pull the fleet option image, {image}")
+        time.sleep(5)
     words = ["docker", "run", "--rm", "--init", "--network", "host", "--ipc", "host"]
+    # Root, as outside: what is mounted belongs to it. Time for a last checkpoint at a shutdown.
+    words += ["--user", "0", "--stop-timeout", "60"]
     words += ["--gpus", "all"] * bool(shutil.which("nvidia-smi"))
     for folder in [HOME, IMAGE_DISK][: 1 + IMAGE_DISK.is_mount()]:
         words += ["-v", f"{folder}:{folder}"]
     for name in ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SPOTFIRST_BOOT_PATIENCE_S"):
         words += ["-e", name] * (name in os.environ)
     words += ["-e", f"SPOTFIRST_ATTEMPT={attempt}", "--entrypoint", settings["python"], image]
-    return subprocess.call([*words, __file__, str(HOME / "settings.json"), "inside"])
+    status = subprocess.call([*words, __file__, str(HOME / "settings.json"), "inside"])
+    if (HOME / "problem").exists():
+        raise Problem((HOME / "problem").read_text())
+    if status in {125, 126, 127}:  # docker's own
+        raise Problem(f"{image} and the fleet option python, {settings['python']!r}, do not start")
+    return status
 
 
 def report(
@@ -299,7 +322,11 @@ def main() -> int:
     # At a shutdown the agent is told as well, and this ends after it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if sys.argv[2:]:
-        return run_agent(settings, os.environ["SPOTFIRST_ATTEMPT"])
+        try:
+            return run_agent(settings, os.environ["SPOTFIRST_ATTEMPT"])
+        except Problem as problem:
+            (HOME / "problem").write_text(str(problem))
+            return 1
     attempt = metadata("tags/instance/spotfirst:attempt")
     storage = open_storage(settings)
     try:

@@ -32,10 +32,21 @@ _SCRIPT = """\
 #!/bin/bash
 # Spotfirst: one attempt of a training, and then the end of this instance.
 umask 022
+boot="${SPOTFIRST_HOME:-/var/lib/cloud/scripts}/per-boot/spotfirst"
 export SPOTFIRST_HOME="${SPOTFIRST_HOME:-/var/lib/spotfirst}"
 trap 'shutdown -P now || poweroff -f' EXIT
 # Whatever happens, and if nobody ever looks: not for longer than this.
 shutdown -P +@LIFE_MIN@ || exit 1
+# A reboot (a kernel's panic) forgets that timer, and this script runs only once. Of an image that
+# someone makes of this disk it is not meant.
+again() {
+  id=/var/lib/cloud/data/instance-id
+  cat >"$boot" <<SPOTFIRST_AGAIN && chmod +x "$boot"
+#!/bin/sh
+[ "\\$(cat $id)" != "$(cat $id)" ] || shutdown -P $1 || poweroff -f
+SPOTFIRST_AGAIN
+}
+mkdir -p "${boot%/*}" && again now || exit 1
 mkdir -p "$SPOTFIRST_HOME" && cd "$SPOTFIRST_HOME" || exit 1
 exec > >(tee -a boot.log) 2>&1
 cat >settings.json <<'SPOTFIRST_SETTINGS'
@@ -46,9 +57,8 @@ cat >bootstrap.py <<'SPOTFIRST_BOOTSTRAP'
 SPOTFIRST_BOOTSTRAP
 "$(command -v python3 || echo @PYTHON@)" -I bootstrap.py settings.json
 if [ $? = 75 ] && [ @KEEP_MIN@ != 0 ]; then
-  trap - EXIT
-  shutdown -c
-  shutdown -P +@KEEP_MIN@ || shutdown -P now
+  # In the timer's place: there is always one.
+  shutdown -P +@KEEP_MIN@ && again +@KEEP_MIN@ && trap - EXIT
 fi
 """
 
