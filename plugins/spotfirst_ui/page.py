@@ -153,10 +153,12 @@ def _attempt(attempt: Attempt, charge: Charge | None, now: datetime) -> Sequence
     ran = "-"
     if launched is not None:
         ran = _duration((ended.ended_at if ended else now) - launched.started_at)
-    if attempt.not_launched is not None:
+    if attempt.not_launched is not None and launched is None:
         end = f"not launched: {attempt.not_launched.message}"
     else:
         end = _ENDS.get(ended.cause, ended.cause) if ended else "-"
+        if attempt.not_launched is not None:
+            end += " (launched after it was given up)"
     steps = f"{ended.start_step or 0} → {ended.step}" if ended and ended.step is not None else "-"
     cost = f"{usd(charge.cost_usd)}{' …' if charge.is_estimate else ''}" if charge else "-"
     notice = attempt.notice

@@ -79,3 +79,22 @@ def test_output_shown_is_the_end_of_the_newest_attempt_that_wrote(tmp_path: Path
     output = look_at(run, at).output
     assert output[-1] == "line 899"
     assert len(output) == 60
+
+
+def test_an_attempt_that_was_launched_after_it_had_been_given_up_is_not_called_unlaunched(
+    tmp_path: Path,
+) -> None:
+    run = run_of(tmp_path)
+    pool = Pool(instance_type="g6.xlarge", zone="a")
+    at = utc_now()
+    append(run, e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""))
+    append(run, e.NotLaunched(at=at, attempt=1, cause="withdrawn", message="no longer wanted"))
+    launched = e.Launched(
+        at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+        price_source="", price_at=at, on_demand_usd_h=Decimal(1),
+    )  # fmt: skip
+    append(run, launched)
+    append(run, e.Ended(at=at, attempt=1, cause="lost", ended_at=at))
+    page = render_run("t", look_at(run, at))
+    assert "<td>lost (launched after it was given up)" in page
+    assert "<td>not launched" not in page

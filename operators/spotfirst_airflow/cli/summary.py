@@ -62,8 +62,13 @@ def attempts_table(state: RunState, account: Bill | None = None) -> Table:
 
 def ending(attempt: Attempt) -> str:
     """How an attempt ended, in a word or two."""
-    if attempt.not_launched is not None:
+    if attempt.not_launched is not None and attempt.launched is None:
         return f"not launched: {attempt.not_launched.cause.replace('_', ' ')}"
+    late = ", launched after it was given up" if attempt.not_launched is not None else ""
+    return _cause(attempt) + late
+
+
+def _cause(attempt: Attempt) -> str:
     if attempt.ended is None:
         return "running"
     cause = attempt.ended.cause.replace("_", " ")
