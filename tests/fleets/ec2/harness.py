@@ -56,6 +56,7 @@ class Machine:
             {
                 "meta-data/instance-id": instance.id,
                 "meta-data/instance-type": instance.instance_type,
+                "meta-data/instance-life-cycle": instance.lifecycle or "on-demand",
                 **{f"meta-data/tags/instance/{key}": value for key, value in tags.items()},
                 prefix: ROLE,
                 f"{prefix}/{ROLE}": json.dumps(cloud.credentials()),

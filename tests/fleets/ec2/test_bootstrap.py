@@ -19,6 +19,7 @@ from botocore.credentials import Credentials
 from typing_extensions import Self
 
 from spotfirst.heartbeat import ExitReport
+from spotfirst.market import INTERRUPTION_MEAN_VARIABLE
 from spotfirst.wire import decode
 from spotfirst_airflow.fleets.ec2 import bootstrap
 from spotfirst_airflow.fleets.local.imds import MetadataService
@@ -267,6 +268,25 @@ def test_a_python_without_wheels_is_a_problem_that_names_its_tag(home: Path) -> 
     parent, tag, folders = bootstrap.find_python(sys.executable)
     with pytest.raises(bootstrap.Problem, match=f"Python is {tag}: .* python_versions"):
         bootstrap.install(SETTINGS, parent, tag, folders)
+
+
+# -- the agent's environment ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean_s", "life_cycle", "told"),
+    [(7200.0, "spot", "7200.0"), (7200.0, "on-demand", None), (0.0, "spot", None)],
+)
+def test_a_spot_instance_is_told_how_often_its_pool_is_interrupted(
+    home: Path, monkeypatch: pytest.MonkeyPatch, mean_s: float, life_cycle: str, told: str | None
+) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setattr(bootstrap, "install", lambda *_: sys.executable)
+    monkeypatch.setattr(bootstrap, "metadata", {"instance-life-cycle": life_cycle}.__getitem__)
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda *_, env, **__: given.update(env) or 0)
+    monkeypatch.delenv(INTERRUPTION_MEAN_VARIABLE, raising=False)
+    assert bootstrap.run_agent(SETTINGS | {"interruption_mean_s": mean_s}, "7") == 0
+    assert given.get(INTERRUPTION_MEAN_VARIABLE) == told
 
 
 # -- containers -----------------------------------------------------------------------------

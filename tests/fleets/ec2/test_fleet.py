@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -15,7 +16,7 @@ from moto import mock_aws
 
 from spotfirst.errors import FleetUnavailable, InvalidSpec, LaunchRejected
 from spotfirst.market import Market, Pool
-from spotfirst.spec import RunSpec
+from spotfirst.spec import TAG_NAMES, RunSpec
 from spotfirst_airflow.fleets import Fleet, InstanceState
 from spotfirst_airflow.fleets.ec2 import Ec2Fleet
 from spotfirst_airflow.fleets.ec2.account import Account
@@ -221,6 +222,16 @@ def test_an_aws_that_does_not_answer_refuses_nothing(world: World) -> None:
 def test_a_tag_that_is_too_long_is_refused(world: World) -> None:
     with pytest.raises(InvalidSpec, match="the tag team has 300 characters"):
         world.fleet().check(spec(tags={"team": 300 * "x"}))
+
+
+def test_ec2_can_show_every_tag_to_the_instance(world: World) -> None:
+    # While InstanceMetadataTags is enabled, EC2 refuses keys with spaces or "/" ("View tags for your
+    # EC2 instances using instance metadata" in the user guide). Other tags than these are refused
+    # with the spec.
+    world.fleet().launch(request(tags=dict.fromkeys(TAG_NAMES, "x")))
+    [instance] = world.cloud.running()
+    assert set(TAG_NAMES) < set(instance.tags)
+    assert [key for key in instance.tags if not re.fullmatch(r"[\w+=.,:@-]+", key, re.ASCII)] == []
 
 
 # -- offers ---------------------------------------------------------------------------------------

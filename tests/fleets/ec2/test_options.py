@@ -35,6 +35,8 @@ def test_options_have_defaults_for_all_but_the_account() -> None:
         ("on_failure", "leave"),
         ("keep_h", 0),
         ("keep_h", 1000),
+        ("interruption_mean_h", -1),
+        ("interruption_mean_h", float("inf")),
         ("pip_index", "https://index.example"),
         ("subnet", "subnet-0a"),
     ],

@@ -34,6 +34,10 @@ def test_bash_can_read_it() -> None:
     subprocess.run(["bash", "-n"], input=script(python="it's"), text=True, check=True)
 
 
+def test_how_often_the_pool_is_interrupted_is_handed_on() -> None:
+    assert '"interruption_mean_s": 7200.0' in script(interruption_mean_s=7200.0)
+
+
 def test_there_is_room_for_long_values() -> None:
     text = script(
         storage_url=f"s3://{'b' * 63}/{'p' * 190}", run_id="r" * 200, image="i" * 300,

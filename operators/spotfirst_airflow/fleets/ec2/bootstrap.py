@@ -258,6 +258,9 @@ def run_agent(settings: dict[str, Any], attempt: str) -> int:
     }
     if settings["endpoint_url"]:
         environment["AWS_ENDPOINT_URL_S3"] = settings["endpoint_url"]
+    mean_s = settings.get("interruption_mean_s")
+    if mean_s and metadata("instance-life-cycle") == "spot":
+        environment["SPOTFIRST_INTERRUPTION_MEAN_S"] = str(mean_s)
     if not settings["image"] and not settings["keep_h"]:
         # Should this be killed: the agent's guard does the same, a little later.
         environment["SPOTFIRST_POWER_OFF"] = "sleep 120; shutdown -P now"

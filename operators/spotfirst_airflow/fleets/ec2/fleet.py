@@ -307,6 +307,7 @@ class Ec2Fleet:
             image=options.image,
             endpoint_url=self._environment.get("AWS_ENDPOINT_URL_S3", ""),
             keep_h=self.keep_s / 3600,
+            interruption_mean_s=3600 * options.interruption_mean_h,
             pip_install=options.pip_install,
             pip_index=options.pip_index,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -49,7 +50,9 @@ class Ec2Options(Record):
     ``python_versions`` are those that Spotfirst's wheels are published for, as it has one of them;
     ``pip_install`` names what is installed beside it, from ``pip_index`` (none: nothing is fetched
     from any index). ``queue_url`` is the SQS queue to which EventBridge sends what happens to
-    instances. ``aws_conn_id`` is an Airflow connection of the Amazon provider, for credentials, a
+    instances. ``interruption_mean_h`` is how many hours a spot instance of these pools lasts on average
+    before AWS takes it back, as far as you know: no API of AWS's tells it. The checkpoint period follows
+    from it (``docs/checkpointing.md``); 0 means that nobody knows. ``aws_conn_id`` is an Airflow connection of the Amazon provider, for credentials, a
     role to assume, and a region. ``on_failure="keep"`` leaves the instance of a script that failed
     up for ``keep_h`` hours. ``endpoint_url`` is only for tests of this fleet.
     """
@@ -69,6 +72,7 @@ class Ec2Options(Record):
     pip_install: tuple[str, ...] = ()
     pip_index: str = ""
     queue_url: str = ""
+    interruption_mean_h: float = 0
     aws_conn_id: str = ""
     on_failure: Literal["terminate", "keep"] = "terminate"
     keep_h: float = 4.0
@@ -100,6 +104,8 @@ class Ec2Options(Record):
             require(gpus >= 1, "requirements.gpus", gpus, "1 or more")
         require(parsed.volume_gb >= 8, "volume_gb", parsed.volume_gb, "8 or more")
         require(0 < parsed.keep_h <= 168, "keep_h", parsed.keep_h, "above 0, and at most 168")
+        mean_h = parsed.interruption_mean_h
+        require(0 <= mean_h < math.inf, "interruption_mean_h", mean_h, "hours, or 0")
         for version in parsed.python_versions:
             known = bool(_PYTHON.fullmatch(version))
             require(known, "python_versions", version, "'3.10' or newer")

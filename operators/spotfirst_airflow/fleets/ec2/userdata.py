@@ -74,6 +74,7 @@ def user_data(
     image: str,
     endpoint_url: str = "",
     keep_h: float = 0.0,
+    interruption_mean_s: float = 0.0,
     pip_install: Sequence[str] = (),
     pip_index: str = "",
 ) -> str:
@@ -82,6 +83,7 @@ def user_data(
     ``wheelhouse`` is what :func:`~spotfirst_airflow.fleets.ec2.wheelhouse.publish` gave; several,
     for several Pythons, are joined by commas. ``endpoint_url`` is that of the storage, when it is
     not AWS's S3. ``keep_h`` hours are added for an instance whose script has failed.
+    ``interruption_mean_s`` is told to the agent of a spot instance; 0 when nobody knows it.
 
     Raises :class:`InvalidSpec` for what is too large, or looks like a secret.
     """
@@ -97,7 +99,8 @@ def user_data(
     settings = {
         "storage_url": storage_url, "region": region, "run_id": run_id, "max_life_s": max_life_s,
         "wheelhouse": wheelhouse, "python": python, "image": image, "endpoint_url": endpoint_url,
-        "keep_h": keep_h, "pip_install": list(pip_install), "pip_index": pip_index,
+        "keep_h": keep_h, "interruption_mean_s": interruption_mean_s,
+        "pip_install": list(pip_install), "pip_index": pip_index,
     }  # fmt: skip
     values = {
         "LIFE_MIN": str(math.ceil((max_life_s + _GRACE_S) / 60)),
