@@ -47,10 +47,14 @@ def _table(total: Counter[str], phases: Counter[str], faults: Counter[str], took
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
     table.add_column()
-    for name in ("schedules", "calls", "attempts", "instances", "interrupted", "reaped"):
+    for name in ("schedules", "calls", "attempts", "instances", "interrupted", "reaped", "fenced"):
         table.add_row(
             f"{total[name]:,}",
-            {"calls": "calls of AWS", "reaped": "reaped orphans"}.get(name, name),
+            {
+                "calls": "calls of AWS",
+                "reaped": "reaped orphans",
+                "fenced": "attempts that came to commit after their successor's claim",
+            }.get(name, name),
         )
     table.add_row(f"{total['simulated_s'] / 3600:,.0f}", "simulated hours")
     for kind, count in sorted(faults.items()):
@@ -94,7 +98,7 @@ def main() -> int:
         total["schedules"] += 1
         for name in (
             "calls", "attempts", "instances", "interrupted", "reaped", "exact", "estimated",
-            "unpriced",
+            "unpriced", "fenced",
         ):  # fmt: skip
             total[name] += getattr(outcome, name)
         total["untold"] += outcome.untold

@@ -43,12 +43,15 @@ class Work:
         crash_share: float = 0.0,
         mute_share: float = 0.0,
         dud_share: float = 0.0,
+        stall_share: float = 0.0,
     ) -> None:
         self.total_steps, self.step_s = total_steps, step_s
         self.checkpoint_every, self.checkpoint_s = checkpoint_every, checkpoint_s
         self.start_s, self.crash_share, self.mute_share = start_s, crash_share, mute_share
         self.dud_share = dud_share
         """Of instances: never boot, so that not even their timer ends them."""
+        self.stall_share = stall_share
+        """Their last checkpoint takes so long that a successor claims the chain meanwhile."""
 
 
 class SimulatedAgent:
@@ -70,6 +73,8 @@ class SimulatedAgent:
         self.handover_at: datetime | None = None
         self.report: ExitReport | None = None
         self._reported = False
+        self.was_fenced = False
+        """Whether it wanted to write when a newer attempt had the claim."""
         self._is_only_agent: bool | None = None
         self._knows_it_is_wanted = False
         self._beats = 0
@@ -88,6 +93,8 @@ class SimulatedAgent:
         self._mute_after = (
             bad_step if work.crash_share <= draw < work.crash_share + work.mute_share else None
         )
+        is_stalled = self._random.random() < work.stall_share
+        self._drain_s = 2 * HANDOVER_PATIENCE_S if is_stalled else work.checkpoint_s
 
     def see_through(self, storage: Storage) -> None:
         """How the instance reaches the storage."""
@@ -121,6 +128,7 @@ class SimulatedAgent:
         try:
             self._tick()
         except ClaimLost:
+            self.was_fenced = True
             self._end(Ending(code=None, superseded=True))
         except StorageUnavailable:
             return
@@ -144,7 +152,7 @@ class SimulatedAgent:
             if self.progress.step is None:
                 self._end(Ending(code=None))
             else:
-                self._saving_until = self.now + timedelta(seconds=self.work.checkpoint_s)
+                self._saving_until = self.now + timedelta(seconds=self._drain_s)
         elif self.phase == "training":
             self._train()
         elif self.now >= self._ready_at:

@@ -24,8 +24,11 @@ from spotfirst.errors import StorageUnavailable
 from spotfirst.storage import Storage
 
 _T = TypeVar("_T")
-_GRAVE = {"CreateFleet", "TerminateInstances"}
-"""Calls of which there are few, and that must not be done twice, or not at all."""
+_GRAVE = {
+    "CreateFleet", "TerminateInstances", "CreateLaunchTemplate", "DeleteLaunchTemplate", "create",
+}  # fmt: skip
+"""Calls of which there are few, and that must not be done twice, or not at all. The last one is
+the storage's, by which journal and chain grow."""
 _GRAVE_FACTOR = 3
 _ENDPOINT = "https://ec2.us-east-1.amazonaws.com/"
 

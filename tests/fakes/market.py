@@ -55,6 +55,12 @@ class PoolMarket:
             )
         self._times = [since for since, _ in self.prices]
 
+    def close_until(self, seconds: float) -> None:
+        """No spot before then, and some then."""
+        before = bisect_right(self._changes, seconds)
+        later = self._changes[before:]
+        self._changes = [0.0, seconds, *later[before % 2 :]]
+
     def has_spot(self, now: datetime) -> bool:
         """Whether a spot instance can be had."""
         return bisect_right(self._changes, (now - self._start).total_seconds()) % 2 == 0

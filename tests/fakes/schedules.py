@@ -39,12 +39,14 @@ class Outcome:
         """Instances of attempts that were given up, whose launcher died before it could tell."""
         self.untold_usd = Decimal(0)
         self.reaped = 0
+        self.fenced = 0
+        """Attempts that wanted to commit when a newer one had the claim."""
         self.violations: list[str] = []
 
 
 def world_of(seed: int) -> World:
     """The world of a seed: from calm to rough, in all ways at once."""
-    draw = random.Random(f"schedule/{seed}")
+    draw, extra = random.Random(f"schedule/{seed}"), random.Random(f"schedule/{seed}/extra")
     rough = draw.choice((0.0, 0.3, 1.0))
 
     def rate(most: float) -> float:
@@ -75,13 +77,22 @@ def world_of(seed: int) -> World:
         crash_share=rate(0.1),
         mute_share=rate(0.2),
         dud_share=rate(0.25),
+        stall_share=extra.choice((0.0, 0.5)),
     )
+    moves = extra.random() < 0.12
+    if moves:  # a first instance on demand, whose last checkpoint comes after its successor's claim
+        work.total_steps, work.step_s, work.stall_share = 150, 10.0, 1.0
     rates = Rates(refused=rate(0.1), lost=rate(0.1), died=rate(0.05), held_up=rate(0.01))
+    if extra.random() < 0.3:
+        rates.died = 0.0  # nobody begins anew: what a process gets wrong for good, stays wrong
     agent_rates = Rates(refused=rate(0.1), lost=rate(0.1))
     more: dict[str, Any] = {}
     if draw.random() < 0.15:
         more["budget_usd"] = Decimal(draw.choice(("0.05", "0.2", "0.6")))
     policy = draw.choice(("fallback", "fallback", "fallback", "spot_only", "on_demand"))
+    policy_options = {"return_after_s": 300.0} if policy == "fallback" else {}
+    if moves:
+        policy, policy_options = "fallback", {"return_after_s": 30.0, "no_capacity_s": 0.0}
     if draw.random() < 0.2:
         more["max_life_s"] = draw.choice((900.0, 3600.0))
     world = World(
@@ -92,7 +103,7 @@ def world_of(seed: int) -> World:
         rates=rates,
         agent_rates=agent_rates,
         policy=policy,
-        policy_options={"return_after_s": 300.0} if policy == "fallback" else {},
+        policy_options=policy_options,
         tick_s=draw.choice((1, 2, 5, 5)),
         zones=draw.choice((1, 2, 3)),
         script_retries=draw.choice((0, 5)),
@@ -100,6 +111,9 @@ def world_of(seed: int) -> World:
         span_s=LIMIT_S,
         **more,
     )
+    if moves:
+        for market in world.cloud.pools.values():
+            market.close_until(300.0)
     if draw.random() < 0.25:
         world.stop_at = world.now + timedelta(
             seconds=draw.choice((0, 20, 300, 800)) + draw.random()
@@ -140,6 +154,7 @@ def play(seed: int, *, limit_s: int = LIMIT_S) -> Outcome:
         outcome.calls = world.cloud.calls.total()
         outcome.simulated_s = world.clock.since_start_s
         outcome.reaped = world.reaped
+        outcome.fenced = sum(agent.was_fenced for agent in world.agents.values())
     finally:
         world.close()
     return outcome
@@ -155,11 +170,15 @@ def _run(world: World, limit_s: int) -> None:
             world.broken.append(f"not over {elapsed_s:.0f} s after its start")
             return
         world.tick()
-    # What comes late: a controller that was held up, an orphan that the reaper has yet to see.
-    world.disarm()
-    for _ in range(int((GRACE_S + SLACK_S) / world.tick_s)):
+    # What comes late: a controller that was held up, an orphan or a template that the reaper has
+    # yet to see.
+    world.outage = None
+    over_at = world.now
+    while (late_s := (world.now - over_at).total_seconds()) < GRACE_S + SLACK_S:
+        if late_s >= GRACE_S:
+            world.disarm()
         world.tick()
-        if not world.cloud.running():
+        if not world.cloud.running() and not world.cloud.templates:
             break
 
 
@@ -208,6 +227,7 @@ def _one_committer(world: World, state: RunState) -> list[str]:
 
 def _nothing_runs(world: World, state: RunState) -> list[str]:
     found = [f"{i.instance_id} still runs" for i in world.cloud.running()]
+    found += [f"the launch template {name} is left" for name in world.cloud.templates]
     if not state.is_final:
         found.append(f"the run is {state.phase}")
     return found

@@ -6,14 +6,17 @@ The seeds are Hypothesis's: of one that fails it prints the seed, and
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.schedules import play, world_of
+from tests.fleets.ec2 import planted
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,6 +48,41 @@ def test_schedules_are_of_many_kinds_and_reach_their_end() -> None:
     assert kinds == {"refused", "lost", "died", "held up"}
     assert any(outcome.interrupted for outcome in outcomes)
     assert sum(outcome.exact for outcome in outcomes) > 5
+
+
+@pytest.mark.parametrize(
+    ("plant", "seed", "finding"),
+    [
+        (planted.no_fence, 405, "wrote while attempt"),
+        (planted.no_token, 439, "2 instances"),
+        (planted.hasty, 403, "was said to have ended"),
+        (planted.all_paid, 406, "truly \\$0"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_a_planted_bug_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[pytest.MonkeyPatch], None],
+    seed: int,
+    finding: str,
+) -> None:
+    """The checks can fail. From that seed on: which one shows it first changes with each call."""
+    plant(monkeypatch)
+    outcomes = (play(each) for each in range(seed, seed + 150))
+    assert any(re.search(finding, "; ".join(outcome.violations)) for outcome in outcomes)
+
+
+def _moving(seed: int) -> Iterator[int]:
+    for each in itertools.count(seed):
+        world = world_of(each)
+        world.close()
+        if world.work.stall_share == 1.0:
+            yield each
+
+
+def test_the_schedules_reach_what_must_hold_there() -> None:
+    """Seeds in which an instance is replaced while its last checkpoint is under way."""
+    assert any(play(seed).fenced for seed in itertools.islice(_moving(400), 20))
 
 
 def test_an_instance_that_nobody_owns_is_found_out() -> None:
