@@ -93,6 +93,20 @@ def test_an_instance_uses_objects_below_its_prefix_only(
         assert decide(instance, f"s3:{action}", elsewhere) == "implicitDeny"
 
 
+@pytest.mark.parametrize("storage", ["spotfirst", "spotfirst/team/one"])
+@pytest.mark.parametrize("name", ["0123456789abcdef0123-cp312.json", "0123456789abcdef0123-cp312/a.whl"])  # fmt: skip
+def test_an_instance_cannot_change_what_later_ones_install(
+    stack: Stack, instance: Statements, controller: Statements, storage: str, name: str
+) -> None:
+    wheels = f"arn:aws:s3:::{stack.bucket}/{storage}/wheelhouse/{name}"
+    for action in ("s3:PutObject", "s3:DeleteObject"):
+        assert decide(instance, action, wheels) == "explicitDeny"
+        assert decide(controller, action, wheels) == "allowed"
+    assert decide(instance, "s3:GetObject", wheels) == "allowed"
+    own = f"arn:aws:s3:::{stack.bucket}/{storage}/runs/a/checkpoints/wheelhouse/x"
+    assert decide(instance, "s3:PutObject", own) == "allowed"
+
+
 def test_an_instance_lists_its_prefix_only(stack: Stack, instance: Statements) -> None:
     bucket = f"arn:aws:s3:::{stack.bucket}"
     for prefix, decision in (("spotfirst/runs/", "allowed"), ("other/", "implicitDeny")):

@@ -91,6 +91,12 @@ def test_a_wrong_option_is_named(
     assert (check.verdict, fix in check.fix) == (verdict, True), check
 
 
+def test_an_image_that_spotfirsts_wheels_do_not_run_on_fails(world: World) -> None:
+    world.types, world.options["ami"] = ("g5g.xlarge",), ARM_AMI
+    check = world.ask()["AMI"]
+    assert (check.verdict, "x86_64" in check.fix) == ("failed", True), check
+
+
 def test_types_that_do_not_exist(world: World) -> None:
     world.types = ("g9.huge",)
     check = world.ask()["instance types"]
@@ -173,6 +179,7 @@ def test_keeping_needs_to_mark_instances(world: World) -> None:
     ("service", "method", "action", "name"),
     [
         ("ec2", "describe_route_tables", "ec2:DescribeRouteTables", "way to S3"),
+        ("ec2", "describe_vpc_endpoints", "ec2:DescribeVpcEndpoints", "way to S3"),
         ("ec2", "describe_security_groups", "ec2:DescribeSecurityGroups", "security groups"),
         ("service-quotas", "get_service_quota", "servicequotas:GetServiceQuota", "quota, spot"),
         ("iam", "get_instance_profile", "iam:GetInstanceProfile", "instance profile"),
@@ -226,6 +233,17 @@ def test_without_a_region_it_says_where_to_give_one() -> None:
     doctor = Ec2Doctor({}, storage_url="s3://b/p", opener=lambda url: open_storage("memory://x"))
     [check] = doctor.steps()[0].run()
     assert (check.verdict, "region" in check.fix) == ("failed", True), check
+
+
+def test_without_boto3_it_says_what_to_install(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(service: str, region: str = "") -> Any:
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    monkeypatch.setattr(world.aws, "client", lacking)
+    check = world.ask()["credentials"]
+    assert (check.verdict, "pip install boto3" in check.fix) == ("failed", True), check
 
 
 def test_roots_keys_are_a_warning(world: World) -> None:

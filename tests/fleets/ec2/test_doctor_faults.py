@@ -25,6 +25,21 @@ def _private(world: World) -> None:
         )
 
 
+def _endpoint_of_another_service(world: World) -> None:
+    """The route of DynamoDB's gateway endpoint looks as that of S3's."""
+    _no_way_out(world)
+    ec2 = world.client("ec2")
+    tables = [
+        table["RouteTableId"]
+        for table in ec2.describe_route_tables()["RouteTables"]
+        if any("SubnetId" in each for each in table["Associations"])
+    ]
+    ec2.create_vpc_endpoint(
+        VpcId=world.stack.vpc, ServiceName="com.amazonaws.us-east-1.dynamodb",
+        VpcEndpointType="Gateway", RouteTableIds=tables,
+    )  # fmt: skip
+
+
 def _only_s3_and_an_index(world: World) -> None:
     _private(world)
     world.options |= {"pip_install": ["x"], "pip_index": "https://pypi.org/simple"}
@@ -147,6 +162,29 @@ def _lifecycle_of_another_prefix(world: World) -> None:
     )
 
 
+def _lifecycle(world: World, **rule: object) -> None:
+    abort = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
+    rules = [
+        {"ID": "tidy", "Status": "Enabled", "Filter": {"Prefix": ""}, **abort},
+        {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": ""}, **rule},
+    ]
+    world.client("s3").put_bucket_lifecycle_configuration(
+        Bucket=world.stack.bucket, LifecycleConfiguration={"Rules": rules}
+    )
+
+
+def _checkpoints_expire(world: World) -> None:
+    _lifecycle(world, Expiration={"Days": 3})
+
+
+def _checkpoints_expire_late(world: World) -> None:
+    _lifecycle(world, Filter={"Prefix": "spotfirst/runs/"}, Expiration={"Days": 90})
+
+
+def _checkpoints_are_archived(world: World) -> None:
+    _lifecycle(world, Transitions=[{"Days": 7, "StorageClass": "GLACIER"}])
+
+
 def _bucket_elsewhere(world: World) -> None:
     world.client("s3").create_bucket(
         Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
@@ -156,6 +194,14 @@ def _bucket_elsewhere(world: World) -> None:
 
 def _nobody_sends(world: World) -> None:
     world.stack.set_queue(Policy=json.dumps({"Version": "2012-10-17", "Statement": []}))
+
+
+def _nobody_may_send(world: World) -> None:
+    only_reads = {
+        "Effect": "Allow", "Principal": {"Service": "events.amazonaws.com"},
+        "Action": "sqs:ReceiveMessage", "Resource": "*",
+    }  # fmt: skip
+    world.stack.set_queue(Policy=json.dumps({"Version": "2012-10-17", "Statement": only_reads}))
 
 
 def _queue_in_the_clear(world: World) -> None:
@@ -210,6 +256,7 @@ def _local_storage(world: World) -> None:
     ("plant", "name", "verdict", "fix"),
     [
         (_no_way_out, "way to S3", "failed", "RouteTableIds=rtb-"),
+        (_endpoint_of_another_service, "way to S3", "failed", "RouteTableIds=rtb-"),
         (_only_s3_and_an_index, "way to S3", "warning", "NAT"),
         (_through_nat, "way to S3", "warning", "free"),
         (_open_port, "security groups", "warning", "revoke-security-group-ingress"),
@@ -229,8 +276,12 @@ def _local_storage(world: World) -> None:
         (_versioned, "bucket versioning", "warning", "NoncurrentVersionExpiration"),
         (_no_lifecycle, "bucket lifecycle", "warning", "AbortIncompleteMultipartUpload"),
         (_lifecycle_of_another_prefix, "bucket lifecycle", "warning", "Abort"),
+        (_checkpoints_expire, "bucket lifecycle", "failed", "exclude s3://"),
+        (_checkpoints_expire_late, "bucket lifecycle", "warning", "exclude s3://"),
+        (_checkpoints_are_archived, "bucket lifecycle", "failed", "exclude s3://"),
         (_bucket_elsewhere, "bucket region", "warning", "eu-west-1"),
         (_nobody_sends, "queue settings", "failed", "events.amazonaws.com"),
+        (_nobody_may_send, "queue settings", "failed", "events.amazonaws.com"),
         (_queue_in_the_clear, "queue settings", "warning", "SqsManagedSseEnabled"),
         (_no_rule, "event rules", "failed", "InterruptionRule"),
         (_no_rebalance_rule, "event rules", "warning", "RebalanceRule"),
@@ -248,6 +299,39 @@ def test_a_planted_fault_is_reported_with_its_fix(
     plant(world)
     check = world.ask()[name]
     assert (check.verdict, fix in check.fix) == (verdict, True), check
+
+
+def test_an_interface_endpoint_is_a_way_to_s3(world: World) -> None:
+    _no_way_out(world)
+    world.client("ec2").create_vpc_endpoint(
+        VpcId=world.stack.vpc, ServiceName="com.amazonaws.us-east-1.s3",
+        VpcEndpointType="Interface", SubnetIds=world.options["subnets"], PrivateDnsEnabled=True,
+    )  # fmt: skip
+    assert world.ask()["way to S3"].verdict == "ok"
+
+
+def test_rules_for_other_objects_leave_checkpoints_alone(world: World) -> None:
+    for chosen in ({"Prefix": "elsewhere/"}, {"Tag": {"Key": "temporary", "Value": "yes"}}):
+        _lifecycle(world, Filter=chosen, Expiration={"Days": 1})
+        assert world.ask()["bucket lifecycle"].verdict == "ok"
+    _lifecycle(world, Transitions=[{"Days": 30, "StorageClass": "STANDARD_IA"}])
+    assert world.ask()["bucket lifecycle"].verdict == "ok"
+
+
+def test_a_policy_with_one_statement_is_read(world: World) -> None:
+    bucket = f"arn:aws:s3:::{world.stack.bucket}"
+    secure = {
+        "Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": [bucket, f"{bucket}/*"],
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    }  # fmt: skip
+    world.client("s3").put_bucket_policy(
+        Bucket=world.stack.bucket,
+        Policy=json.dumps({"Version": "2012-10-17", "Statement": secure}),
+    )
+    sends = {"Effect": "Allow", "Principal": "*", "Action": "SQS:SendMessage", "Resource": "*"}
+    world.stack.set_queue(Policy=json.dumps({"Version": "2012-10-17", "Statement": sends}))
+    checks = world.ask()
+    assert (checks["bucket TLS only"].verdict, checks["queue settings"].verdict) == ("ok", "ok")
 
 
 def test_ending_is_asked_of_a_real_instance_where_there_is_one(world: World) -> None:

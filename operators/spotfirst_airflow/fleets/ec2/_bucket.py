@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import msgspec
+from typing import Any, Literal
 
 from spotfirst_airflow.fleets.checks import Check
-from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, unlooked
+from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, statements, unlooked
 
 __all__ = ["check_bucket"]
 
@@ -70,14 +68,13 @@ def _privacy(look: Examination) -> Check:
 
 
 def _transport(look: Examination) -> Check:
-    policy: dict[str, Any] = {}
+    policy = ""
     try:
-        answer = look.ask("s3", "get_bucket_policy", Bucket=look.bucket)
-        policy = msgspec.json.decode(answer["Policy"])
+        policy = look.ask("s3", "get_bucket_policy", Bucket=look.bucket)["Policy"]
     except Refused as error:
         if error.code != "NoSuchBucketPolicy":
             raise
-    for statement in policy.get("Statement", []):
+    for statement in statements(policy):
         asked = statement.get("Condition", {}).get("Bool", {}).get("aws:SecureTransport")
         if statement.get("Effect") == "Deny" and str(asked).lower() == "false":
             return Check(name="bucket TLS only", verdict="ok", found="plain HTTP is refused")
@@ -118,6 +115,14 @@ def _versioning(look: Examination) -> Check:
 
 def _lifecycle(look: Examination) -> Check:
     name = "bucket lifecycle"
+    ages = {str(r.get("ID", "?")): _taken_after(r) for r in _rules(look, partly=True)}
+    taken = {rule: days for rule, days in ages.items() if days is not None}
+    if taken:
+        rules, days = ", ".join(taken), min(taken.values())
+        found = f"{rules}: after {days} days it takes away what runs need, checkpoints and models"
+        fix = f"exclude {look.storage_url} from the rule, and give runs a retention instead"
+        verdict: Literal["failed", "warning"] = "failed" if days < _LONG_DAYS else "warning"
+        return Check(name=name, verdict=verdict, found=found, fix=fix)
     if any("AbortIncompleteMultipartUpload" in rule for rule in _rules(look)):
         return Check(name=name, verdict="ok", found="incomplete uploads are aborted")
     found = "parts of uploads that a killed instance left are kept, unseen, and paid for"
@@ -125,8 +130,26 @@ def _lifecycle(look: Examination) -> Check:
     return Check(name=name, verdict="warning", found=found, fix=fix)
 
 
-def _rules(look: Examination) -> list[dict[str, Any]]:
-    """The rules that are on and hold for the storage."""
+_READABLE = {"STANDARD_IA", "INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR"}
+"""Classes of storage from which an object is read as before."""
+
+
+_LONG_DAYS = 30
+"""Longer than nearly any run, whose checkpoint may be as old as itself."""
+
+
+def _taken_after(rule: dict[str, Any]) -> int | None:
+    """The age at which objects cannot be read any more, if any. Ours have no tags."""
+    chosen = rule.get("Filter", {})
+    if "Tag" in chosen or chosen.get("And", {}).get("Tags"):
+        return None
+    moves = [m for m in rule.get("Transitions", []) if m.get("StorageClass") not in _READABLE]
+    ends = [each for each in (rule.get("Expiration", {}), *moves) if {"Days", "Date"} & set(each)]
+    return min((int(each.get("Days", 0)) for each in ends), default=None)
+
+
+def _rules(look: Examination, *, partly: bool = False) -> list[dict[str, Any]]:
+    """The rules that are on and hold for the storage, or ``partly``: for some of it."""
     try:
         answer = look.ask("s3", "get_bucket_lifecycle_configuration", Bucket=look.bucket)
     except Refused as error:
@@ -134,9 +157,12 @@ def _rules(look: Examination) -> list[dict[str, Any]]:
             raise
         return []
     prefix = look.storage_url.partition("://")[2].partition("/")[2]
-    return [
-        rule
-        for rule in answer["Rules"]
-        if rule.get("Status") == "Enabled"
-        and f"{prefix}/".startswith(rule.get("Filter", rule).get("Prefix", "") or "")
-    ]
+    ours = f"{prefix}/" if prefix else ""
+    found = []
+    for rule in answer["Rules"]:
+        chosen = rule.get("Filter", rule)
+        theirs = chosen.get("And", chosen).get("Prefix") or ""
+        holds = ours.startswith(theirs) or (partly and theirs.startswith(ours))
+        if rule.get("Status") == "Enabled" and holds:
+            found.append(rule)
+    return found

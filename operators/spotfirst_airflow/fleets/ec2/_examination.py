@@ -8,12 +8,14 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
+import msgspec
+
 from spotfirst.errors import FleetUnavailable, SpotfirstError
 from spotfirst_airflow.fleets.checks import Check
 from spotfirst_airflow.fleets.ec2.aws import Aws, call
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
 
-__all__ = ["STATEMENTS", "Examination", "Refused", "allow", "unlooked"]
+__all__ = ["STATEMENTS", "Examination", "Refused", "allow", "statements", "unlooked"]
 
 STATEMENTS = {
     "ec2:DescribeImages": "Look",
@@ -25,6 +27,7 @@ STATEMENTS = {
     "ec2:DescribeSubnets": "Look",
     "ec2:DescribeRouteTables": "DoctorNetwork",
     "ec2:DescribeSecurityGroups": "DoctorNetwork",
+    "ec2:DescribeVpcEndpoints": "DoctorNetwork",
     "ec2:CreateFleet": "LaunchTagged",
     "ec2:CreateLaunchTemplate": "Templates",
     "ec2:CreateTags": "TagAtCreation",
@@ -182,6 +185,12 @@ def allow(action: str) -> str:
     statement = STATEMENTS.get(action)
     where = f": statement {statement} of deploy/aws.yaml" if statement else ""
     return f"allow {action or 'the call'} to the controller's role{where}"
+
+
+def statements(policy: str) -> list[dict[str, Any]]:
+    """Those of a policy's text: it may have a single one without a list."""
+    found = (msgspec.json.decode(policy) if policy else {}).get("Statement", [])
+    return [found] if isinstance(found, dict) else list(found)
 
 
 def unlooked(name: str, error: Refused) -> Check:

@@ -122,16 +122,17 @@ def check_routes(look: Examination) -> list[Check]:
     if not look.subnets:
         return [Check(name=name, verdict="skipped", found="no subnets to look at")]
     network = look.subnets[0]["VpcId"]
-    tables = look.ask_all(
-        "ec2", "describe_route_tables", "RouteTables",
-        Filters=[{"Name": "vpc-id", "Values": [network]}],
-    )  # fmt: skip
+    within = [{"Name": "vpc-id", "Values": [network]}]
+    tables = look.ask_all("ec2", "describe_route_tables", "RouteTables", Filters=within)
+    through, everywhere = _endpoints(look, within)
     lost, billed, closed = [], [], []
     for subnet in look.subnets:
         table = _table_of(subnet["SubnetId"], tables)
         kinds = {
             _kind(route) for route in table.get("Routes", []) if route.get("State") != "blackhole"
         }
+        if everywhere or table.get("RouteTableId") in through:
+            kinds.add("s3")
         outside = "nat" in kinds or ("internet" in kinds and subnet.get("MapPublicIpOnLaunch"))
         if "s3" not in kinds and not outside:
             lost.append((subnet["SubnetId"], table.get("RouteTableId", "its route table")))
@@ -156,6 +157,22 @@ def check_routes(look: Examination) -> list[Check]:
     return [Check(name=name, verdict="ok", found=f"from all {len(look.subnets)} subnets")]
 
 
+def _endpoints(look: Examination, within: list[dict[str, Any]]) -> tuple[set[str], bool]:
+    """The route tables with S3's gateway endpoint; whether an interface endpoint has its names."""
+    tables: set[str] = set()
+    everywhere = False
+    for found in look.ask_all("ec2", "describe_vpc_endpoints", "VpcEndpoints", Filters=within):
+        if not found["ServiceName"].endswith(f".{look.aws.region}.s3"):
+            continue  # a route to another one, such as DynamoDB's, looks the same
+        if str(found.get("State", "")).lower() != "available":
+            continue
+        tables |= set(found.get("RouteTableIds", []))
+        everywhere |= found.get("VpcEndpointType") == "Interface" and bool(
+            found.get("PrivateDnsEnabled")
+        )
+    return tables, everywhere
+
+
 def _table_of(subnet_id: str, tables: list[Any]) -> dict[str, Any]:
     """The subnet's own route table, or else the VPC's main one."""
     for table in tables:
@@ -166,12 +183,9 @@ def _table_of(subnet_id: str, tables: list[Any]) -> dict[str, Any]:
 
 
 def _kind(route: dict[str, Any]) -> str:
-    gateway = route.get("GatewayId", "")
-    if gateway.startswith("vpce-"):
-        return "s3"
     if route.get("DestinationCidrBlock") != "0.0.0.0/0":
         return "near"
-    return "internet" if gateway.startswith("igw-") else "nat"
+    return "internet" if route.get("GatewayId", "").startswith("igw-") else "nat"
 
 
 def check_types(look: Examination) -> list[Check]:
@@ -239,6 +253,10 @@ def check_image(look: Examination) -> list[Check]:
     ]
     if wrong:
         found = f"{image_id} is for {image['Architecture']}, and {', '.join(wrong)} is not"
+        return [Check(name=name, verdict="failed", found=found, fix=fix)]
+    if image.get("Architecture", "x86_64") != "x86_64":
+        found = f"{image_id} is for {image['Architecture']}, and Spotfirst's wheels are for x86_64"
+        fix = "give the fleet option ami and instance types of x86_64"
         return [Check(name=name, verdict="failed", found=found, fix=fix)]
     title = image.get("Name", "")
     return [Check(name=name, verdict="ok", found=f"{image_id} {title}".strip())]

@@ -7,7 +7,13 @@ from typing import Any
 import msgspec
 
 from spotfirst_airflow.fleets.checks import Check
-from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, allow, unlooked
+from spotfirst_airflow.fleets.ec2._examination import (
+    Examination,
+    Refused,
+    allow,
+    statements,
+    unlooked,
+)
 
 __all__ = ["check_queue"]
 
@@ -70,8 +76,8 @@ def _may_read(look: Examination, url: str) -> Check:
 
 def _properties(look: Examination, attributes: dict[str, str]) -> Check:
     name = "queue settings"
-    policy = msgspec.json.decode(attributes.get("Policy") or "{}")
-    if not any(_lets_events_in(statement) for statement in policy.get("Statement", [])):
+    policy = statements(attributes.get("Policy", ""))
+    if not any(_lets_events_in(statement) for statement in policy):
         found = "its policy does not let EventBridge send, so it stays empty"
         fix = "allow sqs:SendMessage to events.amazonaws.com, as QueuePolicy of deploy/aws.yaml"
         return Check(name=name, verdict="failed", found=found, fix=fix)
@@ -92,10 +98,18 @@ def _properties(look: Examination, attributes: dict[str, str]) -> Check:
 
 
 def _lets_events_in(statement: dict[str, Any]) -> bool:
+    actions = {action.lower() for action in _listed(statement.get("Action", []))}
+    if statement.get("Effect") != "Allow" or not actions & {"sqs:sendmessage", "sqs:*", "*"}:
+        return False
     principal = statement.get("Principal", {})
-    services = principal.get("Service", []) if isinstance(principal, dict) else []
-    services = [services] if isinstance(services, str) else services
-    return statement.get("Effect") == "Allow" and "events.amazonaws.com" in services
+    if not isinstance(principal, dict):
+        return bool(principal == "*")
+    services = _listed(principal.get("Service", []))
+    return "events.amazonaws.com" in services or "*" in _listed(principal.get("AWS", []))
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def _feeds(look: Examination, arn: str) -> Check:

@@ -149,6 +149,10 @@ def _check_caller(look: Examination) -> list[Check]:
 
 def _credentials_fix(error: Refused) -> str:
     text = str(error)
+    if "No module named" in text:
+        return (
+            "pip install boto3 where the doctor runs, and where Airflow's workers and triggerer do"
+        )
     if "region" in text and not error.code:
         return "give --fleet-option region=…, or set AWS_REGION"
     if error.code in {"ExpiredToken", "ExpiredTokenException"}:
