@@ -4,7 +4,8 @@ Prices were frozen into the journal when the instance was launched, so a report 
 later. A run's cost is the sum of what its charges say, each rounded to a hundredth of a cent.
 
 Billing rules (AWS, "Billing for interrupted Spot Instances"): a spot instance that AWS takes back
-within its first hour is free; otherwise the seconds used are paid, on demand as well.
+within its first hour is free; otherwise the seconds used are paid, on demand as well. A minimum of
+a minute, of which only others tell, is not counted.
 """
 
 from __future__ import annotations

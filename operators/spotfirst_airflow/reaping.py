@@ -163,14 +163,17 @@ class _Owners:
         return here and is_run_id(tags.get(RUN_TAG, ""))
 
     def are_over(self, tags: Mapping[str, str]) -> bool:
-        """Whether the tags name a run of this storage that is over, with no instance left."""
+        """Whether the tags name a run of this storage that is over, with no instance left.
+
+        So is one whose files are gone: a run is created before anything is made for it.
+        """
         if not self.are_ours(tags):
             return False
         try:
             state = self.state(tags[RUN_TAG])
         except FormatError:
             return False
-        return state.is_final and not state.open_attempts
+        return (state.is_final or not state.seq) and not state.open_attempts
 
     def state(self, run_id: str) -> RunState:
         if run_id not in self._states:

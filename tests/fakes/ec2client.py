@@ -315,25 +315,6 @@ class FakeEc2(AccountCalls):
 
         return self._call("TerminateInstances", parameters, apply)
 
-    def stop_instances(self, **parameters: Any) -> dict[str, Any]:
-        def apply() -> dict[str, Any]:
-            self._require("StopInstances", parameters["InstanceIds"])
-            instances = [self.cloud.instances[name] for name in parameters["InstanceIds"]]
-            if any(instance.spot for instance in instances):
-                raise client_error(
-                    "UnsupportedOperation",
-                    "You can't stop the Spot Instance because it is associated with a one-time "
-                    "Spot Instance request.",
-                    "StopInstances",
-                )
-            return {
-                "StoppingInstances": [
-                    self._change(instance, "stopping", CloudInstance.stop) for instance in instances
-                ]
-            }
-
-        return self._call("StopInstances", parameters, apply)
-
     def _change(
         self, instance: CloudInstance, name: str, change: Callable[[CloudInstance], None]
     ) -> dict[str, Any]:

@@ -524,6 +524,17 @@ def test_an_instance_is_kept_by_a_tag_and_the_way_in_is_told(world: World) -> No
     assert datetime.fromisoformat(owned.tags["spotfirst:keep-until"]) == until
 
 
+def test_a_lost_answer_to_the_mark_is_repaired_by_repeating(world: World) -> None:
+    fleet = world.fleet(on_failure="keep", keep_h=2)
+    fleet.launch(request())
+    world.faults.after("CreateTags", silence())
+    with pytest.raises(FleetUnavailable):
+        fleet.keep("token-1", until=NOW)
+    fleet.keep("token-1", until=NOW)
+    [owned] = fleet.owned()
+    assert datetime.fromisoformat(owned.tags["spotfirst:keep-until"]) == NOW
+
+
 def test_what_is_gone_cannot_be_kept(world: World) -> None:
     fleet = world.fleet()
     fleet.launch(request())
@@ -537,6 +548,19 @@ def test_templates_of_runs_that_are_over_are_tidied_away(world: World) -> None:
     fleet.launch(request())
     assert fleet.tidy(lambda tags: tags["spotfirst:run"] == "run-1") == 1
     assert not world.cloud.templates
+
+
+def test_a_lost_answer_to_the_deletion_of_a_template_is_repaired_by_repeating(world: World) -> None:
+    fleet = world.fleet()
+    for run in ("run-1", "run-2"):
+        fleet.launch(request(run, run_id=run))
+    world.faults.after("DeleteLaunchTemplate", silence())
+    with pytest.raises(FleetUnavailable):
+        fleet.tidy(lambda _: True)
+    assert fleet.tidy(lambda _: True) == 1
+    assert not world.cloud.templates
+    fleet.launch(request("token-3", run_id="run-1"))  # and is made again when it is needed
+    assert len(world.cloud.templates) == 1
 
 
 # -- on the wire ----------------------------------------------------------------------------------
