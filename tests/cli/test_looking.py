@@ -94,6 +94,11 @@ def test_stop_waits_until_every_instance_is_gone(shell: Shell) -> None:
     assert "stopped: enough" in told
 
 
+def test_reap_takes_the_fleet_options_that_a_run_has(shell: Shell) -> None:
+    words = ["--fleet-option", 'market={"kind": "calm"}']
+    assert shell.ok("reap", *words) == "no instances are running\n"
+
+
 def test_reap_ends_what_no_live_run_owns_and_nothing_else(shell: Shell) -> None:
     storage = open_storage(str(shell.storage))
     fleet = LocalFleet(

@@ -10,7 +10,13 @@ import pytest
 
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
-from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs, read_spec_file
+from spotfirst_airflow.cli._specfile import (
+    assign,
+    make_request,
+    parse_fleet_options,
+    parse_pairs,
+    read_spec_file,
+)
 
 YAML = """
 command: [python, train.py]
@@ -110,3 +116,12 @@ def test_set_goes_into_depth_and_reads_json_but_leaves_variables_text() -> None:
         "script_retries": 3,
         "fleet_options": {"notice_s": 5, "market": {"kind": "calm"}},
     }
+
+
+def test_fleet_options_are_those_of_a_spec() -> None:
+    pairs = ["region=eu-west-1", "subnets=subnet-1, subnet-2", "volume_gb=200"]
+    pairs += ['requirements={"gpus": 1}', "python_versions=3.10", 'security_groups=["sg-1"]']
+    assert parse_fleet_options(pairs) == {
+        "region": "eu-west-1", "subnets": ["subnet-1", "subnet-2"], "volume_gb": 200,
+        "requirements": {"gpus": 1}, "python_versions": ["3.10"], "security_groups": ["sg-1"],
+    }  # fmt: skip

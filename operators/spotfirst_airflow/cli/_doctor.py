@@ -18,7 +18,7 @@ from spotfirst_airflow.cli._common import (
     stderr,
     stdout,
 )
-from spotfirst_airflow.cli._specfile import assign, parse_pairs
+from spotfirst_airflow.cli._specfile import parse_fleet_options
 from spotfirst_airflow.fleets.base import fleet_class
 from spotfirst_airflow.fleets.checks import Check, Step, check_storage, check_storage_clock
 from spotfirst_airflow.submission import storage_environment
@@ -26,7 +26,6 @@ from spotfirst_airflow.submission import storage_environment
 __all__ = ["doctor"]
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
-_LISTS = ("subnets", "security_groups", "pip_install", "python_versions")
 
 
 def doctor(
@@ -56,7 +55,7 @@ def doctor(
 
         spotfirst doctor --fleet-option region=eu-west-1 --instance-types g6.xlarge,g5.xlarge
     """
-    options = _options(fleet_option or [])
+    options = parse_fleet_options(fleet_option or [])
     types = [name.strip() for text in instance_types or [] for name in text.split(",")]
     steps = _steps(fleet, options, storage, [name for name in types if name])
     checks = _run(steps)
@@ -66,18 +65,6 @@ def doctor(
         _print(checks)
     if any(check.verdict == "failed" for check in checks):
         raise typer.Exit(FAILED)
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """Fleet options as a spec has them; a list may be given as JSON, or with commas."""
-    named = parse_pairs(pairs, "--fleet-option")
-    lists = {n: named.pop(n) for n in _LISTS if n in named and not named[n].startswith("[")}
-    options: dict[str, Any] = {}
-    assign(options, named)
-    for name, text in lists.items():
-        # As text: JSON would read the version 3.10 as 3.1.
-        options[name] = [part.strip() for part in text.split(",") if part.strip()]
-    return options
 
 
 def _steps(fleet: str, options: dict[str, Any], storage: str, types: list[str]) -> list[Step]:

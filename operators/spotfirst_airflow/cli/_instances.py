@@ -23,7 +23,7 @@ from spotfirst_airflow.cli._common import (
     stderr,
     stdout,
 )
-from spotfirst_airflow.cli._specfile import parse_pairs
+from spotfirst_airflow.cli._specfile import parse_fleet_options
 from spotfirst_airflow.cli.display import Display
 from spotfirst_airflow.cli.watching import Watcher
 from spotfirst_airflow.fleets.base import load_fleet
@@ -74,9 +74,10 @@ def stop(
 def reap(
     *,
     storage: StorageOption = "",
-    fleet: Annotated[str, typer.Option(help="Whose instances.")] = "local",
+    fleet: Annotated[str, typer.Option(help="Whose instances: ec2 or local.")] = "local",
     fleet_option: Annotated[
-        list[str] | None, typer.Option("--fleet-option", help="NAME=VALUE, such as root=/path.")
+        list[str] | None,
+        typer.Option("--fleet-option", help="NAME=VALUE, such as region=eu-west-1; repeat."),
     ] = None,
     grace: Annotated[
         float, typer.Option(help="Spare what is nobody's for less than this, in seconds.", min=0)
@@ -90,14 +91,16 @@ def reap(
     for less than the grace time, when it is kept for debugging, and when its run is not in this
     storage. In Airflow, SpotReaperOperator does the same.
 
-    Example:
+    Examples:
 
         spotfirst reap --dry-run
+
+        spotfirst reap --fleet ec2 --fleet-option region=eu-west-1
     """
     place = find_storage(storage)
     source = load_fleet(
         fleet,
-        dict(parse_pairs(fleet_option or [], "--fleet-option")),
+        parse_fleet_options(fleet_option or []),
         environment=storage_environment(),
     )
     done = reaping.reap(source, place, grace_s=grace, dry_run=dry_run)

@@ -12,7 +12,7 @@ from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.rendering import parse_moment, parse_retention, parse_usd
 from spotfirst_airflow.submission import Request
 
-__all__ = ["assign", "make_request", "parse_pairs", "read_spec_file"]
+__all__ = ["assign", "make_request", "parse_fleet_options", "parse_pairs", "read_spec_file"]
 
 
 def read_spec_file(path: Path) -> dict[str, Any]:
@@ -80,6 +80,24 @@ def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:
             raise InvalidSpec(msg)
         found[name] = value
     return found
+
+
+_LISTS = ("subnets", "security_groups", "pip_install", "python_versions")
+
+
+def parse_fleet_options(pairs: list[str]) -> dict[str, Any]:
+    """Fleet options as a spec has them; a list may be given as JSON, or with commas.
+
+    Raises :class:`InvalidSpec`.
+    """
+    named = parse_pairs(pairs, "--fleet-option")
+    lists = {n: named.pop(n) for n in _LISTS if n in named and not named[n].startswith("[")}
+    options: dict[str, Any] = {}
+    assign(options, named)
+    for name, text in lists.items():
+        # As text: JSON would read the version 3.10 as 3.1.
+        options[name] = [part.strip() for part in text.split(",") if part.strip()]
+    return options
 
 
 def assign(values: dict[str, Any], pairs: Mapping[str, str]) -> None:
