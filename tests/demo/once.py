@@ -12,7 +12,15 @@ from devstack.airflow import AirflowStandalone
 from spotfirst_airflow.fleets.base import load_fleet
 
 
-def run_dag(folder: Path, dags: Path, dag_id: str, *, conf: Any = None, **variables: str) -> None:
+def run_dag(
+    folder: Path,
+    dags: Path,
+    dag_id: str,
+    *,
+    conf: Any = None,
+    patience_s: float = 110,
+    **variables: str,
+) -> None:
     """Run a DAG to its end with all that it writes in ``folder``; fails when the dag run does."""
     airflow = AirflowStandalone(
         folder / "airflow",
@@ -22,7 +30,9 @@ def run_dag(folder: Path, dags: Path, dag_id: str, *, conf: Any = None, **variab
     airflow.home.mkdir()
     (airflow.home / "airflow.cfg").touch()
     airflow._prepare_database()
-    environment = {k: v for k, v in airflow.environment().items() if not k.startswith("AWS_")}
+    environment = {
+        k: v for k, v in airflow.environment().items() if not k.startswith("AWS_") or k in variables
+    }
     try:
         done = subprocess.run(
             [
@@ -33,7 +43,7 @@ def run_dag(folder: Path, dags: Path, dag_id: str, *, conf: Any = None, **variab
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=patience_s,
             check=False,
         )
     finally:
