@@ -192,3 +192,16 @@ def hooks(
     stand_in: Any = SimpleNamespace(AwsBaseHook=Hook)
     monkeypatch.setitem(sys.modules, name, stand_in)
     return made
+
+
+def test_a_secret_that_was_mended_is_used_from_then_on() -> None:
+    keys = {
+        "AWS_REGION": "eu-central-1",
+        "AWS_ACCESS_KEY_ID": "AKIA1",
+        "AWS_SECRET_ACCESS_KEY": "x",
+    }
+    mistyped, mended = (
+        Identity(environment=keys | {"AWS_SECRET_ACCESS_KEY": secret}) for secret in ("y", "x")
+    )
+    assert mended.key == Identity(environment=keys).key != mistyped.key
+    assert "AKIA1" not in str(mended.key)

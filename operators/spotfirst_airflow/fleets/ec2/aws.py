@@ -14,6 +14,7 @@ error                means
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -84,7 +85,7 @@ class Identity:
             "aws_secret_access_key": variables.get("AWS_SECRET_ACCESS_KEY"),
             "aws_session_token": variables.get("AWS_SESSION_TOKEN"),
         }
-        who = aws_conn_id or self._keys["aws_access_key_id"] or ""
+        who = aws_conn_id or _fingerprint(self._keys)
         self.key = (self._region or self._fallback_region, aws_conn_id, endpoint_url, who)
 
     @property
@@ -242,6 +243,12 @@ def explain(code: str, message: str, *, what: str = "", status: int = 0) -> Exce
     if code in _BUSY or status >= 500 or status == 429:
         return FleetUnavailable(f"{where}{code}: {message}")
     return LaunchRejected(f"{where}{code}: {message}")
+
+
+def _fingerprint(keys: Mapping[str, str | None]) -> str:
+    """The same for the same keys, all parts of them: a secret that was mistyped may be mended."""
+    given = "\n".join(f"{name} {value}" for name, value in sorted(keys.items()) if value)
+    return hashlib.sha256(given.encode()).hexdigest() if given else ""
 
 
 def _region_in(variables: Mapping[str, str]) -> str:

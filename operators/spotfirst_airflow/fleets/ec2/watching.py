@@ -2,7 +2,7 @@
 
 However many runs ask, a poll is ⌈instances / 500⌉ calls of DescribeInstances (and one more, every
 half minute, while an instance that was there is missing), and there is one poll in :data:`TTL_S`
-at most. A failed call says nothing at all: :class:`~spotfirst.errors.FleetUnavailable`, and what
+at most, but for those after something has changed: one at a time, for all who wait. A failed call says nothing at all: :class:`~spotfirst.errors.FleetUnavailable`, and what
 was known stays as it was. ``memory`` says when an instance is gone.
 
 Where there is a queue, its events come in between. Each process that looks at instances again and
