@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -34,6 +34,7 @@ from spotfirst_airflow.policies import load_policy
 from spotfirst_airflow.selection import kept_steps, select
 
 __all__ = [
+    "Prepares",
     "Request",
     "attach",
     "base_run_id",
@@ -49,6 +50,14 @@ __all__ = [
 _GENERATION = re.compile(r"\.g(\d+)$")
 _LONGEST_ID = 170
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A fleet whose first launch would take long: it does that part before the run is made."""
+
+    def prepare(self, storage: Storage) -> None:
+        """Put there what instances need. Quick when it is there. Raises a ``SpotfirstError``."""
 
 
 class Request(Record):
@@ -281,8 +290,11 @@ def _plan(
         tags=request.tags,
     )
     spec.check()
-    load_fleet(spec.fleet, spec.fleet_options, environment=environment).check(spec)
+    fleet = load_fleet(spec.fleet, spec.fleet_options, environment=environment)
+    fleet.check(spec)
     storage.probe()
+    if isinstance(fleet, Prepares):
+        fleet.prepare(storage)
     return msgspec.structs.replace(
         spec,
         resume_from=resolve_checkpoint(storage, request.resume_from)

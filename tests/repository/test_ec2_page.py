@@ -84,6 +84,7 @@ def test_spotfirst_has_every_command_of_the_page() -> None:
 def test_the_stacks_outputs_are_fleet_options() -> None:
     told = re.findall(r"^\| `\w+` \| fleet option `(\w+)` \|$", PAGE, re.MULTILINE)
     assert told
+    told += re.findall(r"--fleet-option (\w+)=", PAGE)
     assert set(told) <= set(Ec2Options.__struct_fields__)
 
 
@@ -204,7 +205,6 @@ def interrupt(account: Account, over: threading.Event) -> None:
 
 @pytest.mark.airflow
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_example_dag_trains_on_ec2_to_the_weights_of_the_local_fleet(
     account: Account, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -17,6 +17,8 @@ from moto import mock_aws
 from spotfirst.errors import FleetUnavailable, InvalidSpec, LaunchRejected
 from spotfirst.market import Market, Pool
 from spotfirst.spec import TAG_NAMES, RunSpec
+from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow import submission
 from spotfirst_airflow.fleets import Fleet, InstanceState
 from spotfirst_airflow.fleets.ec2 import Ec2Fleet
 from spotfirst_airflow.fleets.ec2.account import Account
@@ -232,6 +234,35 @@ def test_ec2_can_show_every_tag_to_the_instance(world: World) -> None:
     [instance] = world.cloud.running()
     assert set(TAG_NAMES) < set(instance.tags)
     assert [key for key in instance.tags if not re.fullmatch(r"[\w+=.,:@-]+", key, re.ASCII)] == []
+
+
+def test_wheels_are_put_into_the_storage_before_there_is_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[tuple[str, Sequence[str]]] = []
+
+    class Offline(Ec2Fleet):
+        def __init__(self, options: Any, **more: Any) -> None:
+            def publish(storage: Storage, versions: Sequence[str]) -> str:
+                told.append((storage.url, versions))
+                msg = "no index"
+                raise LaunchRejected(msg)
+
+            super().__init__(options, publish=publish, **more)
+
+        def check(self, spec: RunSpec) -> None:
+            pass
+
+    monkeypatch.setattr(submission, "fleet_class", lambda _: Offline)
+    monkeypatch.setattr(
+        submission, "load_fleet", lambda _, options, **more: Offline(options, **more)
+    )
+    storage = open_storage("memory://prepared")
+    asked = submission.Request(command=("true",), fleet="ec2", fleet_options=OPTIONS)
+    with pytest.raises(LaunchRejected, match="no index"):
+        submission.attach(storage, "r", asked, owner="me", environment={})
+    assert told == [("memory://prepared", ("3.12", "3.13"))]
+    assert storage.list("runs") == []
 
 
 # -- offers ---------------------------------------------------------------------------------------

@@ -116,6 +116,15 @@ class Ec2Fleet:
         except FleetUnavailable:
             return
 
+    def prepare(self, storage: Storage) -> None:
+        """Put the instances' wheels into the storage; see :class:`submission.Prepares`.
+
+        Here, and not in a launch: a triggerer with many runs must not wait for a download. The
+        launch looks again, as the version may be another one there. Raises as
+        :func:`wheelhouse.publish`.
+        """
+        self._publish(storage, self._options.python_versions)
+
     def offers(self, instance_types: Sequence[str]) -> list[Offer]:
         """Spot and on-demand offers in the zones of our subnets; no types: by the requirements.
 
