@@ -162,6 +162,7 @@ def test_an_instance_whose_script_failed_can_stay(cloud: Cloud, s3: S3Server, s3
     assert report.cause == "script_failed"
     assert instance_id not in cloud.ended
     assert "staying for 2.0 h" in machine.console
+    wait_until(lambda: not machine.processes(), "the end of its script")
 
 
 def test_an_instance_runs_its_attempt_in_a_container(
