@@ -88,6 +88,22 @@ def test_the_stacks_outputs_are_fleet_options() -> None:
     assert set(told) <= set(Ec2Options.__struct_fields__)
 
 
+@pytest.mark.airflow
+def test_the_dag_of_the_page_is_one(tmp_path: Path) -> None:
+    options = {"region": REGION, "subnets": ["subnet-0a"]}
+    (tmp_path / "spotfirst.json").write_text(json.dumps(options))
+    [dag] = blocks("python")
+    dag = dag.replace("/opt/airflow/", f"{tmp_path}/").replace("    Spot", "    task = Spot")
+    told = "print(task.dag_id, task.fleet, sorted(task.fleet_options))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{dag}\n{told}"], capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=no_keys() | {"AIRFLOW_HOME": str(tmp_path)}, timeout=200,
+    )  # fmt: skip
+    assert done.stdout.endswith("train_on_ec2 ec2 ['aws_conn_id', 'region', 'subnets']\n"), (
+        done.stderr
+    )
+
+
 # -- an account -----------------------------------------------------------------------------------
 
 
