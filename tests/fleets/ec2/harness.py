@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import urllib.request
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -120,6 +121,7 @@ class Cloud:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.endpoint_url = f"http://{host}:{port}"
+        self._forget()
         self.ec2 = boto3.client(
             "ec2", region_name=REGION, endpoint_url=self.endpoint_url,
             aws_access_key_id="testing", aws_secret_access_key="testing",
@@ -136,8 +138,12 @@ class Cloud:
         for machine in self.machines.values():
             if machine.instance.id not in self.ended:
                 machine.end()
+        self._forget()
         self._server.stop()
-        self._backend.reset()
+
+    def _forget(self) -> None:
+        """Have an empty account: what moto knows is the process's, whatever its server."""
+        urllib.request.urlopen(f"{self.endpoint_url}/moto-api/reset", data=b"").close()
 
     def program(self, name: str, body: str) -> None:
         """Put a program onto all machines, in shell."""
