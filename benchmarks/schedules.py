@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from tests.fakes.schedules import Outcome, play, story
@@ -94,7 +95,11 @@ def main() -> int:
     faults: Counter[str] = Counter()
     violated = 0
     began = time.monotonic()
-    for outcome in _outcomes(range(options.seed, options.seed + count), jobs):
+    outcomes = track(
+        _outcomes(range(options.seed, options.seed + count), jobs),
+        description="schedules", total=count, console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    for outcome in outcomes:
         total["schedules"] += 1
         for name in (
             "calls", "attempts", "instances", "interrupted", "reaped", "exact", "estimated",
