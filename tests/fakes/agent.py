@@ -86,7 +86,7 @@ class SimulatedAgent:
         self._step_done_at: datetime | None = None
         self._saving_until: datetime | None = None
         self._stop: StopReason | None = None
-        self._is_dud = self._random.random() < work.dud_share
+        self.is_dud = self._random.random() < work.dud_share
         draw = self._random.random()
         bad_step = self._random.randrange(1, 2 * work.checkpoint_every)
         self._crash_after = bad_step if draw < work.crash_share else None
@@ -117,7 +117,7 @@ class SimulatedAgent:
 
     def tick(self) -> None:
         """Do what is due. What a storage does not answer is done again at the next tick."""
-        if not self.instance.is_running or self.now < self.instance.running_at or self._is_dud:
+        if not self.instance.is_running or self.now < self.instance.running_at or self.is_dud:
             return
         life_s = (self.now - self.instance.launched_at).total_seconds()
         if life_s >= self.spec.max_life_s:  # the timer of the user data

@@ -172,7 +172,7 @@ def _run(world: World, limit_s: int) -> None:
         world.tick()
     # What comes late: a controller that was held up, an orphan or a template that the reaper has
     # yet to see.
-    world.outage = None
+    world.come_back()
     over_at = world.now
     while (late_s := (world.now - over_at).total_seconds()) < GRACE_S + SLACK_S:
         if late_s >= GRACE_S:
@@ -253,7 +253,11 @@ def _journal_is_true(world: World, state: RunState, outcome: Outcome) -> list[st
             found.append(f"{name} is open after the end")
         elif attempt.launched is None:
             # Whoever launched it died before it could tell: then it must at least not last.
-            late = [each for each in instances if each.used_s() > GRACE_S + SLACK_S]
+            late = [
+                each
+                for each in instances
+                if each.used_s() > GRACE_S + SLACK_S + world.helpless_s(each)
+            ]
             found += [
                 f"{name} was given up, and {i.instance_id} ran {i.used_s():.0f} s" for i in late
             ]

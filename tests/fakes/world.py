@@ -230,6 +230,12 @@ class World:
         finally:
             self._depth -= 1
 
+    def come_back(self) -> None:
+        """The outage is over, or will not be."""
+        if self.outage is not None:
+            gone_at, back_at = self.outage
+            self.outage = (gone_at, min(back_at, max(gone_at, self.now)))
+
     def is_over(self) -> bool:
         """Whether the run is final, and nothing costs money any more."""
         if any(instance.is_running for instance in self.cloud.instances.values()):
@@ -280,11 +286,20 @@ class World:
                 self._unowned.pop(instance.instance_id, None)
                 continue
             since = self._unowned.setdefault(instance.instance_id, self.now)
-            if (self.now - since).total_seconds() > GRACE_S + SLACK_S:
+            if (self.now - since).total_seconds() > GRACE_S + SLACK_S + self.helpless_s(instance):
                 self._break(f"{instance.instance_id} runs, and since {since} nobody owns it")
         for token, count in per_token.items():
             if count > 1:
                 self._break(f"{count} instances have the token {token}")
+
+    def helpless_s(self, instance: CloudInstance) -> float:
+        """How long it lived when nobody could end it: it never booted, and Airflow was away."""
+        agent = self.agents.get(instance.instance_id)
+        if self.outage is None or agent is None or not agent.is_dud:
+            return 0.0
+        begun = max(self.outage[0], instance.running_at)
+        over = min(self.outage[1], instance.ends_at or self.now)
+        return max(0.0, (over - begun).total_seconds())
 
     def _break(self, what: str) -> None:
         if what not in self.broken:
