@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import traceback
-import urllib.request
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing_extensions import Self
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets.local.imds import MetadataService
 from spotfirst_airflow.fleets.local.processes import ProcessRef, carrying, kill_all
+from tests.fleets.ec2.wire import empty
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
@@ -121,7 +121,7 @@ class Cloud:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.endpoint_url = f"http://{host}:{port}"
-        self._forget()
+        empty(self.endpoint_url)
         self.ec2 = boto3.client(
             "ec2", region_name=REGION, endpoint_url=self.endpoint_url,
             aws_access_key_id="testing", aws_secret_access_key="testing",
@@ -138,12 +138,8 @@ class Cloud:
         for machine in self.machines.values():
             if machine.instance.id not in self.ended:
                 machine.end()
-        self._forget()
+        empty(self.endpoint_url)
         self._server.stop()
-
-    def _forget(self) -> None:
-        """Have an empty account: what moto knows is the process's, whatever its server."""
-        urllib.request.urlopen(f"{self.endpoint_url}/moto-api/reset", data=b"").close()
 
     def program(self, name: str, body: str) -> None:
         """Put a program onto all machines, in shell."""
