@@ -7,6 +7,7 @@ JSON object. Its figures are ratios, of medians:
 
 - ``lost_vs_dcp_async``, ``lost_vs_torch_save``: lost training time per checkpoint (what stops the
   loop, and slower steps beside), the first save included;
+- ``bare_vs_dcp_async``: the same of a bare copy, hash and O_DIRECT write: the least that it can be;
 - ``lost_vs_bare``: lost by later checkpoints, per that of a bare copy, hash and O_DIRECT write of the
   same bytes beside the same training: what is left above 1 is Spotfirst's own;
 - ``stall_vs_memcpy``, ``stall_eager_vs_memcpy``: how long the loop stands still, per copy of the

@@ -48,6 +48,8 @@ def figures(measured: _Measured) -> list[Figure]:
         ):
             if peer in measured:
                 add(f"lost_vs_{peer}", lazy["lost_s"] / measured[peer]["lost_s"], target, what)
+        if "bare" in measured and "dcp_async" in measured:
+            add("bare_vs_dcp_async", measured["bare"]["lost_s"] / measured["dcp_async"]["lost_s"], None, "the least: a bare copy, hash and write / dcp.async_save")  # fmt: skip
         if "bare" in measured:
             add("lost_vs_bare", lazy["later_lost_s"] / measured["bare"]["later_lost_s"], None, "lost by later checkpoints / by a bare copy, hash and write")  # fmt: skip
         add("stall_vs_memcpy", lazy["stall_s"] / lazy["memcpy_s"], 0.2, "time that the loop stands still / one copy of the state, lazy")  # fmt: skip

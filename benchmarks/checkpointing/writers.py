@@ -20,10 +20,10 @@ from torch.distributed.checkpoint import filesystem, state_dict_saver
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from benchmarks.checkpointing.limits import warm, write_files
+from benchmarks.checkpointing.limits import write_files
 from benchmarks.checkpointing.training import Training
 from spotfirst.checkpointer import Checkpointer
-from spotfirst.checkpoints.memory import ALIGNMENT, move
+from spotfirst.checkpoints.memory import ALIGNMENT, Block, move
 from spotfirst.checkpoints.packs import CHUNK_BYTES, chunk_digest
 from spotfirst.checkpoints.retention import Retention
 
@@ -130,6 +130,7 @@ class Bare(_InFolder):
 
     One thread copies the state to warm memory and hashes it, piece by piece; four write that to the
     disk. It never waits for the state to be whole, writes no manifest, and cannot be restored from.
+    Its memory is as new at the first save, as it is for the others.
     """
 
     def __init__(self, training: Training, place: str) -> None:
@@ -142,7 +143,7 @@ class Bare(_InFolder):
                 length = min(CHUNK_BYTES, size - start)
                 self._pieces.append((end, tensor.data_ptr() + start, length))
                 end += length
-        self._memory = warm(end)
+        self._memory = Block(end)
         self._size = -(-end // ALIGNMENT) * ALIGNMENT
         self._saves = 0
         self._began_s = 0.0

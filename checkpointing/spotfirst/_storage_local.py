@@ -27,6 +27,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class LocalStorage(Storage):
     """Files below a folder, readable by whom the umask says."""
 
+    on_disk = True
+
     def _at(self, url: str, root: str) -> Storage:
         return LocalStorage(url, root)
 

@@ -306,6 +306,7 @@ class Checkpointer:
         self._schedule.boundary(self._saver)
         if not self._has_room:
             self._make_room()
+        self._saver.stepped()
         if self._group is None or self._group.is_due(done):
             self._together(lambda: self._boundary(done))
 
@@ -498,6 +499,7 @@ class Checkpointer:
             plan=self._planner.plan(leaves, self._settled if self._lazy else frozenset),
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
             memory_bytes=self._memory_bytes, part=part,
+            changes_in_s=self._saver.changes_in_s, monotonic=self._monotonic,
         )  # fmt: skip
 
     def _make_room(self) -> None:
@@ -513,7 +515,11 @@ class Checkpointer:
             if plan.size_bytes > _MEMORY_SHARE * available:
                 self._memory_bytes = int(_MEMORY_SHARE * available) // 2
         if self._memory_bytes is None or plan.size_bytes <= self._memory_bytes:
-            self._arena.prepare(plan.size_bytes, pinned=plan.on_gpu)
+            may_keep_up = self._saver is not None and self._saver.may_keep_up
+            self._arena.prepare(
+                plan.size_bytes, ready_bytes=plan.ready_bytes if may_keep_up else plan.size_bytes,
+                pinned=plan.on_gpu,
+            )  # fmt: skip
 
     def _settled(self) -> frozenset[int]:
         return settled_until_step(self._objects.values())

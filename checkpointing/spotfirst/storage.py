@@ -102,6 +102,8 @@ class Storage(ABC):
     """
 
     patience_s = 8.0
+    on_disk = False
+    """Whether it is a folder of this machine."""
 
     def __init__(self, url: str, root: str) -> None:
         self.url = url.rstrip("/")

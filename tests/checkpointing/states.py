@@ -35,6 +35,7 @@ def snapshot(
     settled: frozenset[int] = frozenset(),
     arena: Arena | None = None,
     memory_bytes: int | None = None,
+    **options: Any,
 ) -> Snapshot:
     """A copy of ``state`` as the object ``model``, lazy for what is ``settled``."""
     collector = TensorCollector()
@@ -42,7 +43,7 @@ def snapshot(
     return Snapshot(
         step=3, objects={"model": node}, ranked={}, rng=None, leaves=collector.leaves, metrics={},
         taken_at=0.0, arena=arena or Arena(), memory_bytes=memory_bytes,
-        plan=Planner().plan(collector.leaves, lambda: settled),
+        plan=Planner().plan(collector.leaves, lambda: settled), **options,
     )  # fmt: skip
 
 
@@ -66,12 +67,11 @@ def store(
     writer = PackWriter(packs, pack_prefix(claim, number), known)
     parts: list[list[Any]] = [[] for _ in taken.leaves]
     for block in taken.blocks():
-        if block is None:
-            continue
         digests = [chunk_digest(block.memory[start : start + size]) for start, size in block.cuts]
         added = writer.add(block.memory, block.cuts, digests)
         for leaf, part in zip(block.leaves, added, strict=True):
             parts[leaf].append(part)
+        block.free()
     refs = writer.finish()
     manifest = StateManifest(
         step=taken.step, packs=refs, objects=taken.objects,

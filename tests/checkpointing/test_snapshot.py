@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from spotfirst.checkpointer import Checkpointer, weights_sha256
 from spotfirst.checkpoints import snapshot as snapshot_module
-from spotfirst.checkpoints.memory import Arena
+from spotfirst.checkpoints.memory import Arena, Lending
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.checkpoints.snapshot import Torn, settled_until_step
 from spotfirst.checkpoints.weights import state_digest
@@ -325,13 +325,12 @@ def test_whatever_the_sizes_every_byte_arrives(
         copied = [bytearray(leaf.size_bytes) for leaf in taken.leaves]
         filled = [0] * len(copied)
         for block in taken.blocks():
-            if block is None:
-                continue
             for leaf, (start, size) in zip(block.leaves, block.cuts, strict=True):
                 copied[leaf][filled[leaf] : filled[leaf] + size] = block.memory[
                     start : start + size
                 ]
                 filled[leaf] += size
+            block.free()
         assert copied == [bytearray(leaf.value.numpy().tobytes()) for leaf in taken.leaves]
 
 
@@ -419,6 +418,90 @@ def test_the_memory_is_kept_from_one_checkpoint_to_the_next(run: Run, tmp_path: 
         checkpointer.save()
         addresses.add(checkpointer._arena.fit(1).address)
     assert len(addresses) == 1
+
+
+def _ten_packs(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    for module in ("snapshot", "packs"):
+        monkeypatch.setattr(f"spotfirst.checkpoints.{module}.CHUNK_BYTES", 1 << 20)
+        monkeypatch.setattr(f"spotfirst.checkpoints.{module}.PACK_BYTES", 4 << 20)
+    return {f"t{number}": torch.full((1 << 20,), float(number)) for number in range(10)}
+
+
+def _settled(state: dict[str, torch.Tensor]) -> frozenset[int]:
+    return frozenset(value.untyped_storage().data_ptr() for value in state.values())
+
+
+def test_memory_is_lent_again_while_the_copy_is_in_time(
+    packs: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, arena = _ten_packs(monkeypatch), Arena()
+    arena.prepare(42 << 20, ready_bytes=8 << 20)
+    arena.populate(8 << 20)
+    taken = snapshot(
+        state, settled=_settled(state), arena=arena, changes_in_s=60.0, monotonic=lambda: 0.1
+    )
+    commit = store(packs, taken)
+    assert arena.populated_bytes == 8 << 20
+    assert same(load(packs, commit), state)
+
+
+def test_a_copy_that_would_be_late_takes_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, arena = _ten_packs(monkeypatch), Arena()
+    now = 0.0
+    taken = snapshot(
+        state, settled=_settled(state), arena=arena, changes_in_s=60.0, monotonic=lambda: now
+    )
+    copied = []
+    for block in taken.blocks():
+        copied.append(block)  # the storage stores nothing
+        now += 30.0
+    assert sum(size for block in copied for _, size in block.cuts) == 40 << 20
+    assert arena.populated_bytes >= 40 << 20
+
+
+def test_a_copy_that_is_early_waits_for_memory_to_be_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, arena = _ten_packs(monkeypatch), Arena()
+    arena.prepare(42 << 20, ready_bytes=8 << 20)
+    arena.populate(8 << 20)
+    now = 0.0
+    taken = snapshot(
+        state, settled=_settled(state), arena=arena, changes_in_s=6000.0, monotonic=lambda: now
+    )
+    copied: list[Any] = []
+
+    def copy() -> None:
+        for block in taken.blocks():
+            copied.append(block)  # noqa: PERF402 - while the other thread looks at it
+
+    copying = threading.Thread(target=copy)
+    now = 0.1
+    copying.start()
+    freed = 0
+    deadline = time.monotonic() + 120
+    while copying.is_alive() and time.monotonic() < deadline:
+        assert arena.populated_bytes == 8 << 20
+        while freed < len(copied):
+            copied[freed].free()
+            freed += 1
+        time.sleep(0.001)
+    copying.join(1)
+    assert taken.is_copied
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 5)), max_size=40))
+def test_no_byte_is_lent_twice_and_all_come_back(asked: list[tuple[int, int]]) -> None:
+    lending = Lending(3, 203)
+    lent: list[tuple[int, int]] = []
+    for size, keep in asked:
+        while len(lent) > keep:
+            lending.give_back(*lent.pop(0))
+        start = lending.take(size, lambda: (203, None))
+        assert 3 <= start <= 203 - size
+        assert all(start + size <= at or at + length <= start for at, length in lent)
+        lent.append((start, size))
+    for each in lent:
+        lending.give_back(*each)
+    assert lending.take(200, lambda: (203, None)) == 3
 
 
 class _Rows(torch.utils.data.Dataset[torch.Tensor]):

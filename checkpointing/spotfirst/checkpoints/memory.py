@@ -11,8 +11,9 @@ import ctypes
 import mmap
 import sys
 import threading
+from collections.abc import Callable
 
-__all__ = ["ALIGNMENT", "Arena", "Block", "move"]
+__all__ = ["ALIGNMENT", "Arena", "Block", "Lending", "move"]
 
 ALIGNMENT = 4096
 """Of everything that is written to a disk without passing the page cache."""
@@ -63,6 +64,11 @@ class Arena:
         """How much it holds."""
         return self._block.size_bytes if self._block else 0
 
+    @property
+    def populated_bytes(self) -> int:
+        """How much of it, from its beginning, has been faulted in."""
+        return self._populated
+
     def fit(self, size_bytes: int, *, pinned: bool = False) -> Block:
         """At least ``size_bytes``, with what the previous snapshot left in them.
 
@@ -82,11 +88,11 @@ class Arena:
                     self._pin(block)
             return block
 
-    def prepare(self, size_bytes: int, *, pinned: bool = False) -> None:
-        """Have ``size_bytes`` ready soon: a thread faults them in beside the training."""
+    def prepare(self, size_bytes: int, *, ready_bytes: int, pinned: bool = False) -> None:
+        """Have the first ``ready_bytes`` of so many ready soon: a thread faults them in."""
         self.fit(size_bytes, pinned=pinned)
         threading.Thread(
-            target=self.populate, args=(size_bytes,), name="spotfirst-memory", daemon=True
+            target=self.populate, args=(ready_bytes,), name="spotfirst-memory", daemon=True
         ).start()
 
     def populate(self, end: int) -> None:
@@ -116,6 +122,44 @@ class Arena:
 
             cudart().cudaHostUnregister(self._block.address)  # type: ignore[no-untyped-call]
         self._pinned = False
+
+
+class Lending:
+    """Ranges between ``start`` and ``end`` that are lent for a while, the lowest first.
+
+    Thread-safe. Offsets and sizes are in bytes.
+    """
+
+    def __init__(self, start: int, end: int) -> None:
+        self._free = [(start, end)]
+        self._changed = threading.Condition()
+
+    def take(self, size: int, limit: Callable[[], tuple[int, float | None]]) -> int:
+        """The start of ``size`` bytes that are the caller's until :meth:`give_back`; waits for them.
+
+        ``limit`` says up to where they may lie as things are, and in how many seconds (``None``:
+        never) to ask it again if nothing is given back before.
+        """
+        with self._changed:
+            while True:
+                end, again_s = limit()
+                for at, (low, high) in enumerate(self._free):
+                    if low + size <= min(high, end):
+                        self._free[at : at + 1] = [(low + size, high)] if low + size < high else []
+                        return low
+                self._changed.wait(again_s)
+
+    def give_back(self, start: int, size: int) -> None:
+        """The range may be lent again."""
+        with self._changed:
+            joined = [(start, start + size)]
+            for low, high in sorted([*self._free, joined.pop()]):
+                if joined and joined[-1][1] == low:
+                    joined[-1] = (joined[-1][0], high)
+                else:
+                    joined.append((low, high))
+            self._free = joined
+            self._changed.notify_all()
 
 
 def move(target: int, source: int, size_bytes: int) -> None:

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -50,7 +50,7 @@ from spotfirst.checkpoints.ranks import (
 from spotfirst.checkpoints.retention import Retention, tidy
 from spotfirst.checkpoints.snapshot import Block, Snapshot, Torn
 from spotfirst.checkpoints.statetree import ITEM_BYTES
-from spotfirst.checkpoints.workers import Workers
+from spotfirst.checkpoints.workers import Workers, when_all_done
 from spotfirst.errors import ClaimLost, StorageError
 from spotfirst.patience import Sleep, patiently
 from spotfirst.storage import Storage
@@ -136,6 +136,9 @@ class Saver:
         """Whether to leave the removal of old checkpoints to whoever comes next."""
         self.waited_s = 0.0
         """What :meth:`wait_copied` has waited, in all."""
+        self.changes_in_s: float | None = None
+        """From the end of a step until the next one changes the state, as it was last."""
+        self._stepped_at: float | None = None
 
     @property
     def busy(self) -> bool:
@@ -171,8 +174,15 @@ class Saver:
             )
             snapshot.wait_copied()
 
+    def stepped(self) -> None:
+        """A step has ended."""
+        self._stepped_at = self._monotonic()
+
     def wait_copied(self) -> float:
         """Wait until the state may change; the seconds that took."""
+        if self._stepped_at is not None:
+            self.changes_in_s = self._monotonic() - self._stepped_at
+            self._stepped_at = None
         snapshot = self._snapshot
         if snapshot is None or snapshot.is_copied:
             return 0.0
@@ -204,6 +214,11 @@ class Saver:
             return 0
         stored = self._storing.stored_bytes() if self._storing is not None else 0
         return max(0, self._snapshot.size_bytes - stored)
+
+    @property
+    def may_keep_up(self) -> bool:
+        """Whether all that checkpoints are saved to are disks here, which may be as fast as training."""
+        return all(tier.packs.on_disk for tier in self._tiers)
 
     @property
     def size_bytes(self) -> int:
@@ -288,17 +303,16 @@ class Saver:
     def _write_blocks(self, snapshot: Snapshot, saves: list[_TierSave]) -> None:
         compressing: bool | None = None
         for block in snapshot.blocks():
-            if block is None:
-                for save in saves:
-                    save.wait()
-                continue
             items = [ITEM_BYTES[snapshot.leaves[leaf].dtype] for leaf in block.leaves]
             if compressing is None:
                 compressing = self._is_to_compress(block, items)
             digests = _Once(block)
+            tasks = []
             for priority, save in enumerate(saves):
                 smaller = compressing and not save.tier.expendable
-                save.submit(self._workers, block, digests, priority, items if smaller else None)
+                wanted = items if smaller else None
+                tasks.append(save.submit(self._workers, block, digests, priority, wanted))
+            when_all_done(tasks, block.free)
 
     def _is_to_compress(self, block: Block, items: list[int]) -> bool:
         """What the user says; ``auto``: what the last save's throughput and this block say."""
@@ -466,7 +480,7 @@ class _TierSave:
         digests: _Once,
         priority: int,
         items: list[int] | None,
-    ) -> None:
+    ) -> Future[None]:
         """Hash (once for all tiers), compress if asked to, and write a block, by a free worker."""
         placed: Future[list[Part]] = Future()
 
@@ -482,11 +496,9 @@ class _TierSave:
 
         size = len(block.memory) if len(block.memory) >= PACK_BYTES // 8 else 0
         self._placed.append((placed, block))
-        self._tasks.append((workers.submit(work, priority=priority), size))
-
-    def wait(self) -> None:
-        """Until all blocks so far are written; what went wrong is raised later."""
-        wait([task for task, _ in self._tasks])
+        task = workers.submit(work, priority=priority)
+        self._tasks.append((task, size))
+        return task
 
     def parts(self, leaves: int) -> list[list[Part]]:
         """The parts of each leaf, known before they are written."""

@@ -6,6 +6,10 @@ them; only ``optimizer.step()`` waits for the rest. What the forward pass itself
 such as BatchNorm's, small tensors, random number generators, everything that is no tensor) is
 copied at once.
 
+What is copied lazily is written meanwhile, and then its memory is used again: as long as the writes
+keep up with the training, a fraction of the state's size is enough. That saves memory, and faulting
+it in, which takes longer than the copy.
+
 A lazy copy proves itself: torch counts the in-place changes of a tensor, and the count must be the
 same after the copy as at the snapshot. A write that bypasses the count (through ``.data``) is found
 by samples of the bytes. A snapshot that does not pass is dropped, never stored.
@@ -15,13 +19,15 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch  # noqa: TID253 - this module copies tensors; only the Checkpointer's side imports it
 
-from spotfirst.checkpoints.memory import ALIGNMENT, Arena, move
+from spotfirst.checkpoints.memory import ALIGNMENT, Arena, Lending, move
 from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts, chunk_digest
 from spotfirst.checkpoints.ranks import RankPart
 from spotfirst.checkpoints.statetree import Leaf
@@ -35,6 +41,10 @@ _EARLY_BLOCKS = 2
 _SHARED_FROM_BYTES = 1 << 20
 """From here on several threads copy faster than one."""
 _SAMPLE_BYTES = 64
+_READY_BYTES = 4 * PACK_BYTES
+"""What lazy copies begin with where the storage may keep up: as much as is written at once."""
+_IN_TIME = 0.9
+"""The share of the time until the state changes after which all is to be copied."""
 
 
 class Torn(Exception):
@@ -46,13 +56,15 @@ class Block:
     """Neighbouring chunks, about as large as a pack.
 
     ``cuts`` has (offset, size) within ``memory`` for each chunk, ``leaves`` the leaf it is of, and
-    ``digests`` its digest, where that is known already.
+    ``digests`` its digest, where that is known already. ``free`` is to be called once they are
+    written: the memory may be used again.
     """
 
     memory: memoryview
     cuts: list[tuple[int, int]]
     leaves: list[int]
     digests: list[str | None]
+    free: Callable[[], None]
 
     def hashed(self) -> list[str]:
         """The digests of all chunks."""
@@ -68,6 +80,8 @@ class _Span:
 
     start: int
     end: int
+    movable: bool = False
+    """Whether it is copied wherever there is memory, when its turn has come."""
     chunks: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(leaf, offset in the leaf, size, offset in the span)"""
 
@@ -76,8 +90,9 @@ class Snapshot:
     """A training state after ``step`` finished steps, being copied to ``arena``.
 
     ``objects``, ``ranked`` and ``rng`` are trees over ``leaves``, and ``plan`` says how those are
-    copied. ``taken_at`` is monotonic time. At most ``memory_bytes`` of the arena are used: a larger
-    state is copied piece by piece as earlier pieces are written, and the training waits meanwhile.
+    copied. ``taken_at`` is monotonic time, and the state changes about ``changes_in_s`` after it
+    (``None``: nobody knows). At most ``memory_bytes`` of the arena are used: a larger state is
+    copied piece by piece as earlier pieces are written, and the training waits meanwhile.
     """
 
     def __init__(
@@ -94,6 +109,8 @@ class Snapshot:
         plan: Plan,
         memory_bytes: int | None = None,
         part: RankPart | None = None,
+        changes_in_s: float | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.step = step
         self.part = part
@@ -113,6 +130,11 @@ class Snapshot:
         self._arena = arena
         self._memory = arena.fit(room, pinned=plan.on_gpu)
         self._starts = plan.starts
+        self._lending = Lending(0 if self._piecemeal else plan.fixed_bytes, self._memory.size_bytes)
+        self._monotonic = monotonic
+        self._in_time_s = (changes_in_s or 0.0) * _IN_TIME
+        self._movable_bytes = size - plan.fixed_bytes
+        self._moved_bytes = 0
         self._done: set[int] = set()
         self._lazy: dict[int, tuple[int, bytes]] = {}
         self._gpu_done: Any = None
@@ -178,39 +200,52 @@ class Snapshot:
 
     # -- on the saving thread ---------------------------------------------------------------
 
-    def blocks(self) -> Iterator[Block | None]:
-        """The blocks, each whole in memory until the next snapshot; raises :class:`Torn`.
+    def blocks(self) -> Iterator[Block]:
+        """The blocks, each whole in memory until it is freed; raises :class:`Torn`.
 
-        ``None`` asks to be called again only when all blocks so far are written: their memory is
-        used again.
+        Waits for the memory of earlier ones where there is no other.
         """
         try:
             if self._gpu_done is not None:
                 self._gpu_done.synchronize()
-            shift = 0
             for span in self._spans:
-                if self._piecemeal and span.end - shift > self._memory.size_bytes:
-                    yield None
-                    shift = span.start
-                start = span.start - shift
-                self._arena.populate(span.end - shift)
-                memory = self._memory.view[start : start + span.end - span.start]
-                block = Block(memory, [], [], [])
-                for leaf, offset, size, position in span.chunks:
-                    digest = None
-                    if self._piecemeal:
-                        self._copy_piece(leaf, offset, size, start + position)
+                movable = self._piecemeal or span.movable
+                size = span.end - span.start
+                start = self._lending.take(size, self._limit) if movable else span.start
+                self._arena.populate(start + size)
+                free = partial(self._lending.give_back, start, size) if movable else _nothing
+                memory = self._memory.view[start : start + size]
+                block = Block(memory, [], [], [], free)
+                for leaf, offset, length, position in span.chunks:
+                    if movable:
+                        self._copy_piece(leaf, offset, length, start + position)
                     elif leaf in self._lazy:
-                        self._copy_lazily(leaf, offset, size)
+                        self._copy_lazily(leaf)
+                    digest = None
+                    if leaf in self._lazy:
                         # Now: it is in the processor's cache, and in a moment it is not.
-                        digest = chunk_digest(memory[position : position + size])
-                    block.cuts.append((position, size))
+                        digest = chunk_digest(memory[position : position + length])
+                    block.cuts.append((position, length))
                     block.leaves.append(leaf)
                     block.digests.append(digest)
+                self._moved_bytes += size if movable else 0
                 yield block
             self._prove()
         finally:
             self._copied.set()
+
+    def _limit(self) -> tuple[int, float | None]:
+        """Up to where memory is used, and how long that holds.
+
+        Memory that is there is, at once. More is taken when the copy would otherwise come too late.
+        """
+        if self._piecemeal:
+            return self._memory.size_bytes, None
+        in_time_s = self._in_time_s * self._moved_bytes / self._movable_bytes
+        ahead_s = in_time_s - (self._monotonic() - self.taken_at)
+        if ahead_s <= 0:
+            return self._memory.size_bytes, None
+        return self._arena.populated_bytes, ahead_s
 
     def _prove(self) -> None:
         # Once more for all: this is the moment from which the state may change.
@@ -219,16 +254,13 @@ class Snapshot:
             if leaf.value._version != version:  # noqa: SLF001 - torch documents it so
                 msg = "a parameter or optimizer state was changed in place before optimizer.step()"
                 raise Torn(msg)
-            if sample and sample != _sample(
-                self._memory.address + self._starts[number], leaf.size_bytes
-            ):
+            if sample and sample != _sample(leaf.address, leaf.size_bytes):
                 msg = "a parameter was changed through .data before optimizer.step()"
                 raise Torn(msg)
 
-    def _copy_lazily(self, number: int, offset: int, size: int) -> None:
-        if self.leaves[number].plain:
-            self._copy(number, offset, size)
-        elif number not in self._done:
+    def _copy_lazily(self, number: int) -> None:
+        """The whole leaf: that it lies scattered is why it does not move."""
+        if number not in self._done:
             self._done.add(number)
             self._copy(number, 0, self.leaves[number].size_bytes)
 
@@ -274,8 +306,15 @@ class Plan:
     spans: list[_Span]
     starts: dict[int, int]
     size_bytes: int
+    fixed_bytes: int
+    """Of what is copied to where ``starts`` says; the rest is copied wherever there is memory."""
     lazy: frozenset[int]
     on_gpu: bool
+
+    @property
+    def ready_bytes(self) -> int:
+        """The memory to begin with where the storage may keep up with the training."""
+        return min(self.size_bytes, self.fixed_bytes + _READY_BYTES)
 
 
 class Planner:
@@ -306,10 +345,11 @@ class Planner:
                 for leaf, offset, _, position in span.chunks
                 if offset == 0
             }
+            fixed_bytes = min((s.start for s in spans if s.movable), default=size_bytes)
             tensors = (leaf.value for leaf in leaves if isinstance(leaf.value, torch.Tensor))
             on_gpu = any(tensor.is_cuda for tensor in tensors)
             self._signature = signature
-            self._plan = Plan(spans, starts, size_bytes, waiting, on_gpu)
+            self._plan = Plan(spans, starts, size_bytes, fixed_bytes, waiting, on_gpu)
         return self._plan
 
 
@@ -364,20 +404,23 @@ def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int
     """Where each leaf goes, and which chunks go together; the bytes of all.
 
     What is copied at once comes first and close together: scattered over all of the arena, small
-    leaves would fault most of its pages in while the training waits. The first blocks are small, so
-    that writing begins early. A block begins at a multiple of 4096, for disks; so do large
+    leaves would fault most of its pages in while the training waits. What may move comes last. The
+    first blocks are small, so that writing begins early. A block begins at a multiple of 4096, for disks; so do large
     leaves.
     """
     spans: list[_Span] = []
     end = 0
-    for number in sorted(range(len(leaves)), key=lambda n: n in lazy):
+    movable = {n for n in lazy if leaves[n].plain and not leaves[n].value.is_cuda}
+    for number in sorted(range(len(leaves)), key=lambda n: (n in lazy, n in movable)):
         size = leaves[number].size_bytes
+        moves = number in movable
         end = _up(end, ALIGNMENT if size >= _LAZY_FROM_BYTES else _ITEM_ALIGNMENT)
         for offset, length in chunk_cuts(size):
             most = PACK_BYTES if len(spans) > _EARLY_BLOCKS else PACK_BYTES // 4
-            if not spans or end + length - spans[-1].start > most:
+            last = spans[-1] if spans else None
+            if last is None or last.movable != moves or end + length - last.start > most:
                 end = _up(end, ALIGNMENT)
-                spans.append(_Span(end, end))
+                spans.append(_Span(end, end, moves))
             spans[-1].chunks.append((number, offset, length, end - spans[-1].start))
             end += length
             spans[-1].end = end
@@ -389,10 +432,14 @@ def _up(value: int, alignment: int) -> int:
 
 
 def _sample(address: int, size: int) -> bytes:
-    """Bytes from five places. The copy runs upwards, so a late change shows at the end at least."""
+    """Bytes from five places."""
     length = min(_SAMPLE_BYTES, size)
     places = (0, size // 4, size // 2, size - size // 4 - length, size - length)
     return b"".join(ctypes.string_at(address + max(0, place), length) for place in places)
+
+
+def _nothing() -> None:
+    """The memory of what does not move is the snapshot's until the next one."""
 
 
 def _side_stream() -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "when_all_done"]
 
 _T = TypeVar("_T")
 
@@ -43,3 +43,19 @@ class Workers:
             except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
                 future.set_exception(error)
             del future, action  # they hold memory
+
+
+def when_all_done(tasks: Sequence[Future[Any]], action: Callable[[], None]) -> None:
+    """Call ``action`` once, when all of them are done, whatever came of them."""
+    left = set(tasks)
+    lock = threading.Lock()
+
+    def done(task: Future[Any]) -> None:
+        with lock:
+            left.discard(task)
+            is_last = not left
+        if is_last:
+            action()
+
+    for task in tasks:
+        task.add_done_callback(done)

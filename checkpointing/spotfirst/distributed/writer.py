@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import Future as Task
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import torch  # noqa: TID253 - this module is torch's interface; nothing else imports it
@@ -47,6 +47,7 @@ from spotfirst.checkpoints.retention import Retention, tidy
 from spotfirst.checkpoints.snapshot import Block, Planner, Snapshot
 from spotfirst.checkpoints.statetree import Leaf, flatten, renumber
 from spotfirst.checkpoints.tensors import TensorCollector
+from spotfirst.checkpoints.workers import when_all_done
 from spotfirst.distributed.session import Place, Session, session
 from spotfirst.distributed.trees import Path, nest
 from spotfirst.errors import (
@@ -256,10 +257,9 @@ class SpotfirstWriter(StorageWriter):
         tasks: list[tuple[Task[list[Part]], Block]] = []
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="spotfirst-write") as pool:
             for block in snapshot.blocks():
-                if block is None:
-                    wait([task for task, _ in tasks])
-                else:
-                    tasks.append((pool.submit(_add, writer, block), block))
+                task = pool.submit(_add, writer, block)
+                when_all_done([task], block.free)
+                tasks.append((task, block))
         parts: list[list[Part]] = [[] for _ in leaves]
         for task, block in tasks:
             for leaf, part in zip(block.leaves, task.result(), strict=True):
