@@ -128,7 +128,7 @@ class _InFolder:
 class Bare(_InFolder):
     """The least that saving beside a training on all cores takes: what the machine can do, and no more.
 
-    One thread copies the state to warm memory and hashes it, piece by piece; four write that to the
+    One thread copies the state and hashes it, piece by piece; four write that to the
     disk. It never waits for the state to be whole, writes no manifest, and cannot be restored from.
     Its memory is as new at the first save, as it is for the others.
     """

@@ -515,11 +515,9 @@ class Checkpointer:
             if plan.size_bytes > _MEMORY_SHARE * available:
                 self._memory_bytes = int(_MEMORY_SHARE * available) // 2
         if self._memory_bytes is None or plan.size_bytes <= self._memory_bytes:
-            may_keep_up = self._saver is not None and self._saver.may_keep_up
-            self._arena.prepare(
-                plan.size_bytes, ready_bytes=plan.ready_bytes if may_keep_up else plan.size_bytes,
-                pinned=plan.on_gpu,
-            )  # fmt: skip
+            assert self._saver is not None
+            ready = plan.ready_bytes if self._saver.may_keep_up else plan.size_bytes
+            self._arena.prepare(plan.size_bytes, ready_bytes=ready, pinned=plan.on_gpu)
 
     def _settled(self) -> frozenset[int]:
         return settled_until_step(self._objects.values())

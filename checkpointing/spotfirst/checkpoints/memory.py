@@ -152,13 +152,13 @@ class Lending:
     def give_back(self, start: int, size: int) -> None:
         """The range may be lent again."""
         with self._changed:
-            joined = [(start, start + size)]
-            for low, high in sorted([*self._free, joined.pop()]):
-                if joined and joined[-1][1] == low:
-                    joined[-1] = (joined[-1][0], high)
+            ranges: list[tuple[int, int]] = []
+            for low, high in sorted([*self._free, (start, start + size)]):
+                if ranges and ranges[-1][1] == low:
+                    ranges[-1] = (ranges[-1][0], high)
                 else:
-                    joined.append((low, high))
-            self._free = joined
+                    ranges.append((low, high))
+            self._free = ranges
             self._changed.notify_all()
 
 

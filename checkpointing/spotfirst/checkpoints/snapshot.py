@@ -196,7 +196,8 @@ class Snapshot:
             # The training stands still: all of torch's threads copy.
             self._view(number).copy_(leaf.value, non_blocking=leaf.value.is_cuda)
         else:
-            self._copy(number, 0, leaf.size_bytes)
+            start = self._starts[number]
+            self._memory.view[start : start + leaf.size_bytes] = leaf.value
 
     # -- on the saving thread ---------------------------------------------------------------
 
@@ -262,7 +263,7 @@ class Snapshot:
         """The whole leaf: that it lies scattered is why it does not move."""
         if number not in self._done:
             self._done.add(number)
-            self._copy(number, 0, self.leaves[number].size_bytes)
+            self._view(number).copy_(self.leaves[number].value)
 
     def _copy_piece(self, number: int, offset: int, size: int, position: int) -> None:
         value = self.leaves[number].value
@@ -279,16 +280,6 @@ class Snapshot:
             target.view(value.dtype).copy_(flat)
 
     # -- both -------------------------------------------------------------------------------
-
-    def _copy(self, number: int, offset: int, size: int) -> None:
-        leaf = self.leaves[number]
-        start = self._starts[number] + offset
-        if leaf.plain:
-            move(self._memory.address + start, leaf.address + offset, size)
-        elif isinstance(leaf.value, torch.Tensor):
-            self._view(number).copy_(leaf.value)
-        else:
-            self._memory.view[start : start + size] = leaf.value[offset : offset + size]
 
     def _view(self, number: int) -> torch.Tensor:
         leaf = self.leaves[number]
@@ -405,8 +396,8 @@ def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int
 
     What is copied at once comes first and close together: scattered over all of the arena, small
     leaves would fault most of its pages in while the training waits. What may move comes last. The
-    first blocks are small, so that writing begins early. A block begins at a multiple of 4096, for disks; so do large
-    leaves.
+    first blocks are small, so that writing begins early. A block begins at a multiple of 4096, for
+    disks; so do large leaves.
     """
     spans: list[_Span] = []
     end = 0
