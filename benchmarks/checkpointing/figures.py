@@ -74,6 +74,7 @@ def figures(measured: _Measured) -> list[Figure]:
         add("lora_bytes_ratio", keeping["lora_ratio"], 1.05, "bytes written / bytes changed, adapters beside frozen weights")  # fmt: skip
     if restoring := measured.get("restoring"):
         add("restore_vs_read", restoring["direct_read"] / restoring["spotfirst"], 0.8, "bare O_DIRECT read into warm memory / restore", least=True)  # fmt: skip
+        add("restore_vs_read_new", restoring["direct_read_new"] / restoring["spotfirst"], None, "the same, into memory as new as a restore's")  # fmt: skip
         add("torch_load_vs_read", restoring["direct_read"] / restoring["torch_load"], None, "the same, torch.load")  # fmt: skip
         add("dcp_load_vs_read", restoring["direct_read"] / restoring["dcp_load"], None, "the same, dcp.load")  # fmt: skip
     if lazy:

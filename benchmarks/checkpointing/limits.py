@@ -12,8 +12,8 @@ from statistics import median
 from spotfirst.checkpoints.memory import ALIGNMENT, Block, move
 
 __all__ = [
-    "ALIGNMENT", "MemoryCopy", "device_copy_s", "direct_read_s", "direct_write_s", "forget", "warm",
-    "write_files",
+    "ALIGNMENT", "MemoryCopy", "device_copy_s", "direct_read_s", "direct_write_s", "forget",
+    "partly_new", "warm", "write_files",
 ]  # fmt: skip
 
 _FILE_BYTES = 64 << 20
@@ -27,6 +27,17 @@ def warm(size_bytes: int) -> Block:
     step = 1 << 20
     for start in range(0, block.size_bytes, step):
         block.view[start : start + step] = os.urandom(64) * (step // 64)
+    return block
+
+
+def partly_new(size_bytes: int) -> Block:
+    """Memory like a restore's: a third, the model's, was used before; the optimizer's is new.
+
+    What is new, the kernel has to find and to clear first.
+    """
+    block = Block(size_bytes)
+    used = size_bytes // 3
+    block.view[:used] = bytes(used)
     return block
 
 
@@ -93,7 +104,7 @@ def write_files(folder: Path, memory: memoryview) -> None:
 
 
 def direct_read_s(paths: Sequence[Path], target: memoryview) -> float:
-    """Seconds to read files with O_DIRECT into warm memory, four calls of 8 MiB at a time."""
+    """Seconds to read files with O_DIRECT, four calls of 8 MiB at a time."""
     calls: list[tuple[Path, int, memoryview]] = []
     position = 0
     for path in paths:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.checkpointing.limits import warm
+from benchmarks.checkpointing.clock import Clock, Took, medians
+from benchmarks.checkpointing.limits import partly_new, warm
 from benchmarks.checkpointing.restoring import fingerprint, restore
 from benchmarks.checkpointing.s3clients import BareClients
 from benchmarks.checkpointing.training import Size, Training
 from benchmarks.checkpointing.writers import Spotfirst
 from devstack.s3 import S3Server
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
-from spotfirst.checkpoints.memory import Block
 from spotfirst.checkpoints.packs import Wanted, fetch
 from spotfirst.checkpoints.tensors import bytes_of
 from spotfirst.run import Run
-from spotfirst.storage import Storage, open_storage
+from spotfirst.storage import open_storage
 
 __all__ = ["compare"]
 
@@ -31,49 +31,63 @@ _BUCKET = "spotfirst"
 def compare(size: Size, folder: Path, *, rounds: int, seaweedfs: bool) -> dict[str, float]:
     """MB/s, medians of ``rounds``: put and get, ours and the best bare one's.
 
-    The bare get is also told for memory like a restore's: a third of it, the model's, is in use, and
-    the optimizer's is new, which the kernel has to find and to clear first.
+    The bare get is also told for memory like a restore's (:func:`partly_new`). Keys with ``busy_``:
+    the share of all cores that client and server used meanwhile.
     """
     training = Training(size)
     training.step()
     found: dict[str, float] = {}
-    with _fast_server(keep=False) as environment:
-        found |= _puts(training, environment, rounds, "")
-    with _fast_server(keep=True) as environment:
-        found |= _gets(training, size, environment, rounds, "")
+    with _fast_server(keep=False) as server:
+        found |= _puts(training, server, rounds, "")
+    with _fast_server(keep=True) as server:
+        found |= _gets(training, size, server, rounds, "")
     if seaweedfs:
-        with S3Server(folder / "seaweedfs", bucket=_BUCKET) as server:
-            environment = _enter(server.environment())
-            found |= _puts(training, environment, rounds, "_seaweedfs")
-            found |= _gets(training, size, environment, rounds, "_seaweedfs")
+        with S3Server(folder / "seaweedfs", bucket=_BUCKET) as weed:
+            assert weed.pid is not None
+            server = _Server(_enter(weed.environment()), Clock(weed.pid))
+            found |= _puts(training, server, rounds, "_seaweedfs")
+            found |= _gets(training, size, server, rounds, "_seaweedfs")
     return found
 
 
-def _puts(
-    training: Training, environment: dict[str, str], rounds: int, which: str
-) -> dict[str, float]:
-    clients = BareClients(environment, _BUCKET)
+class _Server(NamedTuple):
+    environment: dict[str, str]
+    clock: Clock
+
+
+def _puts(training: Training, server: _Server, rounds: int, which: str) -> dict[str, float]:
+    clients = BareClients(server.environment, _BUCKET, server.clock)
     writer = Spotfirst(training, f"s3://{_BUCKET}/put{which}")
     memory = _copy_of(training)  # the same bytes: a server may compress what it can
     writer.save()  # imports, connections and memory; see the first save's time on disk
-    ours: list[float] = []
-    bare: dict[str, list[float]] = {}
+    took: dict[str, list[Took]] = {"Spotfirst": []}
     for _ in range(rounds):
         training.step()
-        ours.append(writer.save())
-        for name, took_s in clients.put_s(memory).items():
-            bare.setdefault(name, []).append(took_s)
-    best = min(bare, key=lambda name: _median(bare[name]))
-    megabytes = training.state_bytes / 1e6
-    print(
-        f"s3 put{which}, MB/s: Spotfirst {megabytes / _median(ours):.0f}, "
-        + ", ".join(f"{name} {megabytes / _median(took):.0f}" for name, took in bare.items()),
-        file=sys.stderr,
-    )
-    return {
-        f"put{which}": megabytes / _median(ours),
-        f"put_best{which}": megabytes / _median(bare[best]),
-    }
+        took["Spotfirst"].append(server.clock(writer.save))
+        for name, each in clients.put(memory).items():
+            took.setdefault(name, []).append(each)
+    found = _told(f"put{which}", took, training.state_bytes)
+    ours = found.pop("Spotfirst")
+    best = min(found.values(), key=lambda each: each.wall_s)
+    return _figures(training.state_bytes, {f"put{which}": ours, f"put_best{which}": best})
+
+
+def _told(what: str, took: dict[str, list[Took]], size_bytes: int) -> dict[str, Took]:
+    """The medians; each told on stderr with the processor's part in it."""
+    found = {name: medians(values) for name, values in took.items()}
+    for name, each in found.items():
+        print(
+            f"s3 {what}: {name} {size_bytes / 1e6 / each.wall_s:.0f} MB/s, {each.wall_s:.2f} s; "
+            f"processor {each.here_s:.2f} s here and {each.server_s:.2f} s in the server, "
+            f"{each.busy_share:.0%} of all cores",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _figures(size_bytes: int, found: dict[str, Took]) -> dict[str, float]:
+    rates = {name: size_bytes / 1e6 / each.wall_s for name, each in found.items()}
+    return rates | {f"busy_{name}": each.busy_share for name, each in found.items()}
 
 
 def _copy_of(training: Training) -> memoryview:
@@ -87,7 +101,7 @@ def _copy_of(training: Training) -> memoryview:
 
 
 def _gets(
-    training: Training, size: Size, environment: dict[str, str], rounds: int, which: str
+    training: Training, size: Size, server: _Server, rounds: int, which: str
 ) -> dict[str, float]:
     place = f"s3://{_BUCKET}/get{which}"
     Spotfirst(training, place).save()
@@ -101,30 +115,32 @@ def _gets(
     ]
     total = sum(length for _, length in objects)
     memory = warm(total)
-    clients = BareClients(environment, _BUCKET)
+    clients = BareClients(server.environment, _BUCKET, server.clock)
     _, newest = run.chain().refresh().commits[-1]
     manifest = read_manifest(packs, newest.manifest, newest.digest)
     assert isinstance(manifest, StateManifest)
     wanted = _all_of(manifest, memory.view)
-    ours, bare, bare_new, fetched = [], [], [], []
-    for _ in range(rounds):
-        bare.append(clients.get_s(objects, memory.view))
-        fetched.append(_fetch_s(packs, wanted))
-        bare_new.append(clients.get_s(objects, _partly_new(total).view))
+
+    def whole() -> Took:
         built = Training(size)
-        start = time.perf_counter()
-        restore(built, place)
-        ours.append(time.perf_counter() - start)
+        took = server.clock(lambda: restore(built, place))
         if fingerprint(built) != expected:
             msg = "another state came back from S3 than was saved"
             raise RuntimeError(msg)
-        del built
-    return {
-        f"get{which}": total / 1e6 / _median(ours),
-        f"ranges{which}": total / 1e6 / _median(bare_new),
-        f"ranges_warm{which}": total / 1e6 / _median(bare),
-        f"fetch{which}": total / 1e6 / _median(fetched),
+        return took
+
+    ways: dict[str, Callable[[], Took]] = {
+        "ranges_warm": lambda: clients.get(objects, memory.view),
+        "fetch": lambda: server.clock(lambda: fetch(packs, wanted)),
+        "ranges": lambda: clients.get(objects, partly_new(total).view),
+        "get": whole,
     }
+    took: dict[str, list[Took]] = {f"{name}{which}": [] for name in ways}
+    for number in range(rounds):
+        # There and back: new memory is cheap for whoever comes after one that gave some back.
+        for name in list(ways)[:: -1 if number % 2 else 1]:
+            took[f"{name}{which}"].append(ways[name]())
+    return _figures(total, _told("get", took, total))
 
 
 def _all_of(manifest: StateManifest, memory: memoryview) -> list[Wanted]:
@@ -140,22 +156,8 @@ def _all_of(manifest: StateManifest, memory: memoryview) -> list[Wanted]:
     return found
 
 
-def _partly_new(size_bytes: int) -> Block:
-    """Memory of which the first third was used before."""
-    block = Block(size_bytes)
-    used = size_bytes // 3
-    block.view[:used] = bytes(used)
-    return block
-
-
-def _fetch_s(packs: Storage, wanted: Sequence[Wanted]) -> float:
-    start = time.perf_counter()
-    fetch(packs, wanted)
-    return time.perf_counter() - start
-
-
 @contextmanager
-def _fast_server(*, keep: bool) -> Iterator[dict[str, str]]:
+def _fast_server(*, keep: bool) -> Iterator[_Server]:
     words = [sys.executable, "-m", "benchmarks.checkpointing.s3server", *(["--keep"] * keep)]
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -163,15 +165,15 @@ def _fast_server(*, keep: bool) -> Iterator[dict[str, str]]:
         assert server.stdin is not None
         assert server.stdout is not None
         try:
-            yield _enter(
-                {
-                    "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{int(server.stdout.readline())}",
-                    "AWS_ACCESS_KEY_ID": "nobody",
-                    "AWS_SECRET_ACCESS_KEY": "nothing",
-                    "AWS_DEFAULT_REGION": "us-east-1",
-                    "AWS_EC2_METADATA_DISABLED": "true",
-                }
-            )
+            port = int(server.stdout.readline())
+            environment = {
+                "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+                "AWS_ACCESS_KEY_ID": "nobody",
+                "AWS_SECRET_ACCESS_KEY": "nothing",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+            yield _Server(_enter(environment), Clock(server.pid))
         finally:
             server.stdin.close()
 
@@ -179,7 +181,3 @@ def _fast_server(*, keep: bool) -> Iterator[dict[str, str]]:
 def _enter(environment: dict[str, str]) -> dict[str, str]:
     os.environ.update(environment)
     return environment
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

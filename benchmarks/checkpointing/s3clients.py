@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,6 +12,8 @@ from urllib.parse import urlsplit
 
 import obstore
 from obstore.store import S3Store
+
+from benchmarks.checkpointing.clock import Clock, Took
 
 __all__ = ["BareClients"]
 
@@ -25,7 +26,8 @@ _THREADS = 4
 class BareClients:
     """Put and get for one bucket, without a signature over the bytes and without checksums."""
 
-    def __init__(self, environment: dict[str, str], bucket: str) -> None:
+    def __init__(self, environment: dict[str, str], bucket: str, clock: Clock) -> None:
+        self._clock = clock
         self._store = S3Store(
             bucket, endpoint=environment["AWS_ENDPOINT_URL_S3"],
             access_key_id=environment["AWS_ACCESS_KEY_ID"],
@@ -34,8 +36,8 @@ class BareClients:
             virtual_hosted_style_request=False, client_options={"allow_http": True},
         )  # fmt: skip
 
-    def put_s(self, memory: memoryview) -> dict[str, float]:
-        """Seconds to put all of it, by client; what was put is deleted."""
+    def put(self, memory: memoryview) -> dict[str, Took]:
+        """What it took to put all of it, by client; what was put is deleted."""
         ways: dict[str, Callable[[str, memoryview], None]] = {
             "obstore, multipart": self._put_parts,
             "obstore, objects": self._put_objects,
@@ -44,15 +46,13 @@ class BareClients:
         found = {}
         for number, (name, put) in enumerate(ways.items()):
             prefix = f"bare/{number}"
-            start = time.perf_counter()
-            put(prefix, memory)
-            found[name] = time.perf_counter() - start
+            found[name] = self._clock(lambda put=put, prefix=prefix: put(prefix, memory))  # type: ignore[misc]
             for batch in obstore.list(self._store, prefix):
                 obstore.delete(self._store, [entry["path"] for entry in batch])
         return found
 
-    def get_s(self, objects: Sequence[tuple[str, int]], target: memoryview) -> float:
-        """Seconds to read objects (key, size) by plain ranges into warm memory."""
+    def get(self, objects: Sequence[tuple[str, int]], target: memoryview) -> Took:
+        """What it took to read objects (key, size) by plain ranges into ``target``."""
         signed = {key: self._signed("GET", key) for key, _ in objects}
         calls = []
         position = 0
@@ -61,9 +61,7 @@ class BareClients:
                 length = min(_RANGE_BYTES, size - start)
                 calls.append((signed[key], start, target[position : position + length]))
                 position += length
-        start_s = time.perf_counter()
-        _in_threads(_get_all, calls)
-        return time.perf_counter() - start_s
+        return self._clock(lambda: _in_threads(_get_all, calls))
 
     def _put_parts(self, prefix: str, memory: memoryview) -> None:
         obstore.put(
