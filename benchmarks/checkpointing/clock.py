@@ -13,6 +13,12 @@ import psutil
 __all__ = ["Clock", "Took", "medians"]
 
 
+_LOOK_S = 0.2
+_LOOKS = 100
+_STILL = 0.2
+"""Of a core: what a server does by itself is less."""
+
+
 class Took(NamedTuple):
     """Seconds: by the wall, and of the processor in this process and in the server's."""
 
@@ -27,17 +33,25 @@ class Took(NamedTuple):
 
 
 class Clock:
-    """Times actions that use a server."""
+    """Times actions that use a server, once it has done what was left of the one before."""
 
     def __init__(self, server_pid: int) -> None:
         self._server = psutil.Process(server_pid)
 
     def __call__(self, action: Callable[[], object]) -> Took:
         """What ``action`` takes."""
+        self._settle()
         here, server, start = time.process_time(), self._server_s(), time.perf_counter()
         action()
         wall_s = time.perf_counter() - start
         return Took(wall_s, time.process_time() - here, self._server_s() - server)
+
+    def _settle(self) -> None:
+        for _ in range(_LOOKS):
+            before = self._server_s()
+            time.sleep(_LOOK_S)
+            if self._server_s() - before < _STILL * _LOOK_S:
+                return
 
     def _server_s(self) -> float:
         spent = [p.cpu_times() for p in (self._server, *self._server.children(recursive=True))]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.checkpointing.clock import Clock, Took, medians
 from benchmarks.checkpointing.limits import partly_new, warm
 from benchmarks.checkpointing.restoring import fingerprint, restore
-from benchmarks.checkpointing.s3clients import BareClients
+from benchmarks.checkpointing.s3clients import LEAST, BareClients
 from benchmarks.checkpointing.training import Size, Training
 from benchmarks.checkpointing.writers import Spotfirst
 from devstack.s3 import S3Server
@@ -68,8 +68,12 @@ def _puts(training: Training, server: _Server, rounds: int, which: str) -> dict[
             took.setdefault(name, []).append(each)
     found = _told(f"put{which}", took, training.state_bytes)
     ours = found.pop("Spotfirst")
+    least = found.pop(LEAST)
     best = min(found.values(), key=lambda each: each.wall_s)
-    return _figures(training.state_bytes, {f"put{which}": ours, f"put_best{which}": best})
+    return _figures(
+        training.state_bytes,
+        {f"put{which}": ours, f"put_best{which}": best, f"put_least{which}": least},
+    )
 
 
 def _told(what: str, took: dict[str, list[Took]], size_bytes: int) -> dict[str, Took]:
@@ -140,7 +144,7 @@ def _gets(
         # There and back: new memory is cheap for whoever comes after one that gave some back.
         for name in list(ways)[:: -1 if number % 2 else 1]:
             took[f"{name}{which}"].append(ways[name]())
-    return _figures(total, _told("get", took, total))
+    return _figures(total, _told("gets", took, total))
 
 
 def _all_of(manifest: StateManifest, memory: memoryview) -> list[Wanted]:
