@@ -57,7 +57,8 @@ class _Server(NamedTuple):
 
 def _puts(training: Training, server: _Server, rounds: int, which: str) -> dict[str, float]:
     clients = BareClients(server.environment, _BUCKET, server.clock)
-    writer = Spotfirst(training, f"s3://{_BUCKET}/put{which}")
+    # Nothing is removed meanwhile, as of the others.
+    writer = Spotfirst(training, f"s3://{_BUCKET}/put{which}", keep=rounds + 1)
     memory = _copy_of(training)  # the same bytes: a server may compress what it can
     writer.save()  # imports, connections and memory; see the first save's time on disk
     took: dict[str, list[Took]] = {"Spotfirst": []}

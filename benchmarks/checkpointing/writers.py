@@ -50,16 +50,16 @@ class Writer(Protocol):
 
 
 class Spotfirst:
-    """The Checkpointer, ``lazy`` or eager, in a folder or at a URL."""
+    """The Checkpointer, ``lazy`` or eager, in a folder or at a URL; ``keep`` checkpoints stay there."""
 
-    def __init__(self, training: Training, place: str, *, lazy: bool = True) -> None:
+    def __init__(self, training: Training, place: str, *, lazy: bool = True, keep: int = 1) -> None:
         self._training = training
         self._waits: list[float] = []
         # Hooks run in the order in which they were made: these two are around the Checkpointer's.
         register_optimizer_step_pre_hook(lambda *_: self._waits.append(-time.perf_counter()))
         self.checkpointer = Checkpointer(
             model=training.model, optimizer=training.optimizer, storage=place, lazy=lazy,
-            period_s=1e9, retention=Retention(last=1),
+            period_s=1e9, retention=Retention(last=keep),
         )  # fmt: skip
         self.checkpointer.restore()
         register_optimizer_step_pre_hook(lambda *_: self._waits.append(time.perf_counter()))
