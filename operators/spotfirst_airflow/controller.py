@@ -28,7 +28,7 @@ from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchReque
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
 from spotfirst_airflow.launches import next_launch_at
 from spotfirst_airflow.news import describe
-from spotfirst_airflow.outlook import Outlook, work_left_s
+from spotfirst_airflow.outlook import Outlook, work_left
 from spotfirst_airflow.policies import Policy, View
 from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
@@ -367,7 +367,7 @@ class Controller:
             attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
             current=current,
             deadline=outlook.deadline,
-            work_left_s=work_left_s(state, beat),
+            work=work_left(state, beat),
             changeover_s=outlook.changeover_s,
         )
         decision = self._policy.decide(view)

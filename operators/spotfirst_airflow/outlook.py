@@ -10,8 +10,9 @@ from spotfirst.heartbeat import Heartbeat
 from spotfirst.spec import RunSpec
 from spotfirst.state import RunState
 from spotfirst.wire import Record
+from spotfirst_airflow.policies import Work
 
-__all__ = ["Outlook", "seconds_per_step", "work_left_s"]
+__all__ = ["Outlook", "seconds_per_step", "work_left"]
 
 _DEFAULT_CHANGEOVER_S = 60.0
 _DRAIN_MARGIN_S = 5.0
@@ -64,7 +65,7 @@ def seconds_per_step(beat: Heartbeat) -> float | None:
     return (last - first).total_seconds() / steps if steps >= _STEPS_FOR_A_PACE else None
 
 
-def work_left_s(state: RunState, beat: Heartbeat | None) -> float | None:
+def work_left(state: RunState, beat: Heartbeat | None) -> Work | None:
     """Training time until the last step; ``None`` when nobody knows yet.
 
     At the pace of the attempt that trains; otherwise at that of the last one that did, from the
@@ -72,7 +73,7 @@ def work_left_s(state: RunState, beat: Heartbeat | None) -> float | None:
     """
     if beat is not None and (pace := seconds_per_step(beat)) is not None:
         total, step = beat.progress.total_steps, beat.progress.step
-        return None if total is None or step is None else max(0, total - step) * pace
+        return None if total is None or step is None else _exactly(max(0, total - step) * pace)
     for attempt in reversed(state.attempts):
         ended = attempt.ended
         if ended is None or ended.total_steps is None or ended.step is None:
@@ -80,5 +81,9 @@ def work_left_s(state: RunState, beat: Heartbeat | None) -> float | None:
         trained = ended.step - (ended.start_step or 0)
         if trained >= _STEPS_FOR_A_PACE:
             left = ended.total_steps - (state.checkpoint_step or 0)
-            return max(0, left) * ended.training_s / trained
+            return _exactly(max(0, left) * ended.training_s / trained)
     return None
+
+
+def _exactly(seconds: float) -> Work:
+    return Work(likely_s=seconds, most_s=seconds)

@@ -16,7 +16,7 @@ from spotfirst.errors import InvalidSpec
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.state import Attempt
 from spotfirst_airflow.fleets import Offer
-from spotfirst_airflow.policies import Fallback, OnDemand, SpotOnly, View, load_policy
+from spotfirst_airflow.policies import Fallback, OnDemand, SpotOnly, View, Work, load_policy
 from tests.controller.world import START
 
 A, B = (Pool(instance_type="gpu", zone=f"zone-{letter}") for letter in "ab")
@@ -37,6 +37,10 @@ NO_SPOT = tuple(msgspec.structs.replace(o, available=False) for o in (SPOT_A, SP
 def view(**changes: Any) -> View:
     now = START + timedelta(hours=1)
     return View(**{"now": now, "idle_since": now, "offers": (SPOT_A, SPOT_B, DEAR), **changes})
+
+
+def exactly(seconds: float) -> Work:
+    return Work(likely_s=seconds, most_s=seconds)
 
 
 def attempt(number: int, market: Market = Market.SPOT, pool: Pool = A, **more: Any) -> Attempt:
@@ -118,13 +122,17 @@ def test_fallback_returns_to_spot_when_it_is_back_and_not_before() -> None:
 def test_it_does_not_return_to_spot_for_the_last_minutes_of_work() -> None:
     old = running(Market.ON_DEMAND, 30)
     for work_left_s, moves in ((239.0, False), (240.0, True)):
-        asked = view(current=old, work_left_s=work_left_s, changeover_s=120.0)
+        asked = view(current=old, work=exactly(work_left_s), changeover_s=120.0)
         assert (Fallback().decide(asked).offer is not None) is moves
 
 
 def test_near_the_deadline_it_moves_to_on_demand_and_stays() -> None:
     now = view().now
-    late = {"deadline": now + timedelta(seconds=1200), "work_left_s": 1000.0, "changeover_s": 120.0}
+    late = {
+        "deadline": now + timedelta(seconds=1200),
+        "work": exactly(1000.0),
+        "changeover_s": 120.0,
+    }
     assert Fallback().decide(view(**late)).offer == DEAR
     assert Fallback().decide(view(current=running(Market.SPOT, 30), **late)).offer == DEAR
     assert Fallback().decide(view(current=running(Market.ON_DEMAND, 30), **late)).offer is None
@@ -134,7 +142,7 @@ def test_without_an_estimate_a_run_with_a_deadline_does_not_wait_for_spot() -> N
     empty = (*NO_SPOT, DEAR)
     deadline = view().now + timedelta(days=9)
     assert Fallback().decide(view(offers=empty, deadline=deadline)).offer == DEAR
-    known = view(offers=empty, deadline=deadline, work_left_s=60.0)
+    known = view(offers=empty, deadline=deadline, work=exactly(60.0))
     assert Fallback().decide(known).offer is None
 
 
@@ -166,7 +174,7 @@ def test_any_decision_is_repeatable_available_and_never_replaces_like_with_like(
         attempts=tuple(lost(n + 1, minutes) for n, minutes in enumerate(losses)),
         current=current,
         deadline=None if left_s is None else view().now + timedelta(seconds=left_s),
-        work_left_s=work_s,
+        work=None if work_s is None else exactly(work_s),
     )
     for policy in (Fallback(), SpotOnly(), OnDemand()):
         decision = policy.decide(asked)

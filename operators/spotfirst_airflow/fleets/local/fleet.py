@@ -40,8 +40,7 @@ from spotfirst_airflow.fleets.local.catalogue import (
     InstanceType,
     known_types,
 )
-from spotfirst_airflow.fleets.local.market import Market, ZoneState
-from spotfirst_airflow.fleets.local.options import LocalOptions, market_options
+from spotfirst_airflow.fleets.local.options import LocalOptions
 from spotfirst_airflow.fleets.local.processes import carrying, kill_all
 from spotfirst_airflow.fleets.local.registry import (
     Boot,
@@ -54,6 +53,7 @@ from spotfirst_airflow.fleets.local.registry import (
     TerminateRequest,
     is_token,
 )
+from spotfirst_airflow.markets import Market, ZoneState, market_options
 
 __all__ = ["LocalFleet"]
 

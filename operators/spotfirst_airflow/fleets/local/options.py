@@ -13,20 +13,11 @@ import msgspec
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import Record
-from spotfirst_airflow.fleets.local.market import (
-    CalmMarket,
-    MarketOptions,
-    ScriptedMarket,
-)
-from spotfirst_airflow.fleets.local.recorded import RecordedMarket
-from spotfirst_airflow.fleets.local.synthetic import SyntheticMarket
 from spotfirst_airflow.fleets.options import parse, require
+from spotfirst_airflow.markets import CalmMarket, RecordedMarket, market_options
 
-__all__ = ["LocalOptions", "market_options"]
+__all__ = ["LocalOptions"]
 
-_MARKETS: dict[str, type[MarketOptions]] = {
-    kind.kind: kind for kind in (CalmMarket, ScriptedMarket, SyntheticMarket, RecordedMarket)
-}
 _DEFAULT_ZONES = ("local-a", "local-b")
 
 
@@ -104,15 +95,3 @@ class LocalOptions(Record):
         """Market seconds since the epoch, 0 before it."""
         began = self.epoch or now
         return max(0.0, (now - began).total_seconds() * self.time_scale)
-
-
-def market_options(options: Mapping[str, Any]) -> MarketOptions:
-    """What is said about the market, parsed. Raises :class:`InvalidSpec`."""
-    kind = options.get("kind")
-    if kind not in _MARKETS:
-        msg = f"fleet option market.kind is {kind!r}; it must be one of {', '.join(_MARKETS)}"
-        raise InvalidSpec(msg)
-    rest = {name: value for name, value in options.items() if name != "kind"}
-    market = parse(_MARKETS[kind], rest, where=f"{kind} market")
-    market.check()
-    return market

@@ -24,8 +24,7 @@ from spotfirst.market import Market as Purchase
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets.base import EndedBy
 from spotfirst_airflow.fleets.local.imds import MetadataService
-from spotfirst_airflow.fleets.local.market import Market
-from spotfirst_airflow.fleets.local.options import LocalOptions, market_options
+from spotfirst_airflow.fleets.local.options import LocalOptions
 from spotfirst_airflow.fleets.local.processes import (
     ProcessRef,
     become_subreaper,
@@ -45,6 +44,7 @@ from spotfirst_airflow.fleets.local.registry import (
     Terminated,
     TerminateRequest,
 )
+from spotfirst_airflow.markets import Market, market_options
 
 __all__ = ["INSTANCE_ID_VARIABLE", "LOST_BOOT", "older_instances"]
 

@@ -8,8 +8,8 @@ from bisect import bisect_right
 from threading import Lock
 from typing import ClassVar
 
-from spotfirst_airflow.fleets.local.market import MANY, Course, MarketOptions, ZoneState
 from spotfirst_airflow.fleets.options import require
+from spotfirst_airflow.markets.base import MANY, Course, MarketOptions, ZoneState
 
 __all__ = ["SyntheticMarket"]
 

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spotfirst.errors import InvalidSpec
-from spotfirst_airflow.fleets.local.market import Market
-from spotfirst_airflow.fleets.local.options import market_options
+from spotfirst_airflow.markets import Market, market_options
 
 TIMES = st.floats(min_value=0, max_value=1e6, allow_nan=False)
 

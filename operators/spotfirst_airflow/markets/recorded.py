@@ -18,8 +18,8 @@ import msgspec
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import Record
-from spotfirst_airflow.fleets.local.market import MarketOptions, Steps, ZoneState
 from spotfirst_airflow.fleets.options import require
+from spotfirst_airflow.markets.base import MarketOptions, Steps, ZoneState
 
 __all__ = ["RecordedMarket"]
 

@@ -1,0 +1,30 @@
+"""Where the next attempt runs: pure functions from what is known now to a decision."""
+
+from __future__ import annotations
+
+from spotfirst_airflow.policies.base import (
+    LONGEST_REST_S,
+    Decision,
+    Policy,
+    PoolHistory,
+    View,
+    Work,
+    rest_s,
+)
+from spotfirst_airflow.policies.fallback import Fallback
+from spotfirst_airflow.policies.loading import load_policy
+from spotfirst_airflow.policies.simple import OnDemand, SpotOnly
+
+__all__ = [
+    "LONGEST_REST_S",
+    "Decision",
+    "Fallback",
+    "OnDemand",
+    "Policy",
+    "PoolHistory",
+    "SpotOnly",
+    "View",
+    "Work",
+    "load_policy",
+    "rest_s",
+]
