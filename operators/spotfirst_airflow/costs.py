@@ -77,9 +77,23 @@ class Bill(Record):
         return float(self.saving_usd / self.on_demand_usd) if self.on_demand_usd else 0.0
 
 
-def bill(state: RunState, *, now: datetime, tags: dict[str, str] | None = None) -> Bill:
-    """The bill of a run up to ``now``; attempts that never got an instance cost nothing."""
-    charges = tuple(_charge(a, now=now, tags=tags or {}) for a in state.attempts if a.launched)
+def bill(
+    state: RunState,
+    *,
+    now: datetime,
+    tags: dict[str, str] | None = None,
+    frozen_prices: bool = True,
+) -> Bill:
+    """The bill of a run up to ``now``; attempts that never got an instance cost nothing.
+
+    Without ``frozen_prices``, an attempt whose price is known at each time costs what it was then:
+    for comparisons with figures that were made so.
+    """
+    charges = tuple(
+        _charge(a, now=now, tags=tags or {}, frozen_price=frozen_prices)
+        for a in state.attempts
+        if a.launched
+    )
     kept = _kept(state.attempts)
     return Bill(
         charges=charges,
@@ -108,7 +122,9 @@ def usd(amount: Decimal) -> str:
     return f"${amount:.2f}" if abs(amount) >= 1 else f"${amount:.4f}"
 
 
-def _charge(attempt: Attempt, *, now: datetime, tags: dict[str, str]) -> Charge:
+def _charge(
+    attempt: Attempt, *, now: datetime, tags: dict[str, str], frozen_price: bool = True
+) -> Charge:
     launched, ended = attempt.launched, attempt.ended
     assert launched is not None
     end = ended.ended_at if ended else max(now, launched.started_at)
@@ -118,6 +134,12 @@ def _charge(attempt: Attempt, *, now: datetime, tags: dict[str, str]) -> Charge:
     used_s = max(0.0, (end - launched.started_at).total_seconds()) * launched.clock_rate
     cost = _amount(used_s, launched.price_usd_h)
     rule = "seconds used"
+    timeline = ended.price_timeline if ended else ()
+    if timeline and not frozen_price:
+        cost, rule = (
+            _by_time(timeline, end=end, clock_rate=launched.clock_rate),
+            "price of each time",
+        )
     if kept is not None:
         rule += f", kept for debugging until {kept:%Y-%m-%d %H:%M} UTC at most"
     if (
@@ -143,8 +165,22 @@ def _charge(attempt: Attempt, *, now: datetime, tags: dict[str, str]) -> Charge:
         rule=rule,
         is_estimate=ended is None or ended.cause == "lost" or kept is not None,
         tags=tags,
-        price_timeline=ended.price_timeline if ended else (),
+        price_timeline=timeline,
     )
+
+
+def _by_time(
+    timeline: tuple[tuple[datetime, Decimal], ...], *, end: datetime, clock_rate: float
+) -> Decimal:
+    ends = [since for since, _ in timeline[1:]] + [end]
+    exact = sum(
+        (
+            Decimal(repr(max(0.0, (until - since).total_seconds()) * clock_rate)) * price
+            for (since, price), until in zip(timeline, ends, strict=True)
+        ),
+        Decimal(0),
+    )
+    return (exact / 3600).quantize(_QUANTUM, rounding=ROUND_HALF_UP)
 
 
 def _amount(seconds: float, price_usd_h: Decimal) -> Decimal:
