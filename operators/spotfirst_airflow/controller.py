@@ -28,7 +28,7 @@ from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchReque
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
 from spotfirst_airflow.launches import next_launch_at
 from spotfirst_airflow.news import describe
-from spotfirst_airflow.outlook import Outlook, work_left
+from spotfirst_airflow.outlook import Outlook, done_share, work_left
 from spotfirst_airflow.policies import Policy, View
 from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
@@ -369,6 +369,8 @@ class Controller:
             deadline=outlook.deadline,
             work=work_left(state, beat),
             changeover_s=outlook.changeover_s,
+            began=state.created_at,
+            done_share=done_share(state, beat),
         )
         decision = self._policy.decide(view)
         if decision.offer is None:

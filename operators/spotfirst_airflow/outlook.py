@@ -12,7 +12,7 @@ from spotfirst.state import RunState
 from spotfirst.wire import Record
 from spotfirst_airflow.policies import Work
 
-__all__ = ["Outlook", "seconds_per_step", "work_left"]
+__all__ = ["Outlook", "done_share", "seconds_per_step", "work_left"]
 
 _DEFAULT_CHANGEOVER_S = 60.0
 _DRAIN_MARGIN_S = 5.0
@@ -83,6 +83,14 @@ def work_left(state: RunState, beat: Heartbeat | None) -> Work | None:
             left = ended.total_steps - (state.checkpoint_step or 0)
             return _exactly(max(0, left) * ended.training_s / trained)
     return None
+
+
+def done_share(state: RunState, beat: Heartbeat | None) -> float:
+    """How much of the whole work is done, of 1, by steps; 0 while nobody knows."""
+    if beat is not None and beat.progress.total_steps and beat.progress.step is not None:
+        return min(1.0, beat.progress.step / beat.progress.total_steps)
+    totals = [a.ended.total_steps for a in state.attempts if a.ended and a.ended.total_steps]
+    return min(1.0, (state.checkpoint_step or 0) / totals[-1]) if totals else 0.0
 
 
 def _exactly(seconds: float) -> Work:

@@ -13,16 +13,19 @@ from spotfirst_airflow.policies.base import (
 )
 from spotfirst_airflow.policies.fallback import Fallback
 from spotfirst_airflow.policies.loading import load_policy
+from spotfirst_airflow.policies.published import Greedy, UniformProgress
 from spotfirst_airflow.policies.simple import OnDemand, SpotOnly
 
 __all__ = [
     "LONGEST_REST_S",
     "Decision",
     "Fallback",
+    "Greedy",
     "OnDemand",
     "Policy",
     "PoolHistory",
     "SpotOnly",
+    "UniformProgress",
     "View",
     "Work",
     "load_policy",

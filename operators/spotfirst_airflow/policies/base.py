@@ -8,10 +8,10 @@ whether to move. It launches nothing and remembers nothing: the same :class:`Vie
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt
@@ -72,6 +72,8 @@ class View(Record):
     ``changeover_s`` is what a change of instance costs in time. ``spent_usd`` holds what is
     committed already. ``carry_usd`` is, by zone, what it costs to bring the checkpoint there,
     where that costs anything. ``cheaply``: the budget asks for spot alone from here on.
+    ``began`` is when the time up to the deadline began to count, and ``done_share`` how much of the
+    whole work is done, of 1.
     ``clock_rate`` is billed seconds per second, as of :class:`~spotfirst.events.Launched`.
     """
 
@@ -90,6 +92,8 @@ class View(Record):
     carry_usd: dict[str, Decimal] = {}
     clock_rate: float = 1.0
     history: tuple[PoolHistory, ...] = ()
+    began: datetime | None = None
+    done_share: float = 0.0
 
 
 class Decision(Record):
@@ -155,22 +159,36 @@ def lost_at(attempt: Attempt) -> datetime | None:
     return None
 
 
-def cheapest(view: View, market: Market, retry_s: float, reason: str) -> Decision:
-    """The cheapest pool with capacity, those last that took an instance from us lately."""
+def cheapest(
+    view: View,
+    market: Market,
+    retry_s: float,
+    reason: str,
+    *,
+    order: Callable[[Offer], Any] | None = None,
+) -> Decision:
+    """The first pool with capacity in this ``order``.
+
+    Without one the cheapest is first, and those last that took an instance from us lately.
+    """
     rests = resting(view, market, retry_s)
-    losses: dict[object, int] = {}
-    for attempt in view.attempts[-5:]:
-        if lost_at(attempt):
-            losses[attempt.pool] = losses.get(attempt.pool, 0) + 1
     offers = [o for o in view.offers if o.market is market and o.available and o.pool not in rests]
     if not offers:
         return Decision(
             reason=f"no {market} capacity in any of the pools",
             until=_first_to_wake(view.offers, market, rests),
         )
-    offers.sort(key=lambda o: (losses.get(o.pool, 0), o.price_usd_h, str(o.pool)))
+    offers.sort(key=order or _by_losses_and_price(view))
     best, *others = offers
     return Decision(reason=reason, offer=best, others=tuple(each.pool for each in others))
+
+
+def _by_losses_and_price(view: View) -> Callable[[Offer], Any]:
+    losses: dict[object, int] = {}
+    for attempt in view.attempts[-5:]:
+        if lost_at(attempt):
+            losses[attempt.pool] = losses.get(attempt.pool, 0) + 1
+    return lambda o: (losses.get(o.pool, 0), o.price_usd_h, str(o.pool))
 
 
 def _first_to_wake(

@@ -253,6 +253,8 @@ class _Run:
             changeover_s=self._task.changeover_s,
             checkpoint_bytes=self._task.checkpoint_bytes,
             carry_usd=self._carry_usd(),
+            began=self._epoch,
+            done_share=self._done_s / self._task.work_s,
         )
 
     def _see(self, now: datetime) -> None:
