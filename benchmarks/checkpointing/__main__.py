@@ -40,10 +40,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.checkpointing.figures import Figure, figures
+from benchmarks._figures import Figure, console, figures_table
+from benchmarks.checkpointing.figures import figures
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FULL = [
@@ -56,8 +56,6 @@ _QUICK = [
 ]
 _GPU = [["spotfirst"], ["spotfirst_eager"], ["dcp_async"], ["torch_save"]]
 _LIMIT_S = 1800.0
-_WIDTH = 150
-"""Of the tables, where there is no terminal."""
 _COLUMNS = (
     "lost_s", "first_lost_s", "stall_s", "first_stall_s", "durable_s", "threads_s", "step_s",
     "noise_s", "others",
@@ -82,22 +80,8 @@ def measure(folder: Path, groups: Sequence[Sequence[str]], scale: str) -> dict[s
 
 def show(found: Sequence[Figure], measured: dict[str, dict[str, Any]]) -> None:
     """The figures, then what each writer took."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("figure", "value", "target", "", "what"):
-        table.add_column(name, justify="right" if name in {"value", "target"} else "left")
-    for each in found:
-        sign = "≤" if each.at_most else "≥"
-        table.add_row(
-            each.name,
-            f"{each.value:.4g}",
-            "" if each.target is None else f"{sign} {each.target:g}",
-            {None: "", True: "met", False: "missed"}[each.met],
-            each.what,
-        )
-    console.print(table)
+    terminal = console()
+    terminal.print(figures_table(found))
     rows = {name: job for name, job in measured.items() if "lost_s" in job}
     table = Table("seconds", box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
@@ -105,8 +89,8 @@ def show(found: Sequence[Figure], measured: dict[str, dict[str, Any]]) -> None:
     for name, job in rows.items():
         table.add_row(name, *(f"{job[column]:.3f}" for column in _COLUMNS))
     if rows:
-        console.print()
-        console.print(table)
+        terminal.print()
+        terminal.print(table)
 
 
 def main() -> None:

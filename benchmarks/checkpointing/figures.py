@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-__all__ = ["Figure", "figures"]
+from benchmarks._figures import Figure
+
+__all__ = ["figures"]
 
 _MEAN_BETWEEN_INTERRUPTIONS_S = 3600.0
 _Measured = Mapping[str, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A ratio with its target; ``at_most`` tells on which side of it is good."""
-
-    name: str
-    value: float
-    target: float | None
-    at_most: bool
-    what: str
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is met; ``None`` without one."""
-        if self.target is None:
-            return None
-        return self.value <= self.target if self.at_most else self.value >= self.target
 
 
 def figures(measured: _Measured) -> list[Figure]:
