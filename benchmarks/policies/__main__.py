@@ -35,7 +35,7 @@ from benchmarks.policies.tables import TABLES, cases
 _OURS = "spotfirst"
 _POLICIES = (_OURS, "uniform_progress", "greedy", "on_demand")
 _SPEED = "speed"
-_WINDOWS, _QUICK_WINDOWS = 100, 2
+_WINDOWS, _QUICK_WINDOWS = 100, 3
 _TICKS, _QUICK_TICKS, _FEW_TICKS = 1_000_000, 20_000, 1_000
 _MEANS = ("one_zone", "one_zone_fast", "gang")
 
@@ -74,7 +74,7 @@ def main() -> None:
         terminal.print(_table(name, rows, [*policies, OMNISCIENT]))
         terminal.print()
     if worst := _worst(results, policies):
-        terminal.print(_table("one_zone: mean / on demand at the worst deadline", worst, policies))
+        terminal.print(_table("one_zone / on demand", worst, policies))
         terminal.print()
     terminal.print(figures_table(found))
     print(json.dumps(_json(results, policies, ms, growth) | {
@@ -96,8 +96,7 @@ def _worst(results: Sequence[Result], policies: Sequence[str]) -> dict[str, dict
 def _table(name: str, rows: Mapping[str, Mapping[str, float]], policies: Sequence[str]) -> Table:
     """Rows and their mean by policy, and what was published beside."""
     published = PUBLISHED.get(name, {})
-    table = Table(box=None, pad_edge=False, header_style="bold", title=name, title_justify="left")
-    table.add_column("")
+    table = Table(name, box=None, pad_edge=False, header_style="bold")
     for policy in (*policies, *(f"{each}, published" for each in published)):
         table.add_column(policy.replace("_", " "), justify="right")
 

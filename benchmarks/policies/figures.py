@@ -31,6 +31,8 @@ _H100_USD = {"1.1": 825.0, "1.2": 740.0, "1.5": 580.0, "2": 433.0}
 _SAME = 0.02
 _ON_DEMAND_AT_MOST = 1.01
 _MS = 50.0
+_GARBAGE_BYTES = 256 * 1024
+"""What may wait to be collected. One byte for each of a million ticks would be four times that."""
 
 
 def means(results: Iterable[Result]) -> dict[str, dict[str, dict[str, float]]]:
@@ -78,7 +80,7 @@ def figures(
     if ms:
         found.append(Figure("ms_per_run", max(ms.values()), _MS, True, f"milliseconds for 60 h at 195 s ticks, at most ({max(ms, key=ms.__getitem__)} zones)"))  # fmt: skip
     if growth is not None:
-        found.append(Figure("growth_bytes", growth, 64 * 1024, True, "more memory at the peak over many ticks than over a thousand"))  # fmt: skip
+        found.append(Figure("growth_bytes", growth, _GARBAGE_BYTES, True, "more memory at the peak over many ticks than over a thousand"))  # fmt: skip
     if results:
         missed = late(results, policies)
         found.append(Figure("missed_deadlines", sum(missed.values()), 0, True, f"of {len(results) * len(policies)} runs"))  # fmt: skip
