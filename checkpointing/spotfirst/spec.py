@@ -53,6 +53,7 @@ class RunSpec(Record):
     ``checkpoint_period_s`` is the most training time that a kill without notice can lose.
     ``checkpoint_mode`` says who writes checkpoints: the script through
     :class:`spotfirst.Checkpointer`, or the agent, from the files in ``$SPOTFIRST_CHECKPOINT_DIR``.
+    ``policy`` is the one of specs that name none: those from before there was another default.
     ``retention`` says which checkpoints stay.
     ``launches_per_hour`` bounds how many instances are launched within any hour; a run that would
     need more waits. ``max_life_s`` is when an instance ends itself, whatever else happens.

@@ -122,7 +122,7 @@ class SpotTrainingOperator(BaseOperator):
         fleet: str | None = None,
         fleet_options: Mapping[str, Any] | None = None,
         instance_types: Sequence[str] = (),
-        policy: str = "fallback",
+        policy: str = "spotfirst",
         policy_options: Mapping[str, Any] | None = None,
         deadline: timedelta | datetime | str | None = None,
         budget_usd: float | Decimal | str | None = None,

@@ -75,7 +75,7 @@ class Request(Record):
     fleet: str = "local"
     fleet_options: dict[str, Any] = {}
     instance_types: tuple[str, ...] = ()
-    policy: str = "fallback"
+    policy: str = "spotfirst"
     policy_options: dict[str, Any] = {}
     deadline: datetime | timedelta | None = None
     budget_usd: Decimal | None = None

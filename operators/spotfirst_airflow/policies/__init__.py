@@ -15,6 +15,7 @@ from spotfirst_airflow.policies.fallback import Fallback
 from spotfirst_airflow.policies.loading import load_policy
 from spotfirst_airflow.policies.published import Greedy, UniformProgress
 from spotfirst_airflow.policies.simple import OnDemand, SpotOnly
+from spotfirst_airflow.policies.spotfirst import Spotfirst
 
 __all__ = [
     "LONGEST_REST_S",
@@ -25,6 +26,7 @@ __all__ = [
     "Policy",
     "PoolHistory",
     "SpotOnly",
+    "Spotfirst",
     "UniformProgress",
     "View",
     "Work",

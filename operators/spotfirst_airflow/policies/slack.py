@@ -1,0 +1,134 @@
+"""What an hour of slack is worth, and an hour of work: the prices by which options are compared.
+
+Every way to go on (stay in one pool and wait whenever it is down, be on demand meanwhile, roam
+over several pools, on demand alone) costs so many dollars, and uses so much slack, for each hour
+of work. The rest of the work can be done by mixing ways, as a linear programme: those that use
+less slack take over what the cheap ones leave no time for. Its solution lies on the lower convex
+hull of the ways; the slope there is the price of slack, and where the tangent meets the axis, the
+price of work.
+
+How long pools will be down, nobody knows. So the prices are those of several scenarios, averaged:
+as the cost of a run bends ever more upwards the less slack there is, that is not the price of the
+average scenario, but higher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+__all__ = ["PoolRates", "Prices", "shadow_prices"]
+
+_SPREAD = 1.4
+"""Of the logarithm of how much longer pools are down than they seem to be."""
+_SCENARIOS = tuple(
+    math.exp(_SPREAD * NormalDist().inv_cdf((2 * part + 1) / 30)) for part in range(15)
+)
+"""The middles of equally likely parts of a log-normal distribution."""
+_LEAST_WORK_H = 0.05
+
+
+class PoolRates(NamedTuple):
+    """A spot pool on average: dollars and hours, and what it costs to bring the checkpoint."""
+
+    usd_h: float
+    up_h: float
+    down_h: float
+    carry_usd: float
+
+
+class Prices(NamedTuple):
+    """Dollars that one more hour is worth: of ``slack``, and of ``work`` that is left."""
+
+    slack: float
+    work: float
+
+
+class _Way(NamedTuple):
+    """``slack`` hours used, and ``usd`` paid, for each hour of work."""
+
+    slack: float
+    usd: float
+
+
+class _Edge(NamedTuple):
+    """A part of a hull, up to so much slack for an hour of work, and the prices on it."""
+
+    until: float
+    prices: Prices
+
+
+def shadow_prices(
+    pools: tuple[PoolRates, ...],
+    *,
+    on_demand_usd_h: float,
+    changeover_h: float,
+    slack_per_work: float,
+) -> Prices:
+    """The prices at which the best mix of ways uses the slack that there is, and no more."""
+    slack = work = 0.0
+    for edges in _hulls(pools, on_demand_usd_h, changeover_h):
+        edge = next(edge for edge in edges if slack_per_work <= edge.until)
+        slack += edge.prices.slack
+        work += edge.prices.work
+    return Prices(slack / len(_SCENARIOS), work / len(_SCENARIOS))
+
+
+# Between two events of a run nothing here changes but the slack: so the hulls are kept.
+@lru_cache(maxsize=64)
+def _hulls(
+    pools: tuple[PoolRates, ...], on_demand_usd_h: float, changeover_h: float
+) -> tuple[tuple[_Edge, ...], ...]:
+    cheap_first = sorted(pools)
+    return tuple(
+        _hull(_ways(cheap_first, longer, on_demand_usd_h, changeover_h)) for longer in _SCENARIOS
+    )
+
+
+def _hull(ways: Sequence[_Way]) -> tuple[_Edge, ...]:
+    """The lower convex hull, from the way that uses least slack to the cheapest one."""
+    corner, edges = min(ways), []
+    while True:
+        slope, following = 0.0, None
+        for way in ways:
+            used = way.slack - corner.slack
+            if used > 0 and corner.usd - way.usd > slope * used:
+                slope, following = (corner.usd - way.usd) / used, way
+        work_usd = corner.usd + slope * corner.slack
+        until = math.inf if following is None else following.slack
+        edges.append(_Edge(until, Prices(slope, work_usd)))
+        if following is None:
+            return tuple(edges)
+        corner = following
+
+
+def _ways(
+    cheap_first: Sequence[PoolRates], longer: float, on_demand_usd_h: float, changeover_h: float
+) -> list[_Way]:
+    """On demand; each pool, alone or with on demand while it is down; the cheapest two, three…."""
+    ways = [_Way(0.0, on_demand_usd_h)]
+    none_up, returns = 1.0, 0.0
+    share = usd = up = 0.0
+    for number, pool in enumerate(cheap_first):
+        down_h = pool.down_h * longer
+        work_h = max(pool.up_h - changeover_h, _LEAST_WORK_H)
+        spot_usd = pool.usd_h * pool.up_h
+        ways.append(_Way((down_h + changeover_h) / work_h, spot_usd / work_h))
+        if down_h > 2 * changeover_h:
+            all_h = work_h + down_h - changeover_h
+            bridged = (spot_usd + on_demand_usd_h * down_h) / all_h
+            ways.append(_Way(2 * changeover_h / all_h, bridged))
+        # As if pools were up or down independently, and the cheapest that is up were taken.
+        taken = none_up * pool.up_h / (pool.up_h + down_h)
+        share, up = share + taken, up + taken * pool.up_h
+        usd += taken * (spot_usd + pool.carry_usd)
+        none_up *= down_h / (pool.up_h + down_h)
+        returns += 1 / down_h
+        if number > 0:
+            work_h = max(up / share - changeover_h, _LEAST_WORK_H)
+            slack_h = changeover_h + none_up / returns
+            ways.append(_Way(slack_h / work_h, usd / share / work_h))
+    return ways
