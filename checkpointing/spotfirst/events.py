@@ -174,7 +174,7 @@ class StopRequested(Event):
     """The run is to stop, checkpointed, and not to go on by itself."""
 
     reason: str
-    cause: Literal["user", "budget", "deadline"] = "user"
+    cause: Literal["user", "budget", "deadline", "policy"] = "user"
 
 
 class Stopped(Event):

@@ -49,7 +49,8 @@ class ResumeFrom(Record):
 class RunSpec(Record):
     """Everything that stays the same over all attempts of a run.
 
-    ``deadline`` is wall-clock time; ``budget_usd`` caps the run's cost over all attempts.
+    ``deadline`` is wall-clock time; ``budget_usd`` caps the run's cost over all attempts;
+    ``on_budget`` says what happens as it comes near (see ``budget.Budget`` of the controller).
     ``checkpoint_period_s`` is the most training time that a kill without notice can lose.
     ``checkpoint_mode`` says who writes checkpoints: the script through
     :class:`spotfirst.Checkpointer`, or the agent, from the files in ``$SPOTFIRST_CHECKPOINT_DIR``.
@@ -71,6 +72,7 @@ class RunSpec(Record):
     policy_options: dict[str, Any] = {}
     deadline: datetime | None = None
     budget_usd: Decimal | None = None
+    on_budget: Literal["stop", "continue_cheaper", "alert"] = "stop"
     checkpoint_period_s: float = 300.0
     checkpoint_mode: Literal["trainer", "files"] = "trainer"
     retention: Retention = Retention()
@@ -112,6 +114,9 @@ class RunSpec(Record):
         budget = self.budget_usd
         if budget is not None and (not budget.is_finite() or budget <= 0):
             msg = f"run {self.run_id}: a budget of ${budget} buys nothing; give more than 0"
+            raise InvalidSpec(msg)
+        if budget is None and self.on_budget != "stop":
+            msg = f"run {self.run_id}: on_budget={self.on_budget!r} needs budget_usd beside it"
             raise InvalidSpec(msg)
         for name in (
             "checkpoint_period_s",

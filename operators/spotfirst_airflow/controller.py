@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -23,12 +24,21 @@ from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
+from spotfirst_airflow.asking import (
+    ask,
+    clock_rate,
+    current_attempt,
+    idle_since,
+    open_usd,
+    same_kind,
+    why_not_begin,
+)
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
 from spotfirst_airflow.launches import next_launch_at
 from spotfirst_airflow.news import describe
-from spotfirst_airflow.outlook import Outlook, done_share, work_left
+from spotfirst_airflow.outlook import Outlook, done_share, shutdown_s, work_left
 from spotfirst_airflow.policies import Policy, View
 from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
@@ -90,6 +100,7 @@ class Controller:
         self._beats: dict[int, tuple[int, datetime]] = {}
         self._last_step_at: datetime | None = None
         self._told = 0
+        self._watching_s = min(self.spec.heartbeat_s, 5.0)
 
     def step(self) -> Step:
         """One pass. Idempotent; blocks for as long as storage and fleet take to answer.
@@ -334,17 +345,20 @@ class Controller:
             reason = f"the deadline {outlook.deadline:%Y-%m-%d %H:%M:%S} UTC has passed"
             self._append(e.StopRequested(at=now, reason=reason, cause="deadline"))
             return True
-        if outlook.budget_usd is None:
+        if outlook.budget is None:
             return False
-        spent = bill(state, now=now).total_usd
-        reserve = outlook.shutdown_cost_usd(state, beat) + promised_usd(state, now=now)
-        if spent + reserve < outlook.budget_usd:
-            return False
-        reason = (
-            f"the budget of ${outlook.budget_usd} is used up: ${spent:.4f} spent, and stopping "
-            f"with a checkpoint takes about ${reserve:.4f}"
+        spent_usd = bill(state, now=now).total_usd
+        shutdown_usd = open_usd(state, shutdown_s(beat))
+        why = outlook.budget.why_stop(
+            spent_usd=spent_usd,
+            committed_usd=promised_usd(state, now=now) + open_usd(state, self._watching_s),
+            shutdown_usd=shutdown_usd,
         )
-        self._append(e.StopRequested(at=now, reason=reason, cause="budget"))
+        for alert in outlook.budget.alerts(outlook.budget.usd if why else spent_usd):
+            self._warn(now, alert)
+        if not why:
+            return False
+        self._append(e.StopRequested(at=now, reason=why, cause="budget"))
         return True
 
     def _place(
@@ -352,31 +366,46 @@ class Controller:
     ) -> float:
         """Ask the policy, and launch what it says; how long to wait until the next look."""
         beat = _trainer(beats)
-        staying = [a for a in state.open_attempts if not a.is_leaving]
-        watching_s = min(self.spec.heartbeat_s, 5.0)
-        current = staying[-1] if staying else None
-        if current is not None and (len(staying) > 1 or _is_settling(current, beats)):
+        watching_s = self._watching_s
+        current, is_moving = current_attempt(state)
+        if current is not None and (is_moving or _is_settling(current, beats)):
             return min(watching_s, 0.5)
         free_at = next_launch_at(state.attempts, per_hour=self.spec.launches_per_hour, now=now)
         if free_at is not None:
             return self._hold(now, state, free_at, current)
+        offers = tuple(self._fleet.offers(self.spec.instance_types))
         view = View(
             now=now,
-            idle_since=_idle_since(state, now),
-            offers=tuple(self._fleet.offers(self.spec.instance_types)),
+            idle_since=idle_since(state, now),
+            offers=offers,
             attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
             current=current,
             deadline=outlook.deadline,
             work=work_left(state, beat),
             changeover_s=outlook.changeover_s,
+            spent_usd=bill(state, now=now).total_usd
+            + promised_usd(state, now=now)
+            + open_usd(state, watching_s + shutdown_s(beat)),
+            clock_rate=clock_rate(state),
             began=state.created_at,
             done_share=done_share(state, beat),
         )
-        decision = self._policy.decide(view)
+        if why := why_not_begin(outlook.budget, view, shutdown_s=shutdown_s(beat)):
+            if not state.open_attempts:
+                self._append(e.StopRequested(at=now, reason=why, cause="budget"))
+            return watching_s
+        decision = ask(self._policy, view, budget=outlook.budget, shutdown_s=shutdown_s(beat))
+        if decision.stop:
+            self._append(e.StopRequested(at=now, reason=decision.reason, cause="policy"))
+            return 0.1
         if decision.offer is None:
             if current is None:
                 self._wait(now, state, decision.reason)
-            return min(watching_s, 1.0) if current is None else watching_s
+                watching_s = min(watching_s, 1.0)
+            left_s = math.inf
+            if decision.until is not None:
+                left_s = (decision.until - now).total_seconds()
+            return max(0.05, min(watching_s, left_s))
         number = len(state.attempts) + 1
         token = _token(self.run.url, number)
         self._append(
@@ -392,7 +421,7 @@ class Controller:
         self, now: datetime, state: RunState, free_at: datetime, current: Attempt | None
     ) -> float:
         """Launch nothing, since too much was launched lately; how long to wait for a look."""
-        watching_s = min(self.spec.heartbeat_s, 5.0)
+        watching_s = self._watching_s
         if current is not None:
             return watching_s
         limit = f"launches_per_hour={self.spec.launches_per_hour}"
@@ -405,7 +434,8 @@ class Controller:
         return min(watching_s, 1.0)
 
     def _wait(self, now: datetime, state: RunState, reason: str) -> None:
-        if state.waiting is None or state.waiting.reason != reason:
+        """Once for each reason: a number in it that changes is no other one."""
+        if state.waiting is None or not same_kind(state.waiting.reason, reason):
             self._append(e.Waiting(at=now, reason=reason))
 
     # -- actions ----------------------------------------------------------------------------
@@ -536,16 +566,6 @@ def _why(ended: e.Ended) -> str:
     if ended.cause == "script_failed":
         return f"the command exited with {ended.exit_code}"
     return f"attempt {ended.attempt} was {ended.cause}"
-
-
-def _idle_since(state: RunState, now: datetime) -> datetime:
-    """When the run last had an instance, or began (again)."""
-    if any(a.launched and not a.is_leaving for a in state.open_attempts):
-        return now
-    ends = [a.ended.ended_at for a in state.attempts if a.ended]
-    ends += [a.notice.seen_at for a in state.open_attempts if a.notice]
-    began = state.reopened.at if state.reopened else state.created_at
-    return max([*ends, began or now])
 
 
 def _ended(

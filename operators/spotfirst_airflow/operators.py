@@ -19,6 +19,7 @@ from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.hooks import SpotfirstHook
+from spotfirst_airflow.policies import in_words
 from spotfirst_airflow.rendering import (
     check_rendered,
     parse_moment,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
     from spotfirst.checkpoints.retention import Retention
     from spotfirst.state import RunState
+    from spotfirst_airflow.budget import OnBudget
     from spotfirst_airflow.following import Follower
+    from spotfirst_airflow.policies import Policy
 
 __all__ = ["RUN_XCOM_KEY", "SpotTrainingOperator"]
 
@@ -62,11 +65,15 @@ class SpotTrainingOperator(BaseOperator):
             connection's, or ``"local"``.
         fleet_options: what that fleet wants to know.
         instance_types: what may be launched; all that the fleet has when empty.
-        policy: how spot and on-demand are chosen.
-        policy_options: its settings.
+        policy: how spot and on demand are chosen: a name such as ``"spotfirst"`` or
+            ``"fallback"``, ``"MODULE:CLASS"``, or a policy of your own as an object.
+        policy_options: its settings; an object brings its own.
         deadline: when training has to be done: a duration from the first try on, or a moment.
             As a string: ``"8h"``, ``"90m"``, or ISO 8601.
-        budget_usd: what the run may cost over all attempts.
+        budget_usd: what the run may cost over all attempts. People are told at 70, 90 and 100 %.
+        on_budget: ``"stop"``: it stops with a checkpoint before it costs more;
+            ``"continue_cheaper"``: that, and from 90 % on it goes on without on demand, even if
+            the deadline passes; ``"alert"``: people are told, and it goes on.
         dataset: ``"NAME@VERSION"`` or ``"NAME@latest"``.
         dataset_since: only what this version of the dataset lacked.
         resume_from: ``"RUN@STEP"``, ``"RUN@latest"`` or ``"RUN@best"``, a checkpoint to start
@@ -90,8 +97,8 @@ class SpotTrainingOperator(BaseOperator):
 
     ARGUMENTS = (
         "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
-        "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
-        "checkpoint_mode", "checkpoint_period", "retention", "script_retries",
+        "policy_options", "deadline", "budget_usd", "on_budget", "dataset", "dataset_since",
+        "resume_from", "checkpoint_mode", "checkpoint_period", "retention", "script_retries",
         "launches_per_hour", "max_life", "env", "tags",
     )  # fmt: skip
     """What says what to train, and how."""
@@ -122,10 +129,11 @@ class SpotTrainingOperator(BaseOperator):
         fleet: str | None = None,
         fleet_options: Mapping[str, Any] | None = None,
         instance_types: Sequence[str] = (),
-        policy: str = "spotfirst",
+        policy: str | Policy = "spotfirst",
         policy_options: Mapping[str, Any] | None = None,
         deadline: timedelta | datetime | str | None = None,
         budget_usd: float | Decimal | str | None = None,
+        on_budget: OnBudget = "stop",
         dataset: str | None = None,
         dataset_since: int | str | None = None,
         resume_from: str | None = None,
@@ -152,6 +160,7 @@ class SpotTrainingOperator(BaseOperator):
         self.policy_options = policy_options
         self.deadline = deadline
         self.budget_usd = budget_usd
+        self.on_budget = on_budget
         self.dataset = dataset
         self.dataset_since = dataset_since
         self.resume_from = resume_from
@@ -248,16 +257,18 @@ class SpotTrainingOperator(BaseOperator):
         if isinstance(command, str):
             msg = f"command {command!r} is one string; give a list, such as ['python', 'train.py']"
             raise InvalidSpec(msg)
+        policy, policy_options = in_words(self.policy, dict(self.policy_options or {}))
         return Request(
             command=tuple(str(word) for word in command),
             code=self.code,
             fleet=self.fleet or hook.default_fleet,
             fleet_options=dict(self.fleet_options or {}),
             instance_types=tuple(self.instance_types),
-            policy=self.policy,
-            policy_options=dict(self.policy_options or {}),
+            policy=policy,
+            policy_options=policy_options,
             deadline=parse_moment(self.deadline),
             budget_usd=parse_usd(self.budget_usd),
+            on_budget=self.on_budget,
             dataset=self.dataset,
             dataset_since=None if self.dataset_since is None else str(self.dataset_since),
             resume_from=None if self.resume_from == "scratch" else self.resume_from,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import Decimal
 from statistics import median
 
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.spec import RunSpec
 from spotfirst.state import RunState
 from spotfirst.wire import Record
+from spotfirst_airflow.budget import SHUTDOWN_S, Budget
 from spotfirst_airflow.policies import Work
 
-__all__ = ["Outlook", "done_share", "seconds_per_step", "work_left"]
+__all__ = ["Outlook", "done_share", "seconds_per_step", "shutdown_s", "work_left"]
 
 _DEFAULT_CHANGEOVER_S = 60.0
 _DRAIN_MARGIN_S = 5.0
@@ -23,7 +23,7 @@ class Outlook(Record):
     """The limits in force, and the run's measured change of instance."""
 
     deadline: datetime | None
-    budget_usd: Decimal | None
+    budget: Budget | None
     changeover_s: float
 
     @classmethod
@@ -32,27 +32,17 @@ class Outlook(Record):
         startups = [a.ended.startup_s for a in state.attempts if a.ended and a.ended.startup_s > 0]
         return cls(
             deadline=spec.deadline,
-            budget_usd=spec.budget_usd,
+            budget=None
+            if spec.budget_usd is None
+            else Budget(usd=spec.budget_usd, on_budget=spec.on_budget),
             changeover_s=median(startups) if startups else _DEFAULT_CHANGEOVER_S,
         )
 
-    def shutdown_cost_usd(self, state: RunState, beat: Heartbeat | None) -> Decimal:
-        """What all open instances will cost from now until they have checkpointed and stopped."""
-        checkpoint_s = (beat.progress.checkpoint_s if beat else None) or 1.0
-        seconds = Decimal(repr(2 * checkpoint_s + _DRAIN_MARGIN_S))
-        return (
-            sum(
-                (
-                    attempt.launched.price_usd_h
-                    * Decimal(repr(attempt.launched.clock_rate))
-                    * seconds
-                    for attempt in state.open_attempts
-                    if attempt.launched
-                ),
-                Decimal(0),
-            )
-            / 3600
-        )
+
+def shutdown_s(beat: Heartbeat | None) -> float:
+    """How long a trainer takes to write a checkpoint and end, by what its last one took."""
+    checkpoint_s = beat.progress.checkpoint_s if beat else None
+    return SHUTDOWN_S if checkpoint_s is None else 2 * checkpoint_s + _DRAIN_MARGIN_S
 
 
 def seconds_per_step(beat: Heartbeat) -> float | None:

@@ -28,6 +28,7 @@ from spotfirst.spec import CodeRef, DatasetRef, ResumeFrom, RunSpec
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, utc_now
+from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
 from spotfirst_airflow.policies import load_policy
@@ -79,6 +80,7 @@ class Request(Record):
     policy_options: dict[str, Any] = {}
     deadline: datetime | timedelta | None = None
     budget_usd: Decimal | None = None
+    on_budget: OnBudget = "stop"
     dataset: str | None = None
     dataset_since: str | None = None
     resume_from: str | None = None
@@ -278,6 +280,7 @@ def _plan(
         policy_options=request.policy_options,
         deadline=deadline,
         budget_usd=request.budget_usd,
+        on_budget=request.on_budget,
         checkpoint_period_s=request.checkpoint_period_s,
         checkpoint_mode=request.checkpoint_mode,
         retention=request.retention or Retention(),

@@ -114,7 +114,16 @@ def test_the_deadline_takes_the_run_to_on_demand_in_time() -> None:
     assert state.attempts[0].market is Market.ON_DEMAND
 
 
-@pytest.mark.parametrize("budget", ["0.005", "0.02", "0.03"])
+def test_a_budget_that_cannot_start_and_end_an_instance_begins_nothing() -> None:
+    world = World(total_steps=3000, policy="on_demand", budget_usd=Decimal("0.005"))
+    state = world.until_done().state
+    assert state.attempts == ()
+    assert state.stop is not None
+    assert state.stop.cause == "budget"
+    assert "too little to start an instance" in state.stop.reason
+
+
+@pytest.mark.parametrize("budget", ["0.02", "0.025", "0.03"])
 def test_the_budget_stops_the_run_checkpointed_before_its_cap(budget: str) -> None:
     world = World(total_steps=3000, policy="on_demand", budget_usd=Decimal(budget))
     state = world.until_done().state

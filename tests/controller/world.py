@@ -93,7 +93,7 @@ class World:
         *,
         total_steps: int = 60,
         checkpoint_every: int = 10,
-        policy: str = "fallback",
+        policy: str | Policy = "fallback",
         policy_options: Mapping[str, Any] | None = None,
         faults: Faults | None = None,
         **spec: Any,
@@ -109,11 +109,14 @@ class World:
         self.storage = open_storage(f"memory://world-{next(_names)}")
         self.spec = RunSpec(
             run_id="run", created_at=START, command=("python", "train.py"), fleet="fake",
-            policy=policy, policy_options=dict(policy_options or {}), heartbeat_s=5.0, **spec,
+            policy=policy if isinstance(policy, str) else "fallback",
+            policy_options=dict(policy_options or {}), heartbeat_s=5.0, **spec,
         )  # fmt: skip
         self.run = create_run(self.storage, self.spec)
         self.run.journal().append(e.Created(at=START))
-        self.policy: Policy = load_policy(policy, self.spec.policy_options)
+        self.policy: Policy = (
+            load_policy(policy, self.spec.policy_options) if isinstance(policy, str) else policy
+        )
         self.controllers = [self.new_controller()]
         self.news: list[str] = []
 

@@ -56,9 +56,15 @@ def run(
     instance_type: Annotated[
         list[str] | None, typer.Option(help="May be launched; repeat for several.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="fallback, spot_only or on_demand.")] = "",
+    policy: Annotated[
+        str, typer.Option(help="spotfirst, fallback, spot_only, on_demand, …; or MODULE:CLASS.")
+    ] = "",
     deadline: Annotated[str, typer.Option(help="`8h`, `90m`, or a moment in ISO 8601.")] = "",
     budget: Annotated[str, typer.Option(help="Dollars that the run may cost.")] = "",
+    on_budget: Annotated[
+        str,
+        typer.Option(help="stop, continue_cheaper (no on demand from 90 % on) or alert."),
+    ] = "",
     dataset: Annotated[str, typer.Option(help="NAME, NAME@VERSION or NAME@latest.")] = "",
     resume_from: Annotated[str, typer.Option(help="RUN@STEP, RUN@latest or RUN@best.")] = "",
     checkpoint_mode: Annotated[
@@ -80,7 +86,7 @@ def run(
     """Train, through every interruption, and show it here.
 
     The keys of a spec file are `command` (a list), `code`, `env`, `fleet`, `fleet_options`,
-    `instance_types`, `policy`, `policy_options`, `deadline`, `budget_usd`, `dataset`,
+    `instance_types`, `policy`, `policy_options`, `deadline`, `budget_usd`, `on_budget`, `dataset`,
     `dataset_since`, `resume_from`, `checkpoint_mode`, `checkpoint_period_s`, `retention`,
     `script_retries`, `launches_per_hour`, `heartbeat_s`, `notice_poll_s`, `silence_s`,
     `max_life_s` and `tags`.
@@ -105,7 +111,7 @@ def run(
     values: dict[str, Any] = read_spec_file(spec_path) if spec_path else {}
     options = {
         "code": code, "fleet": fleet, "policy": policy, "deadline": deadline,
-        "budget_usd": budget, "dataset": dataset, "resume_from": resume_from,
+        "budget_usd": budget, "on_budget": on_budget, "dataset": dataset, "resume_from": resume_from,
         "checkpoint_mode": checkpoint_mode, "instance_types": instance_type, "command": command,
     }  # fmt: skip
     values |= {name: value for name, value in options.items() if value}

@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Literal
 
 from spotfirst import events as e
 from spotfirst.market import Market, Notice
-from spotfirst.state import RunState
+from spotfirst.state import Attempt, RunState
+from spotfirst_airflow.asking import ask, open_usd, why_not_begin
 from spotfirst_airflow.costs import bill
 from spotfirst_airflow.fleets import Offer
 from spotfirst_airflow.policies import Decision, Policy, View, Work
@@ -96,11 +98,12 @@ class _Run:
                 break
             until_s = self._ask()
             if until_s is None:
+                self._now_s += self._task.shutdown_s if self._trainer is not None else 0.0
                 self._end_all("handed_over")
                 break
             self._go_on(until_s)
         now = self._at(self._now_s)
-        late = self._deadline is not None and finished_s is None
+        late = self._deadline is not None and finished_s is None and self._state.stop is None
         return Played(
             state=self._state,
             bill=bill(self._state, now=now, frozen_prices=self._world.frozen_prices),
@@ -207,29 +210,57 @@ class _Run:
 
     def _ask(self) -> float | None:
         """Ask the policy and do what it says; until when that holds. ``None`` ends the run."""
+        spent_usd, stop_s = self._money()
+        if stop_s <= self._now_s:
+            return None
         trainer = self._trainer
         current = None
         if trainer is not None:
             if self._successor is not None or (
                 trainer.ready_s > self._now_s and not trainer.is_leaving
             ):
-                return math.inf
+                return stop_s
             current = None if trainer.is_leaving else self._state.attempt(trainer.number)
+        budget, shutdown_s = self._task.budget, self._task.shutdown_s
         while True:
-            decision = self._policy.decide(self._view(current))
+            view = self._view(current, spent_usd)
+            if trainer is None and (why := why_not_begin(budget, view, shutdown_s=shutdown_s)):
+                self._stop(why, "budget")
+                return None
+            decision = ask(self._policy, view, budget=budget, shutdown_s=shutdown_s)
             if decision.stop:
-                self._append(
-                    e.StopRequested(at=self._at(self._now_s), reason=decision.reason, cause="user")
-                )
+                self._stop(decision.reason, "policy")
                 return None
             if decision.offer is None:
-                return self._until_s(decision)
+                return min(stop_s, self._until_s(decision))
             if self._launch(decision, decision.offer):
                 return self._now_s  # look again: perhaps what was launched is ready at once
             key = (decision.offer.pool, decision.offer.market)
             if self._refused_at.get(key) == self._now_s:
-                return self._now_s + _SOON_S
+                return min(stop_s, self._now_s + _SOON_S)
             self._refused_at[key] = self._now_s
+
+    def _money(self) -> tuple[Decimal, float]:
+        """What is spent, with what an end takes; and when the budget asks to stop, if it does."""
+        budget = self._task.budget
+        if budget is None:
+            return Decimal(0), math.inf
+        spent_usd = bill(self._state, now=self._at(self._now_s)).total_usd
+        shutdown_usd = open_usd(self._state, self._task.shutdown_s)
+        why = budget.why_stop(
+            spent_usd=spent_usd, committed_usd=Decimal(0), shutdown_usd=shutdown_usd
+        )
+        rate_usd_h = open_usd(self._state, 3600.0)
+        if why and rate_usd_h:
+            self._stop(why, "budget")
+            return spent_usd, self._now_s
+        if budget.on_budget == "alert" or not rate_usd_h:
+            return spent_usd, math.inf
+        left_h = float((budget.usd - spent_usd - shutdown_usd) / rate_usd_h)
+        return spent_usd + shutdown_usd, self._now_s + max(left_h * 3600.0, 1e-3)
+
+    def _stop(self, reason: str, cause: Literal["budget", "policy"]) -> None:
+        self._append(e.StopRequested(at=self._at(self._now_s), reason=reason, cause=cause))
 
     def _until_s(self, decision: Decision) -> float:
         until_s = self._offers_until_s
@@ -237,7 +268,7 @@ class _Run:
             until_s = min(until_s, (decision.until - self._epoch).total_seconds())
         return max(until_s, self._now_s + 1e-3)
 
-    def _view(self, current: object) -> View:
+    def _view(self, current: Attempt | None, spent_usd: Decimal) -> View:
         left_s = self._left_s()
         now = self._at(self._now_s)
         if self._now_s >= self._offers_until_s:
@@ -247,10 +278,11 @@ class _Run:
             idle_since=now if self._trainer is not None else self._at(self._idle_since_s),
             offers=self._offers,
             attempts=self._state.attempts,
-            current=current,  # type: ignore[arg-type]
+            current=current,
             deadline=self._deadline,
             work=Work(likely_s=left_s, most_s=left_s),
             changeover_s=self._task.changeover_s,
+            spent_usd=spent_usd,
             checkpoint_bytes=self._task.checkpoint_bytes,
             carry_usd=self._carry_usd(),
             began=self._epoch,

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from spotfirst.state import RunState
 from spotfirst.wire import Record
+from spotfirst_airflow.budget import SHUTDOWN_S, Budget
 from spotfirst_airflow.costs import Bill
 
 __all__ = ["Played", "Task"]
@@ -21,24 +22,26 @@ class Task(Record):
     an end without notice, which loses what was trained since the last checkpoint: one is written
     every ``checkpoint_period_s`` (0: all the time). With ``overlaps`` the old instance of a move
     trains until the new one is ready, as in a real run; without, it ends at once, as in papers.
+    ``shutdown_s`` is what a last checkpoint and the end after it take, when the run is stopped.
     ``checkpoint_bytes`` are what has to be brought to another region.
     """
 
     work_s: float
     deadline_s: float | None = None
-    budget_usd: Decimal | None = None
+    budget: Budget | None = None
     changeover_s: float = 720.0
     notice_s: float = 0.0
     checkpoint_period_s: float = 0.0
     overlaps: bool = True
     checkpoint_bytes: int = 0
+    shutdown_s: float = SHUTDOWN_S
 
 
 class Played(Record):
     """One simulated run.
 
     ``finished_s`` is when its work was done, from its beginning; ``None`` when it was stopped
-    before. ``egress_usd`` is what bringing checkpoints to other regions cost; ``cost_usd`` holds it.
+    before: at its deadline (``is_late``), for its budget, or by its policy (``state.stop``). ``egress_usd`` is what bringing checkpoints to other regions cost; ``cost_usd`` holds it.
     """
 
     state: RunState

@@ -1,0 +1,118 @@
+"""What a policy is shown, and when to ask it again: for runs and for simulations alike."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from decimal import Decimal
+
+import msgspec
+
+from spotfirst.market import Market
+from spotfirst.state import Attempt, RunState
+from spotfirst_airflow.budget import SHUTDOWN_S, Budget, run_usd
+from spotfirst_airflow.costs import usd
+from spotfirst_airflow.policies import Decision, Policy, View
+
+__all__ = [
+    "ask",
+    "clock_rate",
+    "current_attempt",
+    "idle_since",
+    "open_usd",
+    "same_kind",
+    "why_not_begin",
+]
+
+_NUMBERS = re.compile(r"[\d.,:]+")
+
+
+def ask(
+    policy: Policy,
+    view: View,
+    *,
+    budget: Budget | None = None,
+    shutdown_s: float = SHUTDOWN_S,
+) -> Decision:
+    """The policy's decision within the budget, which it need not know of.
+
+    It is shown what the rest of the budget can start. When that leaves out on demand and the run
+    is there, it is moved to spot as soon as there is some.
+    """
+    if budget is None:
+        return policy.decide(view)
+    cheaply = budget.is_cheaply(view.spent_usd)
+    offers = tuple(
+        offer
+        for offer in view.offers
+        if not (cheaply and offer.market is Market.ON_DEMAND)
+        and budget.can_start(
+            offer, spent_usd=view.spent_usd, changeover_s=view.changeover_s,
+            shutdown_s=shutdown_s, clock_rate=view.clock_rate,
+        )
+    )  # fmt: skip
+    view = msgspec.structs.replace(view, offers=offers, budget_usd=budget.usd, cheaply=cheaply)
+    current = view.current
+    if not cheaply or current is None or current.market is Market.SPOT:
+        return policy.decide(view)
+    decision = policy.decide(msgspec.structs.replace(view, current=None))
+    if decision.offer is None:
+        return msgspec.structs.replace(decision, reason="on demand until there is spot again")
+    reason = f"the budget asks to go on cheaper: {decision.reason}"
+    return msgspec.structs.replace(decision, reason=reason)
+
+
+def why_not_begin(budget: Budget | None, view: View, *, shutdown_s: float = SHUTDOWN_S) -> str:
+    """Why no instance can be started any more, so that waiting is in vain; empty when one can.
+
+    ``view`` has all offers.
+    """
+    if budget is None or not view.offers or view.current is not None:
+        return ""
+    offer = min(view.offers, key=lambda offer: offer.price_usd_h)
+    if budget.can_start(
+        offer, spent_usd=view.spent_usd, changeover_s=view.changeover_s,
+        shutdown_s=shutdown_s, clock_rate=view.clock_rate,
+    ):  # fmt: skip
+        return ""
+    return (
+        f"what is left of the budget, {usd(max(Decimal(0), budget.usd - view.spent_usd))}, is too "
+        f"little to start an instance ({usd(offer.price_usd_h)}/h, about {view.changeover_s:.0f} s) "
+        "and to end it with a checkpoint"
+    )
+
+
+def clock_rate(state: RunState) -> float:
+    """Billed seconds per second, as of the last instance that there was; 1 before the first."""
+    launched = (a.launched for a in reversed(state.attempts) if a.launched)
+    return next((each.clock_rate for each in launched), 1.0)
+
+
+def idle_since(state: RunState, now: datetime) -> datetime:
+    """When the run last had an instance, or began (again)."""
+    if any(a.launched and not a.is_leaving for a in state.open_attempts):
+        return now
+    ends = [a.ended.ended_at for a in state.attempts if a.ended]
+    ends += [a.notice.seen_at for a in state.open_attempts if a.notice]
+    began = state.reopened.at if state.reopened else state.created_at
+    return max([*ends, began or now])
+
+
+def current_attempt(state: RunState) -> tuple[Attempt | None, bool]:
+    """The attempt that is there and will not leave, if any; and whether it is to replace another."""
+    staying = [attempt for attempt in state.open_attempts if not attempt.is_leaving]
+    return (staying[-1] if staying else None), len(staying) > 1
+
+
+def open_usd(state: RunState, seconds: float) -> Decimal:
+    """What all open instances together cost in so many seconds."""
+    launched = (attempt.launched for attempt in state.open_attempts)
+    return sum(
+        (run_usd(each.price_usd_h, seconds, each.clock_rate) for each in launched if each),
+        Decimal(0),
+    )
+
+
+def same_kind(one: str, other: str) -> bool:
+    """Whether two reasons say the same, but for their numbers."""
+    return _NUMBERS.sub("#", one) == _NUMBERS.sub("#", other)
