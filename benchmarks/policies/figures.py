@@ -82,8 +82,9 @@ def figures(
     if growth is not None:
         found.append(Figure("growth_bytes", growth, _GARBAGE_BYTES, True, "more memory at the peak over many ticks than over a thousand"))  # fmt: skip
     if results:
-        missed = late(results, policies)
-        found.append(Figure("missed_deadlines", sum(missed.values()), 0, True, f"of {len(results) * len(policies)} runs"))  # fmt: skip
+        missed = {name: number for name, number in late(results, policies).items() if number}
+        by = "".join(f"; {name} {number}" for name, number in missed.items())
+        found.append(Figure("missed_deadlines", sum(missed.values()), 0, True, f"of {len(results) * len(policies)} runs{by}"))  # fmt: skip
     return found
 
 
