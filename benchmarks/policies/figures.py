@@ -78,7 +78,7 @@ def figures(
     tables = means(results)
     found = [*_reproduced(tables), *_panels(tables), *_one_zone(tables, results)]
     if ms:
-        found.append(Figure("ms_per_run", max(ms.values()), _MS, True, f"milliseconds for 60 h at 195 s ticks, at most ({max(ms, key=ms.__getitem__)} zones)"))  # fmt: skip
+        found.append(Figure("ms_per_run", max(ms.values()), _MS, True, f"milliseconds of the processor for 60 h at 195 s ticks, at most ({max(ms, key=ms.__getitem__)} zones)"))  # fmt: skip
     if growth is not None:
         found.append(Figure("growth_bytes", growth, _GARBAGE_BYTES, True, "more memory at the peak over many ticks than over a thousand"))  # fmt: skip
     if results:
