@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -215,3 +216,46 @@ def test_real_traces_of_every_format_can_be_played() -> None:
     assert nodes.at("a", 17 * 300).capacity == 16
     h100 = recorded(traces / "h100-13-zones" / "us-west1-b_h100_16.json", inverted=True)
     assert h100.at("a", 0).price_usd_h == 18.979008
+
+
+@pytest.mark.parametrize(
+    ("scarcity", "share", "up_h", "down_h"),
+    [("plenty", 0.89, 7.4, 0.89), ("usual", 0.68, 3.66, 1.74), ("scarce", 0.36, 1.33, 2.35)],
+)
+def test_a_calibrated_market_is_up_and_down_as_the_recorded_one_was(
+    scarcity: str, share: float, up_h: float, down_h: float
+) -> None:
+    up: list[float] = []
+    down: list[float] = []
+    for seed in range(40):
+        course = market(kind="calibrated", seed=seed, scarcity=scarcity)
+        since_s, time_s, is_up = 0.0, 0.0, course.at("a", 0.0).capacity > 0
+        while time_s < 45 * 24 * 3600:
+            time_s = course.next_change("a", time_s)
+            if (course.at("a", time_s).capacity > 0) is not is_up:
+                (up if is_up else down).append((time_s - since_s) / 3600)
+                since_s, is_up = time_s, not is_up
+    assert sum(up) / (sum(up) + sum(down)) == pytest.approx(share, abs=0.05)
+    assert sum(up) / len(up) == pytest.approx(up_h, rel=0.12)
+    assert sum(down) / len(down) == pytest.approx(down_h, rel=0.12)
+
+
+def test_prices_of_a_calibrated_market_change_seldom_and_little() -> None:
+    course = market(kind="calibrated", seed=3)
+    factors = [course.at("a", hour * 3600.0).price_factor for hour in range(45 * 24)]
+    changes = sum(a != b for a, b in itertools.pairwise(factors))
+    assert 2.5 <= changes / 45 <= 3.5
+    assert all(0.8 < factor < 1.25 for factor in factors)
+
+
+@given(seed=st.integers(0, 100), times=st.lists(TIMES, min_size=2, max_size=12), order=st.randoms())
+@settings(max_examples=20, deadline=None)
+def test_a_calibrated_market_does_not_depend_on_what_was_asked_before(
+    seed: int, times: list[float], order: Any
+) -> None:
+    first = market(kind="calibrated", seed=seed)
+    answers = {time_s: (first.at("a", time_s), first.next_change("a", time_s)) for time_s in times}
+    order.shuffle(times)
+    second = market(kind="calibrated", seed=seed)
+    for time_s in times:
+        assert (second.at("a", time_s), second.next_change("a", time_s)) == answers[time_s]

@@ -15,12 +15,14 @@ from spotfirst_airflow.markets.base import (
     Steps,
     ZoneState,
 )
+from spotfirst_airflow.markets.calibrated import CalibratedMarket
 from spotfirst_airflow.markets.options import market_options
 from spotfirst_airflow.markets.recorded import RecordedMarket
 from spotfirst_airflow.markets.synthetic import SyntheticMarket
 
 __all__ = [
     "MANY",
+    "CalibratedMarket",
     "CalmMarket",
     "Course",
     "Market",

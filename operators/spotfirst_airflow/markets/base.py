@@ -56,6 +56,9 @@ class Course(Protocol):
     def next_change(self, time_s: float) -> float:
         """When the capacity may change next, later than ``time_s``; infinity for never."""
 
+    def next_price_change(self, time_s: float) -> float:
+        """When the price may change next, later than ``time_s``; infinity for never."""
+
 
 class MarketOptions(Record):
     """What a person says about a market of this ``kind``."""
@@ -154,6 +157,10 @@ class Steps:
         coming_s = self._times[index] if index < len(self._times) else self._repeat_s
         # A sum of floats may round down to where we are; time must go on.
         return max(began_s + coming_s, math.nextafter(time_s, math.inf))
+
+    def next_price_change(self, time_s: float) -> float:
+        """The start of the next step, as a step may have a price of its own."""
+        return self.next_change(time_s)
 
     def mean_up_s(self) -> float | None:
         """How long there is capacity, on average, until there is none; ``None`` when it stays.

@@ -8,13 +8,15 @@ from typing import Any
 from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.fleets.options import parse
 from spotfirst_airflow.markets.base import CalmMarket, MarketOptions, ScriptedMarket
+from spotfirst_airflow.markets.calibrated import CalibratedMarket
 from spotfirst_airflow.markets.recorded import RecordedMarket
 from spotfirst_airflow.markets.synthetic import SyntheticMarket
 
 __all__ = ["market_options"]
 
 _MARKETS: dict[str, type[MarketOptions]] = {
-    kind.kind: kind for kind in (CalmMarket, ScriptedMarket, SyntheticMarket, RecordedMarket)
+    kind.kind: kind
+    for kind in (CalmMarket, ScriptedMarket, SyntheticMarket, CalibratedMarket, RecordedMarket)
 }
 
 

@@ -46,7 +46,9 @@ class Place:
         since_s, until_s = self._span
         if not since_s <= time_s < until_s:
             state = self._course.at(time_s)
-            self._span = (time_s, self._course.next_change(time_s))
+            course = self._course
+            until_s = min(course.next_change(time_s), course.next_price_change(time_s))
+            self._span = (time_s, until_s)
             self._now = (state.capacity > 0, self._price(state))
         return self._now
 
@@ -59,7 +61,7 @@ class Place:
         if not since_s <= time_s < change_s:
             price, change_s = self.at(time_s)[1], time_s
             while change_s < until_s:
-                change_s = self._course.next_change(change_s)
+                change_s = self._course.next_price_change(change_s)
                 if change_s < until_s and self._price(self._course.at(change_s)) != price:
                     break
             self._price_span = (time_s, change_s)
@@ -76,7 +78,7 @@ class Place:
     def prices(self, start_s: float, end_s: float) -> list[tuple[float, Decimal]]:
         """(since when, USD per hour) from ``start_s`` to ``end_s``, changes only."""
         prices = [(start_s, self._price(self._course.at(start_s)))]
-        while (start_s := self._course.next_change(start_s)) < end_s:
+        while (start_s := self._course.next_price_change(start_s)) < end_s:
             price = self._price(self._course.at(start_s))
             if price != prices[-1][1]:
                 prices.append((start_s, price))
