@@ -54,6 +54,9 @@ class _Flicker:
     def next_change(self, time_s: float) -> float:
         return (time_s // _TICK_S + 1) * _TICK_S
 
+    def next_price_change(self, time_s: float) -> float:
+        return self.next_change(time_s)
+
 
 def growth_bytes(name: str, *, ticks: int, than: int) -> int:
     """How much more memory a run over so many ticks needs at its peak than one over ``than``."""

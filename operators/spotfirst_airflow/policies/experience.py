@@ -27,6 +27,11 @@ USUAL_DOWN_H = 2.0
 """How long such a pool is without capacity."""
 WEIGHT = 2.0
 """As if both had been seen so many times."""
+MEMORY = 0.4
+"""What a spell still counts when another one has followed: short ones come in rows."""
+LONGER = 0.5
+"""How much longer than on average an instance lasts in a pool that nobody has seen down for long:
+who comes at any time comes upon long spells more often than upon short ones. As a share."""
 FIRST_PAUSE = 2.0
 """How long a pool is left alone that has just gone down, in changeovers: who comes back at once
 gets the short spells that precede and follow an interruption."""
@@ -39,24 +44,25 @@ LONGEST_PAUSE = 10.0
 class Prospect(NamedTuple):
     """What a spot pool promises. ``wait_h`` is how long it will be down yet, 0 if it may be up.
 
-    ``pause_h`` is when to ask it again.
+    ``pause_h`` is when to ask it again, and ``lasts_h`` how long it will then last.
     """
 
     offer: Offer
     rates: PoolRates
     wait_h: float
     pause_h: float
+    lasts_h: float
 
 
 @dataclass
 class Seen:
-    """One pool, in hours of the market. ``down_since`` is set while it is known to be down.
+    """One pool, in hours of the market; of ``losses`` and ``up_h`` the newest count most.
 
-    ``tried_at`` is when that was last seen.
+    ``down_since`` is set while it is known to be down, ``tried_at`` is when that was last seen.
     """
 
     up_h: float = 0.0
-    losses: int = 0
+    losses: float = 0.0
     down_h: float = 0.0
     returns: int = 0
     down_since: datetime | None = None
@@ -102,7 +108,10 @@ def prospects(view: View, *, retry_s: float) -> list[Prospect]:
             down_h=pool.mean_down_h(with_this_h=down_h * rate) / rate,
             carry_usd=float(view.carry_usd.get(offer.pool.zone, 0)),
         )
-        found.append(Prospect(offer, rates, wait_h, pause_h))
+        unseen_h = rates.up_h * LONGER
+        if pool.tried_at is not None:
+            unseen_h = min(unseen_h, _hours(pool.tried_at, view.now))
+        found.append(Prospect(offer, rates, wait_h, pause_h, rates.up_h + unseen_h))
     return found
 
 
@@ -146,7 +155,8 @@ def _had(one: Seen, attempt: Attempt, clock_rate: float) -> None:
     if attempt.notice is not None and attempt.notice.kind == "interruption":
         lost_at = until = attempt.notice.seen_at
     if lost_at is not None:
-        one.losses += 1
+        one.losses = one.losses * MEMORY + 1
+        one.up_h *= MEMORY
         one.down_since = one.tried_at = lost_at
     if until is not None:
         one.up_h += _hours(attempt.launched.started_at, until) * clock_rate

@@ -147,8 +147,8 @@ class Spotfirst(Options):
                 continue
             start_usd = outlook.changeover_h * (pool.rates.usd_h + outlook.prices.slack)
             stay_usd_h = usd_h + start_usd / lasts_h
-            move_usd_h = pool.rates.usd_h + start_usd / pool.rates.up_h
-            horizon_h = min(outlook.left_h, HORIZON * pool.rates.up_h)
+            move_usd_h = pool.rates.usd_h + start_usd / pool.lasts_h
+            horizon_h = min(outlook.left_h, HORIZON * pool.lasts_h)
             saved_usd = horizon_h * (stay_usd_h - move_usd_h)
             if saved_usd <= (1 + MARGIN) * start_usd + pool.rates.carry_usd:
                 continue
@@ -211,7 +211,7 @@ class _Outlook(NamedTuple):
     def start_usd(self, pool: Prospect) -> float:
         """An instance there, until it is lost or the work is done."""
         rates = pool.rates
-        trains_h = min(self.left_h, max(0.0, rates.up_h - self.changeover_h))
+        trains_h = min(self.left_h, max(0.0, pool.lasts_h - self.changeover_h))
         start_usd = rates.carry_usd + self.changeover_h * (rates.usd_h + self.prices.slack)
         return start_usd + trains_h * (rates.usd_h - self.prices.work)
 
