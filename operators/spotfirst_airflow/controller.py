@@ -383,6 +383,7 @@ class Controller:
             deadline=outlook.deadline,
             work=work_left(state, beat),
             changeover_s=outlook.changeover_s,
+            at_risk_s=self.spec.checkpoint_period_s,
             spent_usd=bill(state, now=now).total_usd
             + promised_usd(state, now=now)
             + open_usd(state, watching_s + shutdown_s(beat)),

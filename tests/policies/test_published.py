@@ -98,6 +98,7 @@ def places(drawn: list[list[tuple[float, bool]]]) -> list[Place]:
     slack=st.floats(0.0, 1.5),
     shows=st.booleans(),
     overlaps=st.booleans(),
+    period_s=st.sampled_from([0.0, 900.0]),
 )
 def test_the_deadline_holds_on_every_market(
     policy: Policy,
@@ -107,12 +108,13 @@ def test_the_deadline_holds_on_every_market(
     slack: float,
     shows: bool,
     overlaps: bool,
+    period_s: float,
 ) -> None:
     """Also where two changeovers are shorter than a tick: decisions do not wait for the market's."""
     work_s = 6 * HOUR
     task = Task(
-        work_s=work_s, deadline_s=work_s * (1 + slack) + 2 * changeover_s + 2,
-        changeover_s=changeover_s, overlaps=overlaps,
+        work_s=work_s, deadline_s=work_s * (1 + slack) + 2 * changeover_s + period_s + 2,
+        changeover_s=changeover_s, overlaps=overlaps, checkpoint_period_s=period_s,
     )  # fmt: skip
     played = play(policy, *places(drawn), task=task, shows=shows)
     assert not played.is_late

@@ -128,17 +128,18 @@ def places(drawn: list[list[tuple[float, bool]]]) -> list[Place]:
     slack=st.floats(0.0, 1.5),
     shows=st.booleans(),
     overlaps=st.booleans(),
+    period_s=st.sampled_from([0.0, 900.0]),
     notice_s=st.sampled_from([0.0, 120.0]),
 )
 @settings(max_examples=100, deadline=None)
 def test_the_deadline_holds_on_every_market_and_moves_are_bounded(
     *, drawn: list[list[tuple[float, bool]]], changeover_s: float, slack: float, shows: bool,
-    overlaps: bool, notice_s: float,
+    overlaps: bool, notice_s: float, period_s: float,
 ) -> None:  # fmt: skip
     work_s = 6 * HOUR
     task = Task(
-        work_s=work_s, deadline_s=work_s * (1 + slack) + 2.1 * changeover_s + 2,
-        changeover_s=changeover_s, overlaps=overlaps, notice_s=notice_s,
+        work_s=work_s, deadline_s=work_s * (1 + slack) + 2.1 * changeover_s + period_s + 2,
+        changeover_s=changeover_s, overlaps=overlaps, checkpoint_period_s=period_s, notice_s=notice_s,
     )  # fmt: skip
     world = World(places(drawn), shows=shows, first_hour_free=False)
     played = simulate(task, world, Spotfirst())

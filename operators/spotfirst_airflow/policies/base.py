@@ -69,7 +69,8 @@ class View(Record):
 
     ``current`` is the attempt that is training and will not leave, if any. ``idle_since`` is when
     the run last had an instance (or began). ``work`` is ``None`` while nobody knows;
-    ``changeover_s`` is what a change of instance costs in time. ``spent_usd`` holds what is
+    ``changeover_s`` is what a change of instance costs in time, and ``at_risk_s`` the training that
+    an end without notice can lose. ``spent_usd`` holds what is
     committed already. ``carry_usd`` is, by zone, what it costs to bring the checkpoint there,
     where that costs anything. ``cheaply``: the budget asks for spot alone from here on.
     ``began`` is when the time up to the deadline began to count, and ``done_share`` how much of the
@@ -85,6 +86,7 @@ class View(Record):
     deadline: datetime | None = None
     work: Work | None = None
     changeover_s: float = 120.0
+    at_risk_s: float = 0.0
     spent_usd: Decimal = Decimal(0)
     budget_usd: Decimal | None = None
     cheaply: bool = False
@@ -137,11 +139,14 @@ def late_at(view: View) -> datetime | None:
     """From when on only on demand keeps the deadline: the safety net of "Can't Be Late" (NSDI'24).
 
     What is left of the work, at most, and two changeovers just fit then: one that may have to be
-    made at that moment, and one that may have begun. ``None`` without a deadline or an estimate.
+    made at that moment, and one that may have begun; and so does what a loss without notice may
+    cost in training. ``None`` without a deadline or an estimate.
     """
     if view.deadline is None or view.work is None:
         return None
-    return view.deadline - timedelta(seconds=view.work.most_s + 2 * view.changeover_s)
+    return view.deadline - timedelta(
+        seconds=view.work.most_s + 2 * view.changeover_s + view.at_risk_s
+    )
 
 
 def is_late(view: View) -> bool:

@@ -282,6 +282,7 @@ class _Run:
             deadline=self._deadline,
             work=Work(likely_s=left_s, most_s=left_s),
             changeover_s=self._task.changeover_s,
+            at_risk_s=self._task.checkpoint_period_s if self._task.notice_s <= 0 else 0.0,
             spent_usd=spent_usd,
             checkpoint_bytes=self._task.checkpoint_bytes,
             carry_usd=self._carry_usd(),
