@@ -76,6 +76,10 @@ class MarketOptions(Record):
         """A zone's course. May read files, and then raise :class:`InvalidSpec`."""
         raise NotImplementedError
 
+    def lasts_s(self) -> float | None:
+        """How long until it begins again; ``None`` when it never does. May read files."""
+        return None
+
     def interruption_mean_s(self, zone: str) -> float | None:  # noqa: ARG002 - for those who know
         """Mean time between interruptions of a zone; ``None`` where nobody can say."""
         return None
@@ -161,6 +165,11 @@ class Steps:
     def next_price_change(self, time_s: float) -> float:
         """The start of the next step, as a step may have a price of its own."""
         return self.next_change(time_s)
+
+    @property
+    def repeat_s(self) -> float:
+        """After how long it begins again; infinity for never."""
+        return self._repeat_s
 
     def mean_up_s(self) -> float | None:
         """How long there is capacity, on average, until there is none; ``None`` when it stays.

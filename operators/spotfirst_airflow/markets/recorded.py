@@ -78,6 +78,10 @@ class RecordedMarket(MarketOptions):
         rows = zip(series.times_s, states, strict=True)
         return Steps(rows, start_s=self.start_s, repeat_s=series.end_s)
 
+    def lasts_s(self) -> float:
+        """As long as the shortest of its recordings."""
+        return min(self.course(zone).repeat_s for zone in self.paths)
+
     def interruption_mean_s(self, zone: str) -> float | None:
         """The mean time with capacity in the recording."""
         return self.course(zone).mean_up_s()
