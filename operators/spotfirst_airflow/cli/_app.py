@@ -18,6 +18,7 @@ from spotfirst_airflow.cli import (
     _prices,
     _replay,
     _running,
+    _simulate,
 )
 from spotfirst_airflow.cli._common import ErrorsAsLines
 
@@ -68,6 +69,7 @@ app.command("show")(_looking.show)
 app.command("logs")(_looking.logs)
 app.command("cost")(_costs.cost)
 app.command("replay")(_replay.replay)
+app.command("simulate")(_simulate.simulate)
 app.command("stop")(_instances.stop)
 app.command("reap")(_instances.reap)
 app.command("doctor")(_doctor.doctor)

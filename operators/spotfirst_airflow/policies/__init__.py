@@ -12,7 +12,7 @@ from spotfirst_airflow.policies.base import (
     rest_s,
 )
 from spotfirst_airflow.policies.fallback import Fallback
-from spotfirst_airflow.policies.loading import in_words, load_policy
+from spotfirst_airflow.policies.loading import in_words, installed_policies, load_policy
 from spotfirst_airflow.policies.published import Greedy, UniformProgress
 from spotfirst_airflow.policies.simple import OnDemand, SpotOnly
 from spotfirst_airflow.policies.spotfirst import Spotfirst
@@ -31,6 +31,7 @@ __all__ = [
     "View",
     "Work",
     "in_words",
+    "installed_policies",
     "load_policy",
     "rest_s",
 ]

@@ -17,7 +17,14 @@ import msgspec
 from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.policies.base import Policy
 
-__all__ = ["in_words", "load_policy"]
+__all__ = ["in_words", "installed_policies", "load_policy"]
+
+_GROUP = "spotfirst.policies"
+
+
+def installed_policies() -> list[str]:
+    """The names that :func:`load_policy` knows."""
+    return sorted(entry.name for entry in entry_points(group=_GROUP))
 
 
 def load_policy(name: str, options: Mapping[str, Any]) -> Policy:
@@ -57,7 +64,7 @@ def in_words(policy: str | Policy, options: Mapping[str, Any]) -> tuple[str, dic
 
 
 def _installed(name: str) -> Any:
-    found = {entry.name: entry for entry in entry_points(group="spotfirst.policies")}
+    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
     if name not in found:
         msg = (
             f"unknown policy {name!r}; installed are: {', '.join(sorted(found)) or 'none'}. "

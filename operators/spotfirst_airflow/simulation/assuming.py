@@ -12,15 +12,20 @@ from typing import Any
 from spotfirst.errors import InvalidSpec
 from spotfirst.market import Pool
 from spotfirst_airflow.fleets.local.catalogue import CATALOGUE
-from spotfirst_airflow.markets import RecordedMarket, SyntheticMarket, market_options
+from spotfirst_airflow.markets import (
+    CalibratedMarket,
+    RecordedMarket,
+    SyntheticMarket,
+    market_options,
+)
 from spotfirst_airflow.simulation.setting import Terms, region_of
 
 __all__ = ["ANY_TYPE", "DRAWN", "find_market", "find_terms"]
 
 ANY_TYPE = "instance"
 """What a pool is called whose type nobody has named."""
-DRAWN = (SyntheticMarket.kind,)
-"""The markets that need no recording."""
+DRAWN = (CalibratedMarket.kind, SyntheticMarket.kind)
+"""The markets that need no recording, the one that resembles real ones first."""
 _SPOT_SHARE = Decimal("0.4")
 _RECORDINGS = ("*.csv", "*.json")
 _ZONE_IN_NAME = re.compile(r"[a-z]+(?:-[a-z]+)+-?\d-?[a-z](?![a-z0-9])")
@@ -31,6 +36,7 @@ def find_market(
     *,
     zones: Sequence[str],
     seed: int = 0,
+    scarcity: str = "usual",
     prices: str = "",
     inverted: bool = False,
 ) -> tuple[dict[str, Any], tuple[str, ...], str]:
@@ -40,9 +46,13 @@ def find_market(
     each file a zone, which ``ZONE=FILE`` names. Raises :class:`InvalidSpec`.
     """
     if len(names) == 1 and names[0] in DRAWN:
-        kind = names[0]
-        said = f"a {kind} market (seed {seed}) with {_count(zones, 'zone')}"
-        return {"kind": kind, "seed": seed}, tuple(zones), said
+        options: dict[str, Any] = {"kind": names[0], "seed": seed}
+        said = f"a {names[0]} market (seed {seed}) with {_count(zones, 'zone')}"
+        if names[0] == CalibratedMarket.kind:
+            options["scarcity"] = scarcity
+            said += f" and {scarcity} spot capacity"
+        market_options(options)
+        return options, tuple(zones), said
     mixed = sorted(set(names) & set(DRAWN))
     if mixed:
         msg = f"--market {mixed[0]} is a market of its own; name either that, or recordings"
@@ -81,7 +91,9 @@ def find_terms(
     if not types:
         types = [ANY_TYPE]
         if on_demand_usd_h is None:
-            msg = "no prices: say of what the recording is with --instance-type, or --on-demand-price"
+            msg = (
+                "no prices: say of what the recording is with --instance-type, or --on-demand-price"
+            )
             raise InvalidSpec(msg)
     said: list[str] = []
     found: list[Terms] = []
@@ -91,10 +103,14 @@ def find_terms(
             on_demand, source = _list_price(name, zones)
         if spot is None:
             known = CATALOGUE.get(name)
-            spot = known.spot_usd_h if known else (on_demand * _SPOT_SHARE).quantize(Decimal("0.0001"))
+            spot = (
+                known.spot_usd_h if known else (on_demand * _SPOT_SHARE).quantize(Decimal("0.0001"))
+            )
         said.append(f"{name}: ${on_demand:f}/h on demand ({source}), usually ${spot:f}/h on spot")
         found += [
-            Terms(pool=Pool(instance_type=name, zone=zone), on_demand_usd_h=on_demand, spot_usd_h=spot)
+            Terms(
+                pool=Pool(instance_type=name, zone=zone), on_demand_usd_h=on_demand, spot_usd_h=spot
+            )
             for zone in zones
         ]
     return tuple(found), said
@@ -127,7 +143,8 @@ def _recordings(name: str, *, leave_out: str) -> list[tuple[str, str]]:
         kinds = (sorted(map(str, whole.glob(pattern))) for pattern in _RECORDINGS)
         found = next((files for files in kinds if files), [])
     else:
-        found = sorted(glob.glob(str(whole))) if glob.has_magic(name) else [str(whole)]
+        # Path.glob wants to be told the folder apart.
+        found = sorted(glob.glob(str(whole))) if glob.has_magic(name) else [str(whole)]  # noqa: PTH207
     found = [file for file in found if not leave_out or Path(file) != Path(leave_out)]
     if not found:
         msg = f"--market {name!r} has no recordings: {' or '.join(_RECORDINGS)}"

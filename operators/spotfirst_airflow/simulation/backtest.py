@@ -38,7 +38,10 @@ class PolicyChoice(Record):
 
 
 class Outcome(Record):
-    """What became of one run. Times count from its beginning, ``start_s`` from the market's."""
+    """What became of one run. Times count from its beginning, ``start_s`` from the market's.
+
+    ``stopped`` says why its budget or its policy ended it; it is empty otherwise.
+    """
 
     policy: str
     deadline_s: float | None
@@ -48,7 +51,7 @@ class Outcome(Record):
     is_late: bool
     interruptions: int
     launches: int
-    stopped: str = ""
+    stopped: str
 
 
 class Row(Record):
@@ -70,7 +73,7 @@ class Row(Record):
     interruptions: float
     launches: float
     finished_s: float | None
-    is_best: bool = False
+    is_best: bool
 
 
 class Backtest(Record):
@@ -106,9 +109,7 @@ class Backtest(Record):
         """One of the runs again, with all that happened in it."""
         [choice] = [policy for policy in self.policies if policy.name == outcome.policy]
         moments = [outcome.start_s]
-        [(_, played)] = _play(
-            self.setting.world(), self.task, choice, outcome.deadline_s, moments
-        )
+        [(_, played)] = _play(self.setting.world(), self.task, choice, outcome.deadline_s, moments)
         return played
 
     def _row(self, policy: str, deadline_s: float | None) -> Row:
@@ -128,6 +129,7 @@ class Backtest(Record):
             interruptions=fmean(o.interruptions for o in outcomes),
             launches=fmean(o.launches for o in outcomes),
             finished_s=fmean(finished) if finished else None,
+            is_best=False,
         )
 
 
@@ -149,7 +151,7 @@ def backtest(
     world = setting.world()
     for choice in policies:
         load_policy(choice.name, choice.options)
-    unhurried = msgspec.structs.replace(task, deadline_s=None, budget_usd=None)
+    unhurried = msgspec.structs.replace(task, deadline_s=None, budget=None)
     on_demand = simulate(unhurried, world, OnDemand())
     longest_s = max((d for d in deadlines_s if d is not None), default=2 * task.work_s)
     moments = setting.starts_s(starts, lasts_s=longest_s + task.notice_s)
