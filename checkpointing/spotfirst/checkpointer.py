@@ -66,6 +66,7 @@ from spotfirst.leaving import Drained, Superseded
 from spotfirst.patience import Sleep, patiently
 from spotfirst.reporting import ProgressReporter
 from spotfirst.run import Run
+from spotfirst.steptimes import StepWatch
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, utc_now
 
@@ -139,6 +140,7 @@ class Checkpointer:
         self._channel = channel
         self._reporter = ProgressReporter(channel, clock=clock, monotonic=monotonic)
         self._reporter.tell(total_steps=total_steps)
+        self._watch = StepWatch()
         self._schedule = Schedule(period_s, self._reporter, monotonic=monotonic)
         self._retention = retention
         self._lazy = lazy
@@ -427,8 +429,9 @@ class Checkpointer:
         """Leave, after a last checkpoint if it can be stored ``by`` then."""
         assert self._saver is not None
         self._reporter.stamp(
-            "last_step", phase="draining", step=step, metrics=self._reporter.metrics()
-        )
+            "last_step", phase="draining", step=step, metrics=self._reporter.metrics(),
+            step_times=self._watch.times(),
+        )  # fmt: skip
         try:
             self._save_last(self._saver, step, by)
         except ClaimLost:
@@ -555,12 +558,16 @@ class Checkpointer:
         )
 
     def _tell_step(self, done: int) -> None:
+        self._watch.lap(done, self._monotonic())
         if self._reporter.progress.timings.first_step is None:
             self._reporter.stamp(
                 "first_step", "last_step", step=done, metrics=self._reporter.metrics()
             )
         elif done == self._reporter.progress.total_steps or self._reporter.due:
-            self._reporter.stamp("last_step", step=done, metrics=self._reporter.metrics())
+            self._reporter.stamp(
+                "last_step", step=done, metrics=self._reporter.metrics(),
+                step_times=self._watch.times(),
+            )  # fmt: skip
 
     # -- restoring --------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from spotfirst.market import Market, Notice, Pool
+from spotfirst.steptimes import StepTimes
 from spotfirst.wire import Record, decode, encode
 
 __all__ = [
@@ -140,6 +141,7 @@ class Ended(Event):
     ``start_step`` is what it resumed from, ``step`` the last one it trained, and
     ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
     step's start to its last step's end, ``startup_s`` what came before, on the real clock.
+    ``step_times`` are those of its steps, where the trainer measured them.
     ``price_timeline`` is what its pool cost while it ran, (since when, USD per hour), where the
     fleet could tell. ``kept_until``: its script failed, and the instance was left to people, until
     then at most.
@@ -156,6 +158,7 @@ class Ended(Event):
     step: int | None = None
     checkpoint_step: int | None = None
     total_steps: int | None = None
+    step_times: StepTimes | None = None
     training_s: float = 0.0
     startup_s: float = 0.0
     moved_bytes: int = 0

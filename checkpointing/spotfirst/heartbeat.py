@@ -8,6 +8,7 @@ from typing import Literal
 from spotfirst.checkpoints.period import Period
 from spotfirst.events import EndCause
 from spotfirst.market import Notice
+from spotfirst.steptimes import StepTimes
 from spotfirst.wire import Record
 
 __all__ = ["AgentPhase", "ExitReport", "Handover", "Heartbeat", "Progress", "Timings"]
@@ -33,6 +34,7 @@ class Timings(Record):
 class Progress(Record):
     """What the trainer tells the agent, after each step. Steps count finished ones from 0.
 
+    ``step_times`` are those of this process, but for the first ones.
     ``period`` is how often it checkpoints, and why. ``drain_s`` is how long before the end it is to
     be asked for a last checkpoint; ``leaving`` is what it then decided, with the numbers.
     """
@@ -42,6 +44,7 @@ class Progress(Record):
     step: int | None = None
     total_steps: int | None = None
     metrics: dict[str, float] = {}
+    step_times: StepTimes | None = None
     checkpoint_seq: int | None = None
     checkpoint_step: int | None = None
     checkpoint_s: float | None = None

@@ -12,6 +12,7 @@ import msgspec
 
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import FormatError, InvalidSpec
+from spotfirst.lessons import Lessons
 from spotfirst.wire import Record, decode, encode
 
 __all__ = ["TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
@@ -58,6 +59,8 @@ class RunSpec(Record):
     ``retention`` says which checkpoints stay.
     ``launches_per_hour`` bounds how many instances are launched within any hour; a run that would
     need more waits. ``max_life_s`` is when an instance ends itself, whatever else happens.
+    ``training_time_s`` is what people expect from the first step to the last; ``lessons`` what
+    earlier runs taught, as of when this one was made.
     """
 
     run_id: str
@@ -85,6 +88,8 @@ class RunSpec(Record):
     silence_s: float = 600.0
     max_life_s: float = 7 * 24 * 3600.0
     tags: dict[str, str] = {}
+    training_time_s: float | None = None
+    lessons: Lessons = Lessons()
 
     def check(self) -> None:
         """Raise :class:`InvalidSpec` for whatever can be seen from the spec alone."""
@@ -129,6 +134,12 @@ class RunSpec(Record):
             if not math.isfinite(value) or value <= 0:
                 msg = f"run {self.run_id}: {name} is {value}; it must be a number above 0"
                 raise InvalidSpec(msg)
+        if self.training_time_s is not None and not 0 < self.training_time_s < math.inf:
+            msg = (
+                f"run {self.run_id}: training_time_s is {self.training_time_s}; it must be a "
+                "number of seconds above 0"
+            )
+            raise InvalidSpec(msg)
         if self.script_retries < 0:
             msg = (
                 f"run {self.run_id}: script_retries is {self.script_retries}; it must be 0 or more"
@@ -147,7 +158,7 @@ class RunSpec(Record):
     def same_work(self, other: RunSpec) -> bool:
         """Whether both ask for the same, leaving out when they were written."""
         # As read back: free options change a little on the way (a tuple becomes a list).
-        mine = msgspec.structs.replace(self, created_at=other.created_at)
+        mine = msgspec.structs.replace(self, created_at=other.created_at, lessons=other.lessons)
         return _as_read(mine) == _as_read(other)
 
 

@@ -381,13 +381,14 @@ class Controller:
             attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
             current=current,
             deadline=outlook.deadline,
-            work=work_left(state, beat),
+            work=work_left(self.spec, state, beat),
             changeover_s=outlook.changeover_s,
             at_risk_s=self.spec.checkpoint_period_s,
             spent_usd=bill(state, now=now).total_usd
             + promised_usd(state, now=now)
             + open_usd(state, watching_s + shutdown_s(beat)),
             clock_rate=clock_rate(state),
+            history=self.spec.lessons.pools,
             began=state.created_at,
             done_share=done_share(state, beat),
         )
@@ -608,6 +609,7 @@ def _ended(
         step=progress.step if progress else None,
         checkpoint_step=progress.checkpoint_step if progress else None,
         total_steps=progress.total_steps if progress else None,
+        step_times=progress.step_times if progress else None,
         training_s=training_s,
         startup_s=startup_s,
         moved_bytes=(report or beat).moved_bytes if (report or beat) else 0,  # type: ignore[union-attr]

@@ -22,6 +22,7 @@ from spotfirst_airflow.hooks import SpotfirstHook
 from spotfirst_airflow.policies import in_words
 from spotfirst_airflow.rendering import (
     check_rendered,
+    parse_duration,
     parse_moment,
     parse_retention,
     parse_usd,
@@ -87,6 +88,9 @@ class SpotTrainingOperator(BaseOperator):
             each 1000 steps, and the 2 with the lowest loss. By default, the newest 5.
         script_retries: how often a script that fails is started again within one try.
         launches_per_hour: how many instances may be launched within any hour; then the run waits.
+        training_time: how long it will train from the first step to the last, on one of these
+            instances, if anybody knows: as a duration, or as a string such as ``"8h"``. It counts
+            until steps, or earlier runs of the same model, tell more.
         max_life: when an instance ends itself, whatever else happens.
         env: variables for the script. They are stored in the run: no secrets.
         tags: what costs are summed by: ``model_id``, ``team``, ``env``, ``experiment_run``.
@@ -99,7 +103,7 @@ class SpotTrainingOperator(BaseOperator):
         "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
         "policy_options", "deadline", "budget_usd", "on_budget", "dataset", "dataset_since",
         "resume_from", "checkpoint_mode", "checkpoint_period", "retention", "script_retries",
-        "launches_per_hour", "max_life", "env", "tags",
+        "launches_per_hour", "training_time", "max_life", "env", "tags",
     )  # fmt: skip
     """What says what to train, and how."""
 
@@ -142,6 +146,7 @@ class SpotTrainingOperator(BaseOperator):
         retention: Retention | Mapping[str, Any] | None = None,
         script_retries: int = 0,
         launches_per_hour: int = 30,
+        training_time: timedelta | str | None = None,
         max_life: timedelta = timedelta(days=7),
         env: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
@@ -169,6 +174,7 @@ class SpotTrainingOperator(BaseOperator):
         self.retention = retention
         self.script_retries = script_retries
         self.launches_per_hour = launches_per_hour
+        self.training_time = training_time
         self.max_life = max_life
         self.env = env
         self.tags = tags
@@ -277,6 +283,7 @@ class SpotTrainingOperator(BaseOperator):
             retention=parse_retention(self.retention),
             script_retries=self.script_retries,
             launches_per_hour=self.launches_per_hour,
+            training_time=parse_duration(self.training_time, "training_time"),
             max_life_s=self.max_life.total_seconds(),
             env={name: str(value) for name, value in (self.env or {}).items()},
             tags={name: str(value) for name, value in (self.tags or {}).items()},

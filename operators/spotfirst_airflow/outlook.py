@@ -5,18 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from statistics import median
 
+from spotfirst import events as e
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.spec import RunSpec
 from spotfirst.state import RunState
+from spotfirst.steptimes import StepTimes
 from spotfirst.wire import Record
 from spotfirst_airflow.budget import SHUTDOWN_S, Budget
 from spotfirst_airflow.policies import Work
 
-__all__ = ["Outlook", "done_share", "seconds_per_step", "shutdown_s", "work_left"]
+__all__ = ["Outlook", "done_share", "shutdown_s", "work_left"]
 
 _DEFAULT_CHANGEOVER_S = 60.0
 _DRAIN_MARGIN_S = 5.0
 _STEPS_FOR_A_PACE = 2
+_EXPECTED_AT_MOST = 1.1
 
 
 class Outlook(Record):
@@ -28,14 +31,16 @@ class Outlook(Record):
 
     @classmethod
     def of(cls, spec: RunSpec, state: RunState) -> Outlook:
-        """From what was asked for, and what the attempts so far took to start."""
+        """From what was asked for, and what attempts took to start: of this run, or of earlier ones."""
         startups = [a.ended.startup_s for a in state.attempts if a.ended and a.ended.startup_s > 0]
         return cls(
             deadline=spec.deadline,
             budget=None
             if spec.budget_usd is None
             else Budget(usd=spec.budget_usd, on_budget=spec.on_budget),
-            changeover_s=median(startups) if startups else _DEFAULT_CHANGEOVER_S,
+            changeover_s=median(startups)
+            if startups
+            else spec.lessons.startup_s or _DEFAULT_CHANGEOVER_S,
         )
 
 
@@ -45,34 +50,55 @@ def shutdown_s(beat: Heartbeat | None) -> float:
     return SHUTDOWN_S if checkpoint_s is None else 2 * checkpoint_s + _DRAIN_MARGIN_S
 
 
-def seconds_per_step(beat: Heartbeat) -> float | None:
-    """Of this attempt so far; ``None`` before it has finished two steps."""
-    progress = beat.progress
-    first, last = progress.timings.first_step, progress.timings.last_step
-    if not first or not last or progress.step is None or progress.start_step is None:
-        return None
-    steps = progress.step - progress.start_step
-    return (last - first).total_seconds() / steps if steps >= _STEPS_FOR_A_PACE else None
-
-
-def work_left(state: RunState, beat: Heartbeat | None) -> Work | None:
+def work_left(spec: RunSpec, state: RunState, beat: Heartbeat | None) -> Work | None:
     """Training time until the last step; ``None`` when nobody knows yet.
 
-    At the pace of the attempt that trains; otherwise at that of the last one that did, from the
-    newest checkpoint on.
+    The steps that are left, at the pace of the attempt that trains; otherwise of the last one that
+    did, one of the same instance type if there was; otherwise of earlier runs of the same model.
+    Without any of these, what people expect, with a tenth more at most.
     """
-    if beat is not None and (pace := seconds_per_step(beat)) is not None:
-        total, step = beat.progress.total_steps, beat.progress.step
-        return None if total is None or step is None else _exactly(max(0, total - step) * pace)
-    for attempt in reversed(state.attempts):
-        ended = attempt.ended
-        if ended is None or ended.total_steps is None or ended.step is None:
-            continue
-        trained = ended.step - (ended.start_step or 0)
-        if trained >= _STEPS_FOR_A_PACE:
-            left = ended.total_steps - (state.checkpoint_step or 0)
-            return _exactly(max(0, left) * ended.training_s / trained)
-    return None
+    total, step = _steps(spec, state, beat)
+    times = _step_times(spec, state, beat)
+    if total is not None and times is not None:
+        left = max(0, total - step)
+        return Work(likely_s=times.likely_s(left), most_s=times.most_s(left))
+    if spec.training_time_s is None:
+        return None
+    left_s = spec.training_time_s * (1 - done_share(state, beat))
+    return Work(likely_s=left_s, most_s=_EXPECTED_AT_MOST * left_s)
+
+
+def _steps(spec: RunSpec, state: RunState, beat: Heartbeat | None) -> tuple[int | None, int]:
+    """How many steps there are in all, if anybody knows, and how many are done."""
+    if beat is not None and beat.progress.total_steps is not None:
+        return beat.progress.total_steps, beat.progress.step or state.checkpoint_step or 0
+    told = (a.ended.total_steps for a in reversed(state.attempts) if a.ended)
+    total = next((steps for steps in told if steps is not None), spec.lessons.total_steps)
+    return total, state.checkpoint_step or 0
+
+
+def _step_times(spec: RunSpec, state: RunState, beat: Heartbeat | None) -> StepTimes | None:
+    if beat is not None and beat.progress.step_times is not None:
+        return beat.progress.step_times
+    trained = [a for a in state.attempts if a.ended and _ended_times(a.ended) is not None]
+    kind = state.attempts[-1].pool.instance_type if state.attempts else ""
+    same = [a for a in trained if a.pool.instance_type == kind]
+    if trained:
+        ended = (same or trained)[-1].ended
+        assert ended is not None
+        return _ended_times(ended)
+    known = spec.lessons.step_times
+    return known.get(kind) or next(iter(known.values()), None)
+
+
+def _ended_times(ended: e.Ended) -> StepTimes | None:
+    """What an attempt measured; else its steps by its time, as attempts told that knew no better."""
+    if ended.step_times is not None:
+        return ended.step_times
+    steps = (ended.step or 0) - (ended.start_step or 0)
+    if steps < _STEPS_FOR_A_PACE or ended.training_s <= 0:
+        return None
+    return StepTimes(count=steps, mean_s=ended.training_s / steps)
 
 
 def done_share(state: RunState, beat: Heartbeat | None) -> float:
@@ -81,7 +107,3 @@ def done_share(state: RunState, beat: Heartbeat | None) -> float:
         return min(1.0, beat.progress.step / beat.progress.total_steps)
     totals = [a.ended.total_steps for a in state.attempts if a.ended and a.ended.total_steps]
     return min(1.0, (state.checkpoint_step or 0) / totals[-1]) if totals else 0.0
-
-
-def _exactly(seconds: float) -> Work:
-    return Work(likely_s=seconds, most_s=seconds)

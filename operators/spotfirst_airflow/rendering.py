@@ -13,10 +13,11 @@ import msgspec
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
 
-__all__ = ["check_rendered", "parse_moment", "parse_retention", "parse_usd"]
+__all__ = ["check_rendered", "parse_duration", "parse_moment", "parse_retention", "parse_usd"]
 
 _TEMPLATE = re.compile(r"{{|{%")
 _NOTHING = {"", "none", "null", "undefined"}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _MAY_BE_EMPTY = {"env"}
 """An environment variable that is set to nothing is a common way to switch something off."""
@@ -47,7 +48,7 @@ def parse_moment(value: timedelta | datetime | str | None) -> timedelta | dateti
     """A deadline: as it is, or from ``"8h"``, ``"90m"``, ``"2d"``, ``"300s"`` or ISO 8601."""
     if value is None or isinstance(value, (timedelta, datetime)):
         return value
-    if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value):
+    if match := _DURATION.fullmatch(value):
         return timedelta(**{_UNITS[match[2]]: float(match[1])})
     try:
         return datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
@@ -57,6 +58,16 @@ def parse_moment(value: timedelta | datetime | str | None) -> timedelta | dateti
             "as '2030-01-31T18:00:00+00:00'"
         )
         raise InvalidSpec(msg) from None
+
+
+def parse_duration(value: timedelta | str | None, name: str) -> timedelta | None:
+    """A duration: as it is, or from ``"8h"``, ``"90m"``, ``"2d"`` or ``"300s"``."""
+    if value is None or isinstance(value, timedelta):
+        return value
+    if match := _DURATION.fullmatch(value):
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    msg = f"{name} {value!r} is no duration, such as '8h' or '90m'"
+    raise InvalidSpec(msg)
 
 
 def parse_usd(value: float | Decimal | str | None) -> Decimal | None:

@@ -31,6 +31,7 @@ from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
+from spotfirst_airflow.lessons import learn
 from spotfirst_airflow.policies import load_policy
 from spotfirst_airflow.selection import kept_steps, select
 
@@ -94,6 +95,7 @@ class Request(Record):
     silence_s: float = 600.0
     max_life_s: float = 7 * 24 * 3600.0
     tags: dict[str, str] = {}
+    training_time: timedelta | None = None
 
 
 def attach(
@@ -291,6 +293,8 @@ def _plan(
         silence_s=request.silence_s,
         max_life_s=request.max_life_s,
         tags=request.tags,
+        training_time_s=request.training_time.total_seconds() if request.training_time else None,
+        lessons=learn(storage, run_id, request.tags.get("model_id", "")),
     )
     spec.check()
     fleet = load_fleet(spec.fleet, spec.fleet_options, environment=environment)

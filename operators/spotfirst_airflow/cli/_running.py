@@ -60,6 +60,9 @@ def run(
         str, typer.Option(help="spotfirst, fallback, spot_only, on_demand, …; or MODULE:CLASS.")
     ] = "",
     deadline: Annotated[str, typer.Option(help="`8h`, `90m`, or a moment in ISO 8601.")] = "",
+    training_time: Annotated[
+        str, typer.Option(help="How long it trains on one instance, if you know: `6h`.")
+    ] = "",
     budget: Annotated[str, typer.Option(help="Dollars that the run may cost.")] = "",
     on_budget: Annotated[
         str,
@@ -86,7 +89,7 @@ def run(
     """Train, through every interruption, and show it here.
 
     The keys of a spec file are `command` (a list), `code`, `env`, `fleet`, `fleet_options`,
-    `instance_types`, `policy`, `policy_options`, `deadline`, `budget_usd`, `on_budget`, `dataset`,
+    `instance_types`, `policy`, `policy_options`, `deadline`, `training_time`, `budget_usd`, `on_budget`, `dataset`,
     `dataset_since`, `resume_from`, `checkpoint_mode`, `checkpoint_period_s`, `retention`,
     `script_retries`, `launches_per_hour`, `heartbeat_s`, `notice_poll_s`, `silence_s`,
     `max_life_s` and `tags`.
@@ -111,6 +114,7 @@ def run(
     values: dict[str, Any] = read_spec_file(spec_path) if spec_path else {}
     options = {
         "code": code, "fleet": fleet, "policy": policy, "deadline": deadline,
+        "training_time": training_time,
         "budget_usd": budget, "on_budget": on_budget, "dataset": dataset, "resume_from": resume_from,
         "checkpoint_mode": checkpoint_mode, "instance_types": instance_type, "command": command,
     }  # fmt: skip

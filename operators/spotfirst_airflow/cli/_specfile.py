@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from spotfirst.errors import InvalidSpec
-from spotfirst_airflow.rendering import parse_moment, parse_retention, parse_usd
+from spotfirst_airflow.rendering import parse_duration, parse_moment, parse_retention, parse_usd
 from spotfirst_airflow.submission import Request
 
 __all__ = ["assign", "make_request", "parse_fleet_options", "parse_pairs", "read_spec_file"]
@@ -58,6 +58,8 @@ def make_request(values: Mapping[str, Any]) -> Request:
 def _convert(name: str, value: Any) -> Any:
     if name == "deadline":
         return parse_moment(value)
+    if name == "training_time":
+        return parse_duration(value, name)
     if name == "budget_usd":
         return parse_usd(value)
     if name == "retention":

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
 
+from spotfirst.lessons import PoolHistory
 from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt
 from spotfirst.wire import Record
@@ -48,20 +49,6 @@ class Work(Record):
 
     likely_s: float
     most_s: float
-
-
-class PoolHistory(Record):
-    """What was seen of one spot pool, before this run or beside it, in seconds.
-
-    ``up_s`` with an instance of ours in it, ended by ``losses`` that the fleet caused; ``down_s``
-    without capacity until it came back, ``returns`` times.
-    """
-
-    pool: Pool
-    up_s: float = 0.0
-    losses: int = 0
-    down_s: float = 0.0
-    returns: int = 0
 
 
 class View(Record):
