@@ -36,6 +36,7 @@ from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
 from spotfirst.checkpoints.packs import Location, known_arrays
+from spotfirst.checkpoints.prefetching import Prefetch
 from spotfirst.checkpoints.ranks import Team, rank_trees
 from spotfirst.checkpoints.restoring import Restored, load_newest
 from spotfirst.checkpoints.retention import Retention
@@ -219,7 +220,9 @@ class Checkpointer:
                     "Checkpointer"
                 )
                 raise InvalidSpec(msg)
-        claim = self._together(lambda: self._claim(run, chain))
+        alone = self._group is None or self._group.size == 1
+        prefetch = Prefetch(run) if alone and self._local is None else None
+        claim = self._together(lambda: self._claim(run, chain, prefetch))
         self._see(chain, claim)
         attempt = chain.holder or 0
         self._reporter.stamp("claimed")
@@ -227,14 +230,13 @@ class Checkpointer:
             run.packs(), chain, attempt, claim, retention=retention or Retention(),
             pinned=run.pinned,
         )  # fmt: skip
-        alone = self._group is None or self._group.size == 1
         # Rank 0 could not see what the others have written to the disks of other machines.
         local = local_tier(run, attempt, claim, self._local) if alone else None
         restored = self._load_local(local, tier, layout) if local else None
         if restored is None:
             restored = patiently(
                 lambda: load_newest(
-                    run, chain, lambda packs, commit: self._read(packs, commit, layout),
+                    run, chain, lambda packs, commit: self._read(packs, commit, layout, prefetch),
                     content="state", resume_from=resume_from, warn=self._reporter.warn,
                 ),
                 what="read the checkpoint", sleep=self._sleep, warn=self._reporter.warn,
@@ -256,7 +258,7 @@ class Checkpointer:
         self._together(lambda: self._leave_early(step))
         return step
 
-    def _claim(self, run: Run, chain: CheckpointChain) -> int:
+    def _claim(self, run: Run, chain: CheckpointChain, prefetch: Prefetch | None) -> int:
         """Claim the chain when its holder has let go; the number of the claim."""
         assert self._context is not None
         attempt, channel = self._context.attempt, self._channel
@@ -264,13 +266,19 @@ class Checkpointer:
             attempt = (patiently(chain.refresh, what="read the run").holder or 0) + 1
             patiently(lambda: chain.claim(attempt), what="claim the run")
             return chain.claims[-1]
+        if prefetch is not None:
+            prefetch.start()
         try:
             claimed = wait_for_claim(
                 run, chain, attempt, leave=lambda: channel is not None and bool(channel.drain()),
+                is_ready=lambda: prefetch is None or prefetch.ready,
                 clock=self._clock, monotonic=self._monotonic, sleep=self._sleep,
             )  # fmt: skip
         except ClaimLost as error:
             raise self._superseded(error) from error
+        finally:
+            if prefetch is not None:
+                prefetch.stop()
         if not claimed:
             raise self._drained(0)
         return chain.claims[-1]
@@ -572,11 +580,15 @@ class Checkpointer:
     # -- restoring --------------------------------------------------------------------------
 
     def _read(
-        self, packs: Storage, commit: Commit, layout: tuple[dict[str, Any], list[Leaf]]
+        self,
+        packs: Storage,
+        commit: Commit,
+        layout: tuple[dict[str, Any], list[Leaf]],
+        prefetch: Prefetch | None = None,
     ) -> tuple[dict[str, Any], Any, StateManifest]:
         """The states and generators of a checkpoint, whole and fitting, on all ranks or on none."""
         if self._group is None:
-            return self._read_state(packs, commit, layout)
+            return self._read_state(packs, commit, layout, prefetch)
         return self._group.agree(
             lambda: patiently(
                 lambda: self._read_state(packs, commit, layout),
@@ -585,7 +597,11 @@ class Checkpointer:
         )  # fmt: skip
 
     def _read_state(
-        self, packs: Storage, commit: Commit, layout: tuple[dict[str, Any], list[Leaf]]
+        self,
+        packs: Storage,
+        commit: Commit,
+        layout: tuple[dict[str, Any], list[Leaf]],
+        prefetch: Prefetch | None = None,
     ) -> tuple[dict[str, Any], Any, StateManifest]:
         """What fits goes to the memory of the modules as it is read."""
         manifest = read_manifest(packs, commit.manifest, commit.digest)
@@ -607,7 +623,7 @@ class Checkpointer:
         self._skipped = problems
         if problems:
             trees = fitting_trees(manifest, trees, layout[0], layout[1], modules.keys())
-        reader = StateReader(packs, manifest)
+        reader = StateReader(packs, manifest, prefetch)
         for name, tree in trees.items():
             targets = _tensors(modules[name]) if name in modules else {}
             reader.plan(tree, targets, self._regions(self._objects[name], tree, manifest))

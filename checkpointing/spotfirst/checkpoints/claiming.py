@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 HANDOVER_PATIENCE_S = 120.0
 """How long a holder that was asked may take: the length of a spot notice."""
+READY_PATIENCE_S = 300.0
+"""How long to read beforehand at most, before the holder is asked. One with a notice drains by
+itself before its time is up."""
 _NOTICE_GRACE_S = 2.0
 """After its interruption time an instance is gone; clocks may differ by this much."""
 _POLL_S = 0.15
@@ -39,6 +42,7 @@ def wait_for_claim(
     attempt: int,
     *,
     leave: Callable[[], bool] = lambda: False,
+    is_ready: Callable[[], bool] = lambda: True,
     patience_s: float = HANDOVER_PATIENCE_S,
     clock: Clock = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
@@ -48,7 +52,8 @@ def wait_for_claim(
 
     The holder is asked to hand over (``attempts/{holder}/handover.json``). It has let go when it
     released, left an exit report, is ended in the journal, or its interruption time is over; or
-    ``patience_s`` after it was asked. ``leave`` is looked at between polls: when it says so, the
+    ``patience_s`` after it was asked. It is asked once ``is_ready`` says so, or after
+    :data:`READY_PATIENCE_S`: until then it trains. ``leave`` is looked at between polls: when it says so, the
     wait ends without a claim and the result is ``False``.
 
     Raises :class:`ClaimLost` when a newer attempt holds the chain. An unreachable storage is
@@ -56,6 +61,7 @@ def wait_for_claim(
     """
     journal = run.journal()
     asked_at: dict[int, float] = {}
+    seen_at: dict[int, float] = {}
     polls = 0
     while not leave():
         try:
@@ -65,13 +71,14 @@ def wait_for_claim(
             if holder is None or chain.released or holder >= attempt:
                 chain.claim(attempt)
                 return True
-            if holder not in asked_at:
+            since_s = seen_at.setdefault(holder, monotonic())
+            if holder not in asked_at and (is_ready() or monotonic() - since_s >= READY_PATIENCE_S):
                 _log.info("attempt %d is ready and waits for attempt %d", attempt, holder)
                 reason = f"attempt {attempt} is ready to take over"
                 run.request_handover(holder, Handover(reason=reason, at=clock(), to=attempt))
                 asked_at[holder] = monotonic()
             cause = _gone(run, journal if polls % _SLOW_POLLS == 0 else None, holder, clock)
-            if monotonic() - asked_at[holder] >= patience_s:
+            if monotonic() - asked_at.get(holder, monotonic()) >= patience_s:
                 cause = cause or f"has not released {patience_s:g} s after it was asked"
             if cause:
                 _log.warning("attempt %d claims: attempt %d %s", attempt, holder, cause)

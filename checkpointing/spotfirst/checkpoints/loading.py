@@ -14,6 +14,7 @@ import torch  # noqa: TID253 - it makes tensors; only the Checkpointer's side im
 
 from spotfirst.checkpoints.manifest import ArrayRef, StateManifest
 from spotfirst.checkpoints.packs import fetch
+from spotfirst.checkpoints.prefetching import Prefetch
 from spotfirst.checkpoints.regions import RegionPlan
 from spotfirst.checkpoints.statetree import Leaf, unflatten, walk_leaves
 from spotfirst.checkpoints.tensors import Room, is_plain
@@ -26,7 +27,10 @@ __all__ = ["StateReader", "differences", "stored_trees", "unfit_arrays"]
 class StateReader:
     """Reads trees of a manifest: :meth:`plan` them all, :meth:`fetch` once, then :meth:`value`."""
 
-    def __init__(self, packs: Storage, manifest: StateManifest) -> None:
+    def __init__(
+        self, packs: Storage, manifest: StateManifest, prefetch: Prefetch | None = None
+    ) -> None:
+        self._prefetch = prefetch
         self._packs = packs
         self._manifest = manifest
         self._tensors: dict[int, torch.Tensor] = {}
@@ -64,8 +68,11 @@ class StateReader:
             self._regions.add(array, (0,) * len(array.shape), target.detach())
 
     def fetch(self) -> int:
-        """Read everything that was asked for; the bytes. Raises as :func:`fetch` does."""
-        read = fetch(self._packs, self._regions.wanted)
+        """Read everything that was asked for; the bytes that were not there. Raises as :func:`fetch` does."""
+        wanted = self._regions.wanted
+        if self._prefetch is not None:
+            wanted = self._prefetch.take(wanted)
+        read = fetch(self._packs, wanted)
         self._regions.finish()
         return read
 
