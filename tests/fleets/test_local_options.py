@@ -30,7 +30,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
         ({"zones": ["a", "a"]}, "zones"),
         ({"epoch": "yesterday"}, "epoch"),
         ({"agent_command": [""]}, "agent_command"),
-        ({"market": {}}, "market.kind.*calm, scripted, synthetic, recorded"),
+        ({"market": {}}, "market.kind.*calm, scripted, synthetic, calibrated, recorded"),
         ({"market": {"kind": "bull"}}, "'bull'"),
         ({"market": {"kind": "calm", "seed": 1}}, "calm market option 'seed'; allowed are capac"),
         ({"market": {"kind": "synthetic", "mean_up_s": 0}}, "mean_up_s"),

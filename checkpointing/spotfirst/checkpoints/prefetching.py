@@ -17,7 +17,6 @@ import psutil
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.manifest import Part, StateManifest, read_manifest
 from spotfirst.checkpoints.packs import Wanted, fetch
-from spotfirst.errors import SpotfirstError
 from spotfirst.run import Run
 from spotfirst.storage import Storage
 
@@ -89,7 +88,7 @@ class Prefetch:
                     return
                 fetch(packs, batch)
                 self._chunks.update((each.part.digest, each.target) for each in batch)
-        except (SpotfirstError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the restore meets it, or does not
             _log.info("reading the checkpoint beforehand ended early: %s", error)
 
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from spotfirst.market import Market
 from spotfirst.state import Attempt
 from spotfirst_airflow.policies.base import Decision, Options, View, cheapest, is_late, lost_at
+from spotfirst_airflow.policies.rebalancing import leave_early
 
 __all__ = ["Fallback"]
 
@@ -20,8 +21,9 @@ class Fallback(Options):
       end (the safety net of "Can't Be Late", NSDI'24).
 
     Back to spot once there is some, the on-demand attempt is ``return_after_s`` old, none of the
-    above holds, and the work that is left is worth the move: longer than two changeovers. While nobody knows how much work is left, a run with a deadline takes spot
-    when there is some, and does not wait for it.
+    above holds, and the work that is left is worth the move: longer than two changeovers. While
+    nobody knows how much work is left, a run with a deadline takes spot when there is some, and
+    does not wait for it.
     """
 
     losses: int = 3
@@ -49,7 +51,8 @@ class Fallback(Options):
         if current.market is Market.SPOT:
             if is_late(view):
                 return cheapest(view, Market.ON_DEMAND, self.retry_s, why)
-            return Decision(reason="on spot")
+            early = leave_early(view, retry_s=self.retry_s)
+            return early or Decision(reason="on spot")
         age = view.now - (current.launched.started_at if current.launched else current.intended_at)
         if why or age < timedelta(seconds=self.return_after_s):
             return Decision(reason=why or "on demand for a while yet")

@@ -26,6 +26,7 @@ from spotfirst_airflow.policies.base import (
 )
 from spotfirst_airflow.policies.experience import Prospect, prospects
 from spotfirst_airflow.policies.fallback import Fallback
+from spotfirst_airflow.policies.rebalancing import leave_early
 from spotfirst_airflow.policies.slack import Prices, shadow_prices
 
 __all__ = ["Spotfirst"]
@@ -71,7 +72,8 @@ class Spotfirst(Options):
             return self._late(view, outlook)
         if view.current is None:
             return self._begin(view, outlook)
-        return self._go_on(view, outlook, view.current)
+        early = leave_early(view, retry_s=self.retry_s)
+        return early or self._go_on(view, outlook, view.current)
 
     def _late(self, view: View, outlook: _Outlook) -> Decision:
         """On demand to the end; spot that is there stays as long as its loss can be made good."""
