@@ -28,6 +28,7 @@ EPOCH = datetime(2026, 1, 1, tzinfo=timezone.utc)
 """When simulated runs begin, unless something else is said."""
 _SOON_S = 1.0
 """How long after a refusal the same pool may be asked again, whatever a policy thinks."""
+_LONGEST_WAIT_S = 600.0
 _LONGEST_DEADLINES = 10.0
 """A run without a deadline is given up after so many times its work and a month."""
 
@@ -266,6 +267,8 @@ class _Run:
         until_s = self._offers_until_s
         if decision.until is not None:
             until_s = min(until_s, (decision.until - self._epoch).total_seconds())
+        elif self._trainer is None:  # a policy that does not say for how long it waits
+            until_s = min(until_s, self._now_s + _LONGEST_WAIT_S)
         return max(until_s, self._now_s + 1e-3)
 
     def _view(self, current: Attempt | None, spent_usd: Decimal) -> View:
