@@ -115,3 +115,14 @@ class AccountCalls(FakeClient):
             return page("SpotPriceHistory", rows, parameters)
 
         return self._call("DescribeSpotPriceHistory", parameters, apply)
+
+    def get_spot_placement_scores(self, **parameters: Any) -> dict[str, Any]:
+        def apply() -> dict[str, Any]:
+            zones = sorted(set(self.cloud.subnets.values()))
+            rows = [
+                {"Region": self.cloud.region, "AvailabilityZoneId": f"id-{zone}", "Score": 7}
+                for zone in zones
+            ]
+            return page("SpotPlacementScores", rows, parameters)
+
+        return self._call("GetSpotPlacementScores", parameters, apply)

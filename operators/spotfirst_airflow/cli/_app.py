@@ -15,6 +15,7 @@ from spotfirst_airflow.cli import (
     _doctor,
     _instances,
     _looking,
+    _market,
     _prices,
     _replay,
     _running,
@@ -76,3 +77,4 @@ app.command("doctor")(_doctor.doctor)
 app.add_typer(_checkpoints.app, name="checkpoint")
 app.add_typer(_datasets.app, name="datasets")
 app.add_typer(_prices.app, name="prices")
+app.add_typer(_market.app, name="market")

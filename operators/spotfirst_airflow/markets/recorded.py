@@ -1,6 +1,8 @@
 """Markets that were recorded, in the public formats of spot traces.
 
-- CSV with the header ``date,availability``, one row per probe.
+- CSV with the header ``date,availability``, one row per probe; with a third column
+  ``price_usd_h`` if prices are known.
+- JSON Lines that ``spotfirst market record`` wrote: prices, and what runs of this account saw.
 - JSON ``{"metadata": {"gap_seconds": …}, "data": […], "prices": […]}``, the format of
   skypilot-org/spot-traces; ``prices`` (dollars per hour) may be missing.
 
@@ -19,11 +21,15 @@ import msgspec
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import Record
 from spotfirst_airflow.fleets.options import require
+from spotfirst_airflow.markets import history
 from spotfirst_airflow.markets.base import MarketOptions, Steps, ZoneState
 
 __all__ = ["RecordedMarket"]
 
 _HEADER = "date,availability"
+_PRICED_HEADER = "date,availability,price_usd_h"
+_LAST_ROW_S = 3600.0
+"""How long the last line of an own recording holds."""
 
 
 class RecordedMarket(MarketOptions):
@@ -54,6 +60,8 @@ class RecordedMarket(MarketOptions):
     def course(self, zone: str) -> Steps:
         """The zone's recording. Raises :class:`InvalidSpec` for a file that is not as it must be."""
         path = Path(self.paths[zone])
+        if path.suffix == ".jsonl":
+            return self._own_course(path, zone)
         series = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
         prices = _read_prices(Path(self.prices), zone, path) if self.prices else series.prices
         if prices is not None and len(prices) != len(series.nodes):
@@ -77,6 +85,18 @@ class RecordedMarket(MarketOptions):
         ]
         rows = zip(series.times_s, states, strict=True)
         return Steps(rows, start_s=self.start_s, repeat_s=series.end_s)
+
+    def _own_course(self, path: Path, zone: str) -> Steps:
+        """What an account recorded of itself (see ``markets.history``)."""
+        rows = history.steps(history.read(path), zone)
+        if not rows:
+            msg = f"recording {path} has no price of zone {zone!r}; check market.zones"
+            raise InvalidSpec(msg)
+        states = [
+            (at, ZoneState(capacity=self.nodes * there, notice=self.notice, price_usd_h=usd_h))
+            for at, there, usd_h in rows
+        ]
+        return Steps(states, start_s=self.start_s, repeat_s=rows[-1][0] + _LAST_ROW_S)
 
     def lasts_s(self) -> float:
         """As long as the shortest of its recordings."""
@@ -104,23 +124,32 @@ def _read(path: Path) -> bytes:
 
 def _read_csv(path: Path) -> _Series:
     lines = _read(path).decode("utf-8-sig", "replace").splitlines()
-    if not lines or lines[0].strip() != _HEADER:
-        msg = f"recording {path} does not begin with {_HEADER!r}; is it a CSV of this format?"
+    if not lines or lines[0].strip() not in {_HEADER, _PRICED_HEADER}:
+        msg = (
+            f"recording {path} does not begin with {_HEADER!r} or {_PRICED_HEADER!r}; is it "
+            "a CSV of this format?"
+        )
         raise InvalidSpec(msg)
     times_s: list[float] = []
     nodes: list[int] = []
+    prices: list[float] = []
+    is_priced = lines[0].strip() == _PRICED_HEADER
     first: datetime | None = None
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        date, _, count = line.partition(",")
+        date, *numbers = line.split(",")
         try:
+            count, *price = numbers
+            if is_priced:
+                prices.append(float(*price or [""]))
             moment = datetime.fromisoformat(date.strip())
             first = first or moment
             time_s = (moment - first).total_seconds()
             nodes.append(_count(float(count)))
         except (ValueError, TypeError) as error:
-            msg = f"recording {path}, line {number}: {line!r} is not a date and a number of nodes"
+            what = "a date and a number of nodes" + (", and a price" if is_priced else "")
+            msg = f"recording {path}, line {number}: {line!r} is not {what}"
             raise InvalidSpec(msg) from error
         if times_s and time_s <= times_s[-1]:
             msg = f"recording {path}, line {number}: {date} is not later than the line before"
@@ -130,7 +159,9 @@ def _read_csv(path: Path) -> _Series:
         msg = f"recording {path} has {len(times_s)} rows; at least two are needed"
         raise InvalidSpec(msg)
     # The last row holds for as long as the one before it.
-    return _Series(times_s=times_s, nodes=nodes, end_s=2 * times_s[-1] - times_s[-2])
+    return _Series(
+        times_s=times_s, nodes=nodes, end_s=2 * times_s[-1] - times_s[-2], prices=prices or None
+    )
 
 
 class _Metadata(msgspec.Struct):

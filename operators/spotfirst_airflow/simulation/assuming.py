@@ -16,6 +16,7 @@ from spotfirst_airflow.markets import (
     CalibratedMarket,
     RecordedMarket,
     SyntheticMarket,
+    history,
     market_options,
 )
 from spotfirst_airflow.simulation.setting import Terms, region_of
@@ -27,7 +28,7 @@ ANY_TYPE = "instance"
 DRAWN = (CalibratedMarket.kind, SyntheticMarket.kind)
 """The markets that need no recording, the one that resembles real ones first."""
 _SPOT_SHARE = Decimal("0.4")
-_RECORDINGS = ("*.csv", "*.json")
+_RECORDINGS = ("*.csv", "*.jsonl", "*.json")
 _ZONE_IN_NAME = re.compile(r"[a-z]+(?:-[a-z]+)+-?\d-?[a-z](?![a-z0-9])")
 
 
@@ -155,7 +156,14 @@ def _recordings(name: str, *, leave_out: str) -> list[tuple[str, str]]:
             f"{', '.join(DRAWN)}"
         )
         raise InvalidSpec(msg)
-    return [(_zone_of(file), file) for file in found]
+    return [(zone, file) for file in found for zone in _zones_of(file)]
+
+
+def _zones_of(file: str) -> tuple[str, ...]:
+    """Those that an own recording has; of another one, the one that it is named for."""
+    if Path(file).suffix == ".jsonl":
+        return history.zones(history.read(Path(file)))
+    return (_zone_of(file),)
 
 
 def _zone_of(file: str) -> str:

@@ -16,7 +16,7 @@ from spotfirst_airflow.fleets.ec2.aws import Aws, call
 from spotfirst_airflow.fleets.ec2.options import Requirements
 from spotfirst_airflow.fleets.ec2.pricetable import GpuType, PriceTable, load_table, plain
 
-__all__ = ["SPOT_SOURCE", "Price", "Prices", "forget_spot_prices"]
+__all__ = ["SPOT_SOURCE", "Price", "Prices", "forget_spot_prices", "spot_history"]
 
 SPOT_SOURCE = "DescribeSpotPriceHistory"
 SPOT_TTL_S = 60.0
@@ -87,7 +87,7 @@ class Prices:
         The first is what was in force at ``start``. Empty when EC2 no longer knows: its history
         reaches back 90 days. Raises as :meth:`spot`.
         """
-        entries = _history(
+        entries = spot_history(
             self._aws,
             InstanceTypes=[pool.instance_type],
             AvailabilityZone=pool.zone,
@@ -174,7 +174,7 @@ class _SpotPrices:
             if answer is None or not timedelta(0) <= now - answer[0] < timedelta(
                 seconds=SPOT_TTL_S
             ):
-                entries = _history(aws, InstanceTypes=list(names), StartTime=now)
+                entries = spot_history(aws, InstanceTypes=list(names), StartTime=now)
                 answer = (
                     now,
                     {
@@ -198,7 +198,7 @@ _SPOT = _SpotPrices()
 os.register_at_fork(after_in_child=_SPOT.leave_to_parent)
 
 
-def _history(aws: Aws, **parameters: Any) -> list[tuple[datetime, Pool, Decimal]]:
+def spot_history(aws: Aws, **parameters: Any) -> list[tuple[datetime, Pool, Decimal]]:
     """(since when, pool, USD per hour) of the Linux history, oldest first."""
     client = aws.client("ec2")
     entries: list[tuple[datetime, Pool, Decimal]] = []
