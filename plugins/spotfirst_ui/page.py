@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from html import escape
 
 from spotfirst.state import Attempt, Phase
 from spotfirst_airflow.costs import Charge, usd
+from spotfirst_airflow.htmlpages import card, document, table
 from spotfirst_ui.view import RunView
 
 __all__ = ["render_message", "render_run"]
 
 _REFRESH_S = 4
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #1a7f4b; --bad: #c4314b;
-  --busy: #b26a00; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1.5rem; }
-h1 { font-size: 1.3rem; margin: 0; } h2 { font-size: 1rem; margin: 2rem 0 .5rem; }
-p, dl { margin: .25rem 0; } .soft { opacity: .7; overflow-wrap: anywhere; }
-dl { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr));
-  margin-top: 1rem; }
-dl > div { background: var(--soft); border-radius: .5rem; padding: .6rem .8rem; }
-dt { font-size: .8rem; opacity: .75; } dd { font-size: 1.1rem; font-weight: 600; margin: 0; }
-dd small { display: block; font-size: .8rem; font-weight: 400; opacity: .75; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left;
-  vertical-align: top; white-space: nowrap; }
-td:last-child { white-space: normal; } .number { text-align: right; }
-pre { background: var(--soft); border-radius: .5rem; max-height: 24rem; overflow: auto;
-  padding: .75rem; }
 .succeeded { color: var(--good); } .failed, .stopped { color: var(--bad); }
 .active, .stopping { color: var(--busy); }
 """
@@ -46,7 +31,8 @@ _ENDS = {
 
 def render_message(title: str, text: str, *, refresh_s: int | None = None) -> str:
     """A page that says one thing."""
-    return _document(title, f"<h1>{escape(title)}</h1><p>{escape(text)}</p>", refresh_s)
+    body = f"<h1>{escape(title)}</h1><p>{escape(text)}</p>"
+    return document(title, body, style=_STYLE, refresh_s=refresh_s)
 
 
 def render_run(title: str, view: RunView) -> str:
@@ -68,17 +54,7 @@ def render_run(title: str, view: RunView) -> str:
             _output(view),
         )
     )
-    return _document(title, body, _REFRESH_S if busy else None)
-
-
-def _document(title: str, body: str, refresh_s: int | None) -> str:
-    refresh = f'<meta http-equiv="refresh" content="{refresh_s:d}">' if refresh_s else ""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{refresh}<title>{escape(title)} · Spotfirst</title><style>{_STYLE}</style></head>"
-        f"<body>{body}</body></html>"
-    )
+    return document(title, body, style=_STYLE, refresh_s=_REFRESH_S if busy else None)
 
 
 def _heading(title: str, view: RunView) -> str:
@@ -133,19 +109,14 @@ def _figures(view: RunView) -> str:
         note = f"in {_duration(left)}" if left > timedelta(0) and not view.state.is_final else ""
         cards.append(("Deadline", _time(view.spec.deadline), note))
     cards += [(name, f"{value:.4g}", "") for name, value in sorted(metrics.items())[:6]]
-    return "<dl>" + "".join(_card(*card) for card in cards) + "</dl>"
-
-
-def _card(name: str, value: str, note: str) -> str:
-    small = f"<small>{escape(note)}</small>" if note else ""
-    return f"<div><dt>{escape(name)}</dt><dd>{escape(value)}{small}</dd></div>"
+    return "<dl>" + "".join(card(*each) for each in cards) + "</dl>"
 
 
 def _attempts(view: RunView) -> str:
     charges = {charge.attempt: charge for charge in view.bill.charges}
     head = ("#", "Market", "Pool", "Started", "Ran", "Steps", "Cost", "Notice", "End", "Why")
     rows = [_attempt(a, charges.get(a.number), view.now) for a in view.state.attempts]
-    return _table(head, rows) if rows else "<p class=soft>None yet.</p>"
+    return table(head, rows) if rows else "<p class=soft>None yet.</p>"
 
 
 def _attempt(attempt: Attempt, charge: Charge | None, now: datetime) -> Sequence[str]:
@@ -189,7 +160,7 @@ def _checkpoints(view: RunView) -> str:
         )
         for _, commit in reversed(view.commits)
     ]
-    return _table(head, rows) if rows else "<p class=soft>None yet.</p>"
+    return table(head, rows) if rows else "<p class=soft>None yet.</p>"
 
 
 def _warnings(view: RunView) -> str:
@@ -203,14 +174,6 @@ def _output(view: RunView) -> str:
     if not view.output:
         return "<p class=soft>None yet.</p>"
     return f"<pre>{escape(chr(10).join(view.output))}</pre>"
-
-
-def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<div class=scroll><table><tr>{top}</tr>{body}</table></div>"
 
 
 def _time(moment: datetime) -> str:

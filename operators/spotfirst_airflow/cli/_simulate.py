@@ -89,6 +89,9 @@ def simulate(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many at once. [one per core]")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also a page with pictures, in one file.", metavar="FILE")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a training would have cost, and whether it would have been in time.
@@ -103,6 +106,8 @@ def simulate(
     Examples:
 
         spotfirst simulate --work 8h --deadline 10h,12h,16h
+
+        spotfirst simulate --work 8h --deadline 10h,12h,16h --html page.html
 
         spotfirst simulate spec.yaml --work 6h --policy uniform_progress,greedy
 
@@ -157,10 +162,16 @@ def simulate(
             told=told,
         )  # fmt: skip
     rows = found.rows()
+    if html is not None:
+        from spotfirst_airflow.simulation.pictures import render_page
+
+        html.write_text(render_page(found, said), encoding="utf-8")
     if json:
         print_json(_plain(found, rows, said))
     else:
         _print(found, rows, said)
+        if html is not None:
+            stdout().print(Text(f"pictures: {html.absolute()}"), soft_wrap=True)
 
 
 # -- what is shown ---------------------------------------------------------------------------
