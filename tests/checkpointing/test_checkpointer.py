@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -326,8 +327,9 @@ def test_a_standby_takes_over_when_the_trainer_has_drained(run: Run, tmp_path: P
 
     def one_more_step(_: float) -> None:  # while the standby waits
         assert progress(second).phase == "standby"
-        handover = run.handover(1)
-        assert handover is not None
+        if (handover := run.handover(1)) is None:  # it still reads ahead
+            time.sleep(0.01)
+            return
         assert handover.to == 2
         ask_to_drain(first)  # what the agent does when it sees it
         with pytest.raises(Drained):

@@ -177,7 +177,9 @@ def test_a_cleared_run_goes_on_from_its_newest_checkpoint(
     ended = revived["nothing"].state.attempts[-1].ended
     assert ended
     assert ended.start_step == newest.step
-    assert revived["nothing"].state.warnings == ()
+    # How fast this machine's disk is at the moment says nothing of the takeover.
+    warnings = revived["nothing"].state.warnings
+    assert [told for told in warnings if "checkpoints are slow" not in told] == []
 
 
 @pytest.mark.parametrize("how", DAMAGES[1:])

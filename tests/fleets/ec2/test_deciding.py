@@ -24,7 +24,7 @@ from tests.fakes.cloud import Weather
 from tests.fakes.world import World
 from tests.waiting import wait_until
 
-SOON_S = 1.0
+SOON_S = 2.5  # half of what a controller that hears nothing would wait
 
 
 class Live:
