@@ -361,7 +361,7 @@ class Checkpointer:
                 return True
             saver.finish()
             if saver.newest_step != step:
-                self._begin(saver, step)
+                self._begin(saver, step, waits=True)
                 error = saver.finish()
                 if error is not None:
                     raise error
@@ -425,11 +425,11 @@ class Checkpointer:
             saver.finish()  # it may be handing in its part still
             saver.start(self._snapshot(self._step), order.value)
 
-    def _begin(self, saver: Saver, step: int) -> None:
-        """Begin a save, on all ranks."""
+    def _begin(self, saver: Saver, step: int, *, waits: bool = False) -> None:
+        """Begin a save, on all ranks. ``waits``: the state stays as it is until it is stored."""
         if self._group is not None:
             self._group.say(Say.SAVE, saver.next_number)
-        saver.start(self._snapshot(step))
+        saver.start(self._snapshot(step, in_place=waits and saver.stores_in_place))
 
     # -- leaving ----------------------------------------------------------------------------
 
@@ -461,7 +461,7 @@ class Checkpointer:
             leaving = (*self._reporter.progress.leaving, decision.reason)
             self._reporter.tell(leaving=leaving)
             if decision.action == "take":
-                self._begin(saver, step)
+                self._begin(saver, step, waits=True)
             error = saver.finish(decision.patience_s)
             self._schedule.stored(saver.last)
             if decision.action != "finish" or isinstance(error, TimeoutError):
@@ -492,7 +492,7 @@ class Checkpointer:
 
     # -- saving -----------------------------------------------------------------------------
 
-    def _snapshot(self, step: int) -> Snapshot:
+    def _snapshot(self, step: int, *, in_place: bool = False) -> Snapshot:
         assert self._saver is not None
         started = self._monotonic()
         self._lazy = self._lazy and not self._saver.was_torn
@@ -507,7 +507,9 @@ class Checkpointer:
             objects, rng, leaves = self._collect()
         return Snapshot(
             step=step, objects=objects, ranked={}, rng=rng, leaves=leaves,
-            plan=self._planner.plan(leaves, self._settled if self._lazy else frozenset),
+            plan=self._planner.plan(
+                leaves, self._settled if self._lazy else frozenset, in_place=in_place
+            ),
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
             memory_bytes=self._memory_bytes, part=part,
             changes_in_s=self._saver.changes_in_s, monotonic=self._monotonic,
@@ -523,12 +525,12 @@ class Checkpointer:
         plan = self._planner.plan(leaves, self._settled if self._lazy else frozenset)
         if self._memory_bytes is None:
             available = psutil.virtual_memory().available
-            if plan.size_bytes > _MEMORY_SHARE * available:
+            if plan.copied_bytes > _MEMORY_SHARE * available:
                 self._memory_bytes = int(_MEMORY_SHARE * available) // 2
-        if self._memory_bytes is None or plan.size_bytes <= self._memory_bytes:
+        if self._memory_bytes is None or plan.copied_bytes <= self._memory_bytes:
             assert self._saver is not None
-            ready = plan.ready_bytes if self._saver.may_keep_up else plan.size_bytes
-            self._arena.prepare(plan.size_bytes, ready_bytes=ready, pinned=plan.on_gpu)
+            ready = plan.ready_bytes if self._saver.may_keep_up else plan.copied_bytes
+            self._arena.prepare(plan.copied_bytes, ready_bytes=ready, pinned=plan.on_gpu)
 
     def _settled(self) -> frozenset[int]:
         return settled_until_step(self._objects.values())

@@ -35,6 +35,7 @@ def snapshot(
     settled: frozenset[int] = frozenset(),
     arena: Arena | None = None,
     memory_bytes: int | None = None,
+    in_place: bool = False,
     **options: Any,
 ) -> Snapshot:
     """A copy of ``state`` as the object ``model``, lazy for what is ``settled``."""
@@ -43,7 +44,7 @@ def snapshot(
     return Snapshot(
         step=3, objects={"model": node}, ranked={}, rng=None, leaves=collector.leaves, metrics={},
         taken_at=0.0, arena=arena or Arena(), memory_bytes=memory_bytes,
-        plan=Planner().plan(collector.leaves, lambda: settled), **options,
+        plan=Planner().plan(collector.leaves, lambda: settled, in_place=in_place), **options,
     )  # fmt: skip
 
 

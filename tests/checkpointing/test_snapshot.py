@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from spotfirst.checkpointer import Checkpointer, weights_sha256
 from spotfirst.checkpoints import snapshot as snapshot_module
 from spotfirst.checkpoints.memory import Arena, Lending
+from spotfirst.checkpoints.packs import PackWriter
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.checkpoints.snapshot import Torn, settled_until_step
 from spotfirst.checkpoints.weights import state_digest
@@ -222,6 +223,78 @@ def test_torn_copies_leave_the_writers_at_work(run: Run, tmp_path: Path) -> None
             assert isinstance(saver.finish(20), Torn)
     assert checkpointer.save()
     assert [commit.step for _, commit in run.chain().refresh().commits] == [8]
+
+# -- in place -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large() -> dict[str, torch.Tensor]:
+    """Arrays of two packs and a bit, of one chunk, and of little."""
+    sizes = {"two packs": (130 << 20) // 4, "a chunk": (9 << 20) // 4, "little": 1000}
+    return {name: torch.randn(size) for name, size in sizes.items()}
+
+
+def test_while_the_training_waits_large_arrays_are_stored_from_where_they_are(
+    packs: Storage, large: dict[str, torch.Tensor]
+) -> None:
+    arena = Arena()
+    taken = snapshot(large, arena=arena, in_place=True)
+    from_where_it_is = sum(
+        len(block.memory) for block in taken.blocks() if block.memory.obj is not arena._block._map
+    )
+    assert from_where_it_is == sum(large[n].nbytes for n in ("two packs", "a chunk"))
+    assert arena.size_bytes <= 2 << 20
+    assert taken.size_bytes >= sum(each.nbytes for each in large.values())
+    commit = store(packs, snapshot(large, in_place=True))
+    assert same(load(packs, commit), large)
+
+
+def test_what_is_stored_in_place_has_the_same_chunks_as_what_is_copied(
+    packs: Storage, large: dict[str, torch.Tensor]
+) -> None:
+    before = save(packs, large)
+    large["a chunk"] += 1
+    after = store(packs, snapshot(large, in_place=True), before=before)
+    assert after.new_bytes == large["a chunk"].nbytes
+    assert same(load(packs, after), large)
+
+
+def test_only_a_storage_that_is_no_disk_is_stored_to_in_place(tmp_path: Path) -> None:
+    training = Training()
+    for place, in_place in (("memory://in-place", True), (str(tmp_path), False)):
+        checkpointer = Checkpointer(model=training.model, storage=place)
+        checkpointer.restore()
+        assert checkpointer._saver is not None
+        assert checkpointer._saver.stores_in_place == in_place
+
+
+@pytest.mark.parametrize("through_data", [False, True])
+def test_a_change_of_what_is_stored_in_place_is_not_committed(
+    run: Run, tmp_path: Path, through_data: bool
+) -> None:
+    """It takes another thread: the one that trains is waiting."""
+    weight = torch.nn.Parameter(torch.randn(3 << 20))
+    model = torch.nn.ParameterList([weight])
+    context = attempt(run, 1, tmp_path)
+    checkpointer = Checkpointer(model=model, context=context)
+    checkpointer.restore()
+    checkpointer.step(1)
+    close = PackWriter.close
+
+    def change(writer: PackWriter) -> Any:
+        with torch.no_grad():
+            (weight.data if through_data else weight)[0] += 1
+        return close(writer)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PackWriter, "close", change)
+        with pytest.raises(Torn):
+            checkpointer.save()
+    assert run.chain().refresh().commits == []
+    assert [name for name, _ in run.packs().walk("") if not name.endswith(".json")] == []
+    assert checkpointer.save()
+    ((_, saved),) = run.chain().refresh().commits
+    assert state_digest(run.packs(), saved) == weights_sha256(model)
 
 
 # -- what is copied at once -------------------------------------------------------------------

@@ -221,6 +221,13 @@ class Saver:
         return all(tier.packs.on_disk for tier in self._tiers)
 
     @property
+    def stores_in_place(self) -> bool:
+        """Whether arrays are stored as fast from where they are as from memory that is aligned."""
+        if self._team is not None or self.was_torn:
+            return False
+        return not any(tier.packs.on_disk for tier in self._tiers)
+
+    @property
     def size_bytes(self) -> int:
         """What the newest snapshot takes."""
         return self._snapshot.size_bytes if self._snapshot is not None else 0
@@ -282,7 +289,11 @@ class Saver:
             for save in saves:
                 if save.tier.expendable:
                     continue
-                saved = self._commit(snapshot, save)
+                try:
+                    saved = self._commit(snapshot, save)
+                except Torn:
+                    save.discard()
+                    raise
                 if saved is not None:
                     self.newest_step = snapshot.step
                     self.last = saved
@@ -346,6 +357,7 @@ class Saver:
             )  # fmt: skip
             digest, size_bytes = self._write_manifest(tier, what, name, manifest)
             save.wait_written()
+            snapshot.prove_stored()
             new_bytes = save.writer.new_bytes
         else:
             save.wait_written()

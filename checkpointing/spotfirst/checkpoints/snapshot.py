@@ -10,8 +10,11 @@ What is copied lazily is written meanwhile, and then its memory is used again: a
 keep up with the training, a fraction of the state's size is enough. That saves memory, and faulting
 it in, which takes longer than the copy.
 
+*In place*: while the training waits for the checkpoint to be stored, as at an interruption notice,
+large arrays are not copied at all, but hashed and stored from where they are.
+
 A lazy copy proves itself: torch counts the in-place changes of a tensor, and the count must be the
-same after the copy as at the snapshot. A write that bypasses the count (through ``.data``) is found
+same after the copy as at the snapshot; in place, after it is stored. A write that bypasses the count (through ``.data``) is found
 by samples of the bytes. A snapshot that does not pass is dropped, never stored.
 """
 
@@ -31,12 +34,15 @@ from spotfirst.checkpoints.memory import ALIGNMENT, Arena, Lending, move
 from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts, chunk_digest
 from spotfirst.checkpoints.ranks import RankPart
 from spotfirst.checkpoints.statetree import Leaf
+from spotfirst.checkpoints.tensors import writable_bytes
 
 __all__ = ["Block", "Plan", "Planner", "Snapshot", "Torn", "settled_until_step"]
 
 _ITEM_ALIGNMENT = 64
 _LAZY_FROM_BYTES = 256 << 10
 """Below this, watching a tensor costs more than copying it."""
+_IN_PLACE_FROM_BYTES = PACK_BYTES // 8
+"""Smaller arrays are stored together with others, which takes a copy."""
 _EARLY_BLOCKS = 2
 _SHARED_FROM_BYTES = 1 << 20
 """From here on several threads copy faster than one."""
@@ -82,6 +88,8 @@ class _Span:
     end: int
     movable: bool = False
     """Whether it is copied wherever there is memory, when its turn has come."""
+    in_place: int | None = None
+    """The leaf that it is a part of where that is; it has no place in the layout."""
     chunks: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(leaf, offset in the leaf, size, offset in the span)"""
 
@@ -92,7 +100,8 @@ class Snapshot:
     ``objects``, ``ranked`` and ``rng`` are trees over ``leaves``, and ``plan`` says how those are
     copied. ``taken_at`` is monotonic time, and the state changes about ``changes_in_s`` after it
     (``None``: nobody knows). At most ``memory_bytes`` of the arena are used: a larger state is
-    copied piece by piece as earlier pieces are written, and the training waits meanwhile.
+    copied piece by piece as earlier pieces are written, and the training waits meanwhile. What the
+    plan stores in place must not change until it is stored: see :meth:`prove_stored`.
     """
 
     def __init__(
@@ -122,11 +131,11 @@ class Snapshot:
         self.metrics = metrics
         self.taken_at = taken_at
         self._copied = threading.Event()
-        self._spans, size = plan.spans, plan.size_bytes
+        self._spans, size = plan.spans, plan.copied_bytes
         self._piecemeal = memory_bytes is not None and size > memory_bytes
         room = max(PACK_BYTES + CHUNK_BYTES, memory_bytes or 0) if self._piecemeal else size
-        self.size_bytes = size
-        """What the copy takes."""
+        self.size_bytes = plan.size_bytes
+        """What is to be stored, with gaps."""
         self._arena = arena
         self._memory = arena.fit(room, pinned=plan.on_gpu)
         self._starts = plan.starts
@@ -137,6 +146,7 @@ class Snapshot:
         self._moved_bytes = 0
         self._done: set[int] = set()
         self._lazy: dict[int, tuple[int, bytes]] = {}
+        self._in_place = {number: _mark(leaves[number]) for number in plan.in_place}
         self._gpu_done: Any = None
         if not self._piecemeal:
             self._begin(plan)
@@ -168,6 +178,8 @@ class Snapshot:
     def _begin(self, plan: Plan) -> None:
         side = None
         for number, leaf in enumerate(self.leaves):
+            if number in plan.in_place:
+                continue
             if number not in plan.lazy:
                 if leaf.size_bytes:
                     self._copy_now(number, leaf)
@@ -180,8 +192,7 @@ class Snapshot:
                     value.record_stream(side)
                 self._done.add(number)
                 continue
-            sample = _sample(leaf.address, leaf.size_bytes) if leaf.plain else b""
-            self._lazy[number] = (value._version, sample)  # noqa: SLF001 - torch documents it so
+            self._lazy[number] = _mark(leaf)
         if side is not None:
             side.wait_stream(torch.cuda.current_stream())  # for what was copied at once
             self._gpu_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -210,6 +221,9 @@ class Snapshot:
             if self._gpu_done is not None:
                 self._gpu_done.synchronize()
             for span in self._spans:
+                if span.in_place is not None:
+                    yield self._where_it_is(span, span.in_place)
+                    continue
                 movable = self._piecemeal or span.movable
                 size = span.end - span.start
                 start = self._lending.take(size, self._limit) if movable else span.start
@@ -231,9 +245,24 @@ class Snapshot:
                     block.digests.append(digest)
                 self._moved_bytes += size if movable else 0
                 yield block
-            self._prove()
+            # Once more for all: this is the moment from which the state may change.
+            self._prove(self._lazy, "before optimizer.step()")
         finally:
             self._copied.set()
+
+    def prove_stored(self) -> None:
+        """Raise :class:`Torn` if what was stored in place has changed since the snapshot.
+
+        To be called once all is stored, and before it counts.
+        """
+        self._prove(self._in_place, "while its checkpoint was waited for")
+
+    def _where_it_is(self, span: _Span, number: int) -> Block:
+        _, start, _, _ = span.chunks[0]
+        size = sum(length for _, _, length, _ in span.chunks)
+        memory = writable_bytes(self.leaves[number].value)[start : start + size]
+        cuts = [(position, length) for _, _, length, position in span.chunks]
+        return Block(memory, cuts, [number] * len(cuts), [None] * len(cuts), _nothing)
 
     def _limit(self) -> tuple[int, float | None]:
         """Up to where memory is used, and how long that holds.
@@ -248,15 +277,14 @@ class Snapshot:
             return self._memory.size_bytes, None
         return self._arena.populated_bytes, ahead_s
 
-    def _prove(self) -> None:
-        # Once more for all: this is the moment from which the state may change.
-        for number, (version, sample) in self._lazy.items():
-            leaf = self.leaves[number]
-            if leaf.value._version != version:  # noqa: SLF001 - torch documents it so
-                msg = "a parameter or optimizer state was changed in place before optimizer.step()"
+    def _prove(self, marks: dict[int, tuple[int, bytes]], when: str) -> None:
+        for number, mark in marks.items():
+            version, sample = _mark(self.leaves[number])
+            if version != mark[0]:
+                msg = f"a parameter or optimizer state was changed in place {when}"
                 raise Torn(msg)
-            if sample and sample != _sample(leaf.address, leaf.size_bytes):
-                msg = "a parameter was changed through .data before optimizer.step()"
+            if sample != mark[1]:
+                msg = f"a parameter was changed through .data {when}"
                 raise Torn(msg)
 
     def _copy_lazily(self, number: int) -> None:
@@ -296,16 +324,24 @@ class Plan:
 
     spans: list[_Span]
     starts: dict[int, int]
-    size_bytes: int
+    copied_bytes: int
     fixed_bytes: int
     """Of what is copied to where ``starts`` says; the rest is copied wherever there is memory."""
     lazy: frozenset[int]
     on_gpu: bool
+    in_place: frozenset[int] = frozenset()
+    """What is not copied: ``spans`` have where it is."""
+    in_place_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What is stored, with the gaps between what is copied."""
+        return self.copied_bytes + self.in_place_bytes
 
     @property
     def ready_bytes(self) -> int:
         """The memory to begin with where the storage may keep up with the training."""
-        return min(self.size_bytes, self.fixed_bytes + _READY_BYTES)
+        return min(self.copied_bytes, self.fixed_bytes + _READY_BYTES)
 
 
 class Planner:
@@ -315,32 +351,43 @@ class Planner:
         self._signature: list[tuple[int, int]] = []
         self._plan: Plan | None = None
 
-    def plan(self, leaves: list[Leaf], settled: Callable[[], frozenset[int]] = frozenset) -> Plan:
+    def plan(
+        self,
+        leaves: list[Leaf],
+        settled: Callable[[], frozenset[int]] = frozenset,
+        *,
+        in_place: bool = False,
+    ) -> Plan:
         """A plan for ``leaves``. ``settled`` gives the addresses of what may be copied lazily.
 
-        It is called only when a leaf has moved since the last plan.
+        It is called only when a leaf has moved since the last plan. With ``in_place``, large
+        arrays are not copied.
         """
         # Small ones are copied at once, wherever they are: generators' states are always new.
         signature = [
             (leaf.address if leaf.size_bytes >= _LAZY_FROM_BYTES else 0, leaf.size_bytes)
             for leaf in leaves
         ]
-        signature.append((settled is frozenset, len(signature)))
+        signature.append((settled is frozenset, in_place))
         if self._plan is None or signature != self._signature:
             now = settled()
-            waiting = frozenset(n for n, leaf in enumerate(leaves) if _is_lazy(leaf, now))
-            spans, size_bytes = _layout(leaves, waiting)
+            stay = frozenset(n for n, leaf in enumerate(leaves) if in_place and _may_stay(leaf))
+            waiting = frozenset(n for n, leaf in enumerate(leaves) if _is_lazy(leaf, now)) - stay
+            spans, copied_bytes = _layout(leaves, waiting, stay)
             starts = {
                 leaf: span.start + position
                 for span in spans
                 for leaf, offset, _, position in span.chunks
-                if offset == 0
+                if offset == 0 and leaf not in stay
             }
-            fixed_bytes = min((s.start for s in spans if s.movable), default=size_bytes)
+            fixed_bytes = min((s.start for s in spans if s.movable), default=copied_bytes)
             tensors = (leaf.value for leaf in leaves if isinstance(leaf.value, torch.Tensor))
             on_gpu = any(tensor.is_cuda for tensor in tensors)
             self._signature = signature
-            self._plan = Plan(spans, starts, size_bytes, fixed_bytes, waiting, on_gpu)
+            stay_bytes = sum(leaves[number].size_bytes for number in stay)
+            self._plan = Plan(
+                spans, starts, copied_bytes, fixed_bytes, waiting, on_gpu, stay, stay_bytes
+            )
         return self._plan
 
 
@@ -351,6 +398,15 @@ def _is_lazy(leaf: Leaf, settled: frozenset[int]) -> bool:
         and isinstance(value, torch.Tensor)
         and not value.is_inference()
         and value.untyped_storage().data_ptr() in settled
+    )
+
+
+def _may_stay(leaf: Leaf) -> bool:
+    return (
+        leaf.plain
+        and leaf.size_bytes >= _IN_PLACE_FROM_BYTES
+        and isinstance(leaf.value, torch.Tensor)
+        and not leaf.value.is_inference()
     )
 
 
@@ -391,24 +447,31 @@ def _address(tensor: torch.Tensor) -> int:
     return int(local.untyped_storage().data_ptr())
 
 
-def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int]:
-    """Where each leaf goes, and which chunks go together; the bytes of all.
+def _layout(
+    leaves: list[Leaf], lazy: Collection[int], stay: Collection[int]
+) -> tuple[list[_Span], int]:
+    """Where each leaf goes, and which chunks go together; the bytes of all that is copied.
+
+    What may ``stay`` where it is comes before everything: it can be stored at once.
 
     What is copied at once comes first and close together: scattered over all of the arena, small
     leaves would fault most of its pages in while the training waits. What may move comes last. The
     first blocks are small, so that writing begins early. A block begins at a multiple of 4096, for
     disks; so do large leaves.
     """
-    spans: list[_Span] = []
-    end = 0
+    spans = [span for number in sorted(stay) for span in _where(number, leaves[number])]
+    stayed, end = len(spans), 0
     movable = {n for n in lazy if leaves[n].plain and not leaves[n].value.is_cuda}
     for number in sorted(range(len(leaves)), key=lambda n: (n in lazy, n in movable)):
+        if number in stay:
+            continue
         size = leaves[number].size_bytes
         moves = number in movable
         end = _up(end, ALIGNMENT if size >= _LAZY_FROM_BYTES else _ITEM_ALIGNMENT)
         for offset, length in chunk_cuts(size):
-            most = PACK_BYTES if len(spans) > _EARLY_BLOCKS else PACK_BYTES // 4
-            last = spans[-1] if spans else None
+            copied = len(spans) - stayed
+            most = PACK_BYTES if copied > _EARLY_BLOCKS else PACK_BYTES // 4
+            last = spans[-1] if copied else None
             if last is None or last.movable != moves or end + length - last.start > most:
                 end = _up(end, ALIGNMENT)
                 spans.append(_Span(end, end, moves))
@@ -418,8 +481,24 @@ def _layout(leaves: list[Leaf], lazy: Collection[int]) -> tuple[list[_Span], int
     return spans, _up(end, ALIGNMENT)
 
 
+def _where(number: int, leaf: Leaf) -> Iterator[_Span]:
+    """The chunks of a leaf that stays where it is, as many together as fit into a pack."""
+    together = PACK_BYTES // CHUNK_BYTES
+    cuts = chunk_cuts(leaf.size_bytes)
+    for first in range(0, len(cuts), together):
+        begin = cuts[first][0]
+        chunks = [(number, at, size, at - begin) for at, size in cuts[first : first + together]]
+        yield _Span(0, 0, in_place=number, chunks=chunks)
+
+
 def _up(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
+
+
+def _mark(leaf: Leaf) -> tuple[int, bytes]:
+    """What tells whether a tensor has changed: torch's count of changes, and samples of bytes."""
+    sample = _sample(leaf.address, leaf.size_bytes) if leaf.plain else b""
+    return leaf.value._version, sample  # noqa: SLF001 - torch documents it so
 
 
 def _sample(address: int, size: int) -> bytes:
