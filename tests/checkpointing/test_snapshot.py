@@ -224,6 +224,7 @@ def test_torn_copies_leave_the_writers_at_work(run: Run, tmp_path: Path) -> None
     assert checkpointer.save()
     assert [commit.step for _, commit in run.chain().refresh().commits] == [8]
 
+
 # -- in place -------------------------------------------------------------------------------
 
 
