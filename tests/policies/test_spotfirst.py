@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spotfirst.market import Market, Pool
 from spotfirst_airflow.markets import Steps, ZoneState
 from spotfirst_airflow.policies import PoolHistory, Spotfirst
-from spotfirst_airflow.policies.slack import PoolRates, shadow_prices
+from spotfirst_airflow.policies.slack import PoolRates, shadow_prices, spread_of
 from spotfirst_airflow.simulation import Place, Played, Task, World, simulate
 
 HOUR = 3600.0
@@ -164,17 +164,28 @@ def test_the_deadline_holds_on_every_market_and_moves_are_bounded(
 POOLS = (PoolRates(1.0, 5.0, 2.0, 0.0), PoolRates(1.2, 8.0, 1.0, 0.0))
 
 
-@given(slack=st.lists(st.floats(0, 5), min_size=2, max_size=8))
+@given(slack=st.lists(st.floats(0, 5), min_size=2, max_size=8), spread=st.floats(0, 1.5))
 def test_slack_is_worth_less_the_more_there_is_and_work_never_more_than_on_demand(
-    slack: list[float],
+    slack: list[float], spread: float
 ) -> None:
     prices = [
-        shadow_prices(POOLS, on_demand_usd_h=3.0, changeover_h=0.2, slack_per_work=each)
+        shadow_prices(
+            POOLS, on_demand_usd_h=3.0, changeover_h=0.2, slack_per_work=each, spread=spread
+        )
         for each in sorted(slack)
     ]
     assert all(a.slack >= b.slack for a, b in pairwise(prices))
     assert all(price.slack >= 0 for price in prices)
     assert all(1.0 <= price.work <= 3.0 + 1e-9 for price in prices)
+
+
+@given(slack_h=st.lists(st.floats(0, 1e9), min_size=2, max_size=8))
+def test_the_more_outages_the_slack_is_enough_for_the_more_they_even_out(
+    slack_h: list[float],
+) -> None:
+    spreads = [spread_of(POOLS, each) for each in sorted(slack_h)]
+    assert all(0 <= b <= a <= spread_of(POOLS, 0) for a, b in pairwise(spreads))
+    assert spread_of(POOLS, 1.5) < spread_of(POOLS, 0)  # their mean outage
 
 
 @pytest.mark.parametrize(("losses", "first"), [(0, "a"), (200, "b")])

@@ -7,9 +7,9 @@ less slack take over what the cheap ones leave no time for. Its solution lies on
 hull of the ways; the slope there is the price of slack, and where the tangent meets the axis, the
 price of work.
 
-How long pools will be down, nobody knows. So the prices are those of several scenarios, averaged:
-as the cost of a run bends ever more upwards the less slack there is, that is not the price of the
-average scenario, but higher.
+How long pools will be down, nobody knows, least of all for the one outage that little slack has
+to be enough for. So the prices are those of several scenarios, averaged: as the cost of a run bends
+ever more upwards the less slack there is, that is not the price of the average scenario, but higher.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
-__all__ = ["PoolRates", "Prices", "shadow_prices"]
+__all__ = ["PoolRates", "Prices", "shadow_prices", "spread_of"]
 
 _SPREAD = 1.4
-"""Of the logarithm of how much longer pools are down than they seem to be."""
-_SCENARIOS = tuple(
-    math.exp(_SPREAD * NormalDist().inv_cdf((2 * part + 1) / 30)) for part in range(15)
-)
-"""The middles of equally likely parts of a log-normal distribution."""
+"""Of one outage."""
+_EVENING_OUT = 0.25
+"""By which power of their number outages even out: independent ones would by 0.5, but they come in
+rows."""
+_MIDDLES = tuple(NormalDist().inv_cdf((2 * part + 1) / 30) for part in range(15))
+"""The middles of equally likely parts of a normal distribution."""
 _LEAST_WORK_H = 0.05
 
 
@@ -67,24 +68,40 @@ def shadow_prices(
     on_demand_usd_h: float,
     changeover_h: float,
     slack_per_work: float,
+    spread: float,
 ) -> Prices:
-    """The prices at which the best mix of ways uses the slack that there is, and no more."""
+    """The prices at which the best mix of ways uses the slack that there is, and no more.
+
+    ``spread`` says how uncertain it is how long pools will be down: see :func:`spread_of`.
+    """
     slack = work = 0.0
-    for edges in _hulls(pools, on_demand_usd_h, changeover_h):
+    for edges in _hulls(pools, on_demand_usd_h, changeover_h, spread):
         edge = next(edge for edge in edges if slack_per_work <= edge.until)
         slack += edge.prices.slack
         work += edge.prices.work
-    return Prices(slack / len(_SCENARIOS), work / len(_SCENARIOS))
+    return Prices(slack / len(_MIDDLES), work / len(_MIDDLES))
 
 
-# Between two events of a run nothing here changes but the slack: so the hulls are kept.
+def spread_of(pools: Sequence[PoolRates], slack_h: float) -> float:
+    """The standard deviation of the logarithm of how much longer pools are down than it seems.
+
+    The more outages the slack is enough for, the more they even out. In steps of a hundredth.
+    """
+    if not pools:
+        return 0.0
+    outages = max(0.0, slack_h) * len(pools) / sum(pool.down_h for pool in pools)
+    return round(_SPREAD / (1 + min(outages, 1e6)) ** _EVENING_OUT, 2)
+
+
+# Between two events of a run little here changes but the slack: so the hulls are kept.
 @lru_cache(maxsize=64)
 def _hulls(
-    pools: tuple[PoolRates, ...], on_demand_usd_h: float, changeover_h: float
+    pools: tuple[PoolRates, ...], on_demand_usd_h: float, changeover_h: float, spread: float
 ) -> tuple[tuple[_Edge, ...], ...]:
     cheap_first = sorted(pools)
     return tuple(
-        _hull(_ways(cheap_first, longer, on_demand_usd_h, changeover_h)) for longer in _SCENARIOS
+        _hull(_ways(cheap_first, math.exp(spread * middle), on_demand_usd_h, changeover_h))
+        for middle in _MIDDLES
     )
 
 

@@ -27,7 +27,7 @@ from spotfirst_airflow.policies.base import (
 from spotfirst_airflow.policies.experience import Prospect, prospects
 from spotfirst_airflow.policies.fallback import Fallback
 from spotfirst_airflow.policies.rebalancing import leave_early
-from spotfirst_airflow.policies.slack import Prices, shadow_prices
+from spotfirst_airflow.policies.slack import Prices, shadow_prices, spread_of
 
 __all__ = ["Spotfirst"]
 
@@ -189,11 +189,13 @@ class _Outlook(NamedTuple):
         cheapest_usd_h = min((pool.rates.usd_h for pool in pools), default=on_demand_usd_h)
         net = late_at(view)
         slack_h = math.inf if net is None else (net - view.now).total_seconds() / HOUR_S
+        rates = tuple(pool.rates for pool in pools)
         prices = shadow_prices(
-            tuple(pool.rates for pool in pools),
+            rates,
             on_demand_usd_h=on_demand_usd_h,
             changeover_h=changeover_h,
             slack_per_work=max(0.0, slack_h) / left_h,
+            spread=spread_of(rates, slack_h),
         )
         least = cheapest_usd_h * (1.0 if net is None else LEAST_HOUR)
         return cls(
