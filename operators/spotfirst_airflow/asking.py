@@ -102,12 +102,12 @@ def with_writing(
 ) -> tuple[Offer, ...]:
     """The offers with what an hour of checkpoints costs to write from there in their price.
 
-    ``written_bytes_h`` is by the real clock, and a price by the billed one.
+    ``written_bytes_h`` is by the real clock, and a price by the billed one. To a hundredth of a cent.
     """
     written_gb_h = Decimal(repr(written_bytes_h / clock_rate)) / 10**9
     return tuple(
         msgspec.structs.replace(
-            each, price_usd_h=each.price_usd_h + written_gb_h * each.write_usd_gb
+            each, price_usd_h=each.price_usd_h + round(written_gb_h * each.write_usd_gb, 4)
         )
         if written_gb_h and each.write_usd_gb
         else each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Iterator
 from decimal import Decimal
@@ -109,6 +110,14 @@ def test_a_launch_goes_to_the_region_of_its_pool_and_no_other(aws: Regions) -> N
     assert [len(running[HERE]), len(running[THERE])] == [0, 1]
     assert (instance.read_usd_gb, instance.write_usd_gb) == (Decimal("0.02"), Decimal("0.02"))
     assert "CreateFleet" not in aws.clouds[HERE].calls
+
+
+def test_an_instance_elsewhere_is_told_where_its_storage_is(aws: Regions) -> None:
+    aws.fleet().launch(request(pool=THERE_A, others=()))
+    [template] = aws.clouds[THERE].templates.values()
+    script = base64.b64decode(template["Data"]["UserData"]).decode()
+    assert f'"region": "{HERE}"' in script
+    assert template["Data"]["SecurityGroupIds"] == ["sg-0b"]
 
 
 def test_who_has_no_capacity_speaks_for_the_pools_of_its_region_alone(aws: Regions) -> None:

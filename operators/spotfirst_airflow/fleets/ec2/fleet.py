@@ -311,7 +311,8 @@ class Ec2Fleet:
         options = self._options
         return user_data(
             storage_url=request.storage_url,
-            region=self._aws.region,
+            # Of the storage: nothing else that the instance calls is of one region.
+            region=options.storage_region or self._aws.region,
             run_id=request.run_id,
             max_life_s=request.max_life_s,
             wheelhouse=self._publish(storage, options.python_versions),
