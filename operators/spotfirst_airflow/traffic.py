@@ -8,7 +8,7 @@ or written for a checkpoint that came to nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
 import msgspec
@@ -46,15 +46,6 @@ class Traffic:
         commits = self._commits()
         return commits[-1].size_bytes if commits else self._from_parent()
 
-    def restored_bytes(self, attempt: int) -> int:
-        """What an attempt reads that goes on from what those before it have committed."""
-        before = [commit for commit in self._commits() if commit.attempt < attempt]
-        return before[-1].size_bytes if before else self._from_parent()
-
-    def written_bytes(self, attempt: int) -> int:
-        """What the commits of an attempt have written, also those that are no longer kept."""
-        return sum(commit.new_bytes for commit in self._commits() if commit.attempt == attempt)
-
     def written_bytes_h(self) -> float:
         """What an hour of training writes, by the last attempt that tells; 0 while none does."""
         by_attempt: dict[int, list[Commit]] = {}
@@ -70,8 +61,9 @@ class Traffic:
         """The end of an attempt with its bytes, where they cost anything."""
         if not is_priced(launched):
             return ended
-        restored = 0 if ended.start_step is None else self.restored_bytes(ended.attempt)
-        written = self.written_bytes(ended.attempt)
+        commits = self._commits()
+        restored = 0 if ended.start_step is None else self._restored(commits, ended.attempt)
+        written = _written(commits, ended.attempt)
         return msgspec.structs.replace(ended, restored_bytes=restored, written_bytes=written)
 
     def open_usd(
@@ -82,17 +74,21 @@ class Traffic:
         From its launch on an attempt counts with what it will restore.
         """
         so_far_usd = last_usd = Decimal(0)
-        for attempt in attempts:
-            launched, beat = attempt.launched, beats.get(attempt.number)
-            if launched is None or not is_priced(launched):
-                continue
-            read = (beat.moved_bytes if beat else 0) + self.restored_bytes(attempt.number)
-            written = self.written_bytes(attempt.number)
+        priced = [(a.number, a.launched) for a in attempts if a.launched and is_priced(a.launched)]
+        commits = self._commits() if priced else []
+        newest_bytes = commits[-1].new_bytes if commits else 0
+        for number, launched in priced:
+            beat = beats.get(number)
+            read = (beat.moved_bytes if beat else 0) + self._restored(commits, number)
+            written = _written(commits, number)
             so_far_usd += egress_usd(launched, read_bytes=read, written_bytes=written)
-            commits = self._commits()
-            newest = commits[-1].new_bytes if commits else 0
-            last_usd += egress_usd(launched, read_bytes=0, written_bytes=newest)
+            last_usd += egress_usd(launched, read_bytes=0, written_bytes=newest_bytes)
         return so_far_usd, last_usd
+
+    def _restored(self, commits: Sequence[Commit], attempt: int) -> int:
+        """What an attempt reads that goes on from what those before it have committed."""
+        before = [commit for commit in commits if commit.attempt < attempt]
+        return before[-1].size_bytes if before else self._from_parent()
 
     def _commits(self) -> list[Commit]:
         """All there ever were, oldest first."""
@@ -114,6 +110,11 @@ class Traffic:
 def is_priced(priced: e.Launched | Offer) -> bool:
     """Whether bytes between such an instance and the storage cost anything."""
     return bool(priced.read_usd_gb or priced.write_usd_gb)
+
+
+def _written(commits: Sequence[Commit], attempt: int) -> int:
+    """What the commits of an attempt have written, also those that are no longer kept."""
+    return sum(commit.new_bytes for commit in commits if commit.attempt == attempt)
 
 
 def _refresh(chain: CheckpointChain) -> None:

@@ -116,6 +116,18 @@ def test_a_replay_reads_the_checkpoint_that_it_starts_from() -> None:
     assert Traffic(type(found.run)(found.storage, "replay"), origin).newest_bytes() == 50 * GB
 
 
+def test_a_chain_that_cannot_be_read_is_counted_as_far_as_it_can_be() -> None:
+    found = world()
+    until_step(found, 25)
+    traffic = Traffic(found.run, None)
+    written_bytes_h = traffic.written_bytes_h()
+    chain = found.run.chain().refresh()
+    path = f"checkpoints/{chain.commits[-1][0] + 1:08d}.json"
+    assert found.run.storage.create(path, b"neither a claim nor a commit")
+    assert traffic.newest_bytes() == 50 * GB
+    assert traffic.written_bytes_h() == written_bytes_h > 0
+
+
 def test_code_and_data_that_were_fetched_cross_as_well() -> None:
     pool = Pool(instance_type="gpu", zone="zone-b")
     state = fold(
