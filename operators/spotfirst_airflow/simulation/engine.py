@@ -235,7 +235,8 @@ class _Run:
             if decision.offer is None:
                 return min(stop_s, self._until_s(decision))
             if self._launch(decision, decision.offer):
-                return self._now_s  # look again: perhaps what was launched is ready at once
+                _, stop_s = self._money()  # with one more instance it comes sooner
+                return stop_s if stop_s > self._now_s else None
             key = (decision.offer.pool, decision.offer.market)
             if self._refused_at.get(key) == self._now_s:
                 return min(stop_s, self._now_s + _SOON_S)
