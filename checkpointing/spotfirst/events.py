@@ -96,6 +96,8 @@ class Launched(Event):
     """The fleet gave an instance, in ``pool`` if it was free to choose. Its price is frozen here.
 
     ``clock_rate`` is billed seconds per second: 1, except in a local market that runs faster.
+    ``read_usd_gb`` and ``write_usd_gb`` are what a GB (10^9 bytes) costs that it reads from the
+    run's storage, and that it writes there: something only where these are in two regions.
     """
 
     attempt: int
@@ -107,6 +109,8 @@ class Launched(Event):
     on_demand_usd_h: Decimal
     clock_rate: float = 1.0
     pool: Pool | None = None
+    read_usd_gb: Decimal = Decimal(0)
+    write_usd_gb: Decimal = Decimal(0)
 
 
 class NotLaunched(Event):
@@ -142,6 +146,8 @@ class Ended(Event):
     ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
     step's start to its last step's end, ``startup_s`` what came before, on the real clock.
     ``step_times`` are those of its steps, where the trainer measured them.
+    ``moved_bytes`` of code and data were fetched; where the instance's prices ask for it, also told
+    is how much of a checkpoint was restored, and how much of its own ones was written.
     ``price_timeline`` is what its pool cost while it ran, (since when, USD per hour), where the
     fleet could tell. ``kept_until``: its script failed, and the instance was left to people, until
     then at most.
@@ -162,6 +168,8 @@ class Ended(Event):
     training_s: float = 0.0
     startup_s: float = 0.0
     moved_bytes: int = 0
+    restored_bytes: int = 0
+    written_bytes: int = 0
     price_timeline: tuple[tuple[datetime, Decimal], ...] = ()
     kept_until: datetime | None = None
 

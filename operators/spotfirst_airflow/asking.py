@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 
@@ -12,16 +13,19 @@ from spotfirst.market import Market
 from spotfirst.state import Attempt, RunState
 from spotfirst_airflow.budget import SHUTDOWN_S, Budget, run_usd
 from spotfirst_airflow.costs import usd
+from spotfirst_airflow.fleets import Offer
 from spotfirst_airflow.policies import Decision, Policy, View
 
 __all__ = [
     "ask",
+    "carry_usd",
     "clock_rate",
     "current_attempt",
     "idle_since",
     "open_usd",
     "same_kind",
     "why_not_begin",
+    "with_writing",
 ]
 
 _NUMBERS = re.compile(r"[\d.,:]+")
@@ -47,7 +51,7 @@ def ask(
         for offer in view.offers
         if not (cheaply and offer.market is Market.ON_DEMAND)
         and budget.can_start(
-            offer, spent_usd=view.spent_usd, changeover_s=view.changeover_s,
+            offer, spent_usd=_spent_there(view, offer), changeover_s=view.changeover_s,
             shutdown_s=shutdown_s, clock_rate=view.clock_rate,
         )
     )  # fmt: skip
@@ -69,17 +73,51 @@ def why_not_begin(budget: Budget | None, view: View, *, shutdown_s: float = SHUT
     """
     if budget is None or not view.offers or view.current is not None:
         return ""
-    offer = min(view.offers, key=lambda offer: offer.price_usd_h)
-    if budget.can_start(
-        offer, spent_usd=view.spent_usd, changeover_s=view.changeover_s,
-        shutdown_s=shutdown_s, clock_rate=view.clock_rate,
+    if any(
+        budget.can_start(
+            offer, spent_usd=_spent_there(view, offer), changeover_s=view.changeover_s,
+            shutdown_s=shutdown_s, clock_rate=view.clock_rate,
+        )
+        for offer in view.offers
     ):  # fmt: skip
         return ""
+    offer = min(view.offers, key=lambda offer: offer.price_usd_h)
     return (
         f"what is left of the budget, {usd(max(Decimal(0), budget.usd - view.spent_usd))}, is too "
         f"little to start an instance ({usd(offer.price_usd_h)}/h, about {view.changeover_s:.0f} s) "
         "and to end it with a checkpoint"
     )
+
+
+def carry_usd(offers: Iterable[Offer], checkpoint_bytes: int) -> dict[str, Decimal]:
+    """By zone, what it costs to read the checkpoint there, where that costs anything."""
+    if not checkpoint_bytes:
+        return {}
+    size_gb = Decimal(checkpoint_bytes) / 10**9
+    return {each.pool.zone: size_gb * each.read_usd_gb for each in offers if each.read_usd_gb}
+
+
+def with_writing(
+    offers: Iterable[Offer], written_bytes_h: float, *, clock_rate: float = 1.0
+) -> tuple[Offer, ...]:
+    """The offers with what an hour of checkpoints costs to write from there in their price.
+
+    ``written_bytes_h`` is by the real clock, and a price by the billed one. To a hundredth of a cent.
+    """
+    written_gb_h = Decimal(repr(written_bytes_h / clock_rate)) / 10**9
+    return tuple(
+        msgspec.structs.replace(
+            each, price_usd_h=each.price_usd_h + round(written_gb_h * each.write_usd_gb, 4)
+        )
+        if written_gb_h and each.write_usd_gb
+        else each
+        for each in offers
+    )
+
+
+def _spent_there(view: View, offer: Offer) -> Decimal:
+    """What is committed once the checkpoint is on its way to this pool."""
+    return view.spent_usd + view.carry_usd.get(offer.pool.zone, Decimal(0))
 
 
 def clock_rate(state: RunState) -> float:

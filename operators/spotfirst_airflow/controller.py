@@ -26,12 +26,14 @@ from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.asking import (
     ask,
+    carry_usd,
     clock_rate,
     current_attempt,
     idle_since,
     open_usd,
     same_kind,
     why_not_begin,
+    with_writing,
 )
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
@@ -42,6 +44,7 @@ from spotfirst_airflow.outlook import Outlook, done_share, shutdown_s, work_left
 from spotfirst_airflow.policies import Policy, View
 from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
+from spotfirst_airflow.traffic import Traffic, is_priced
 
 if TYPE_CHECKING:
     from spotfirst.run import Run
@@ -97,6 +100,7 @@ class Controller:
         self._policy = policy
         self._clock = clock
         self._journal = run.journal(by=by or controller_name())
+        self._traffic = Traffic(run, self.spec.resume_from)
         self._beats: dict[int, tuple[int, datetime]] = {}
         self._last_step_at: datetime | None = None
         self._told = 0
@@ -140,7 +144,7 @@ class Controller:
             self._stop(now, self._withdraw(now, state, "the run stops"), beats)
             return 0.5
         outlook = Outlook.of(self.spec, state)
-        if self._must_stop(now, state, outlook, _trainer(beats)):
+        if self._must_stop(now, state, outlook, beats):
             return 0.1
         if intents := _intents(state):
             # Someone died before the outcome was told, or is about to tell. Only here, where it is
@@ -211,6 +215,7 @@ class Controller:
             return
         report = self.run.exit_report(attempt.number)
         ended = _ended(now, attempt, instance, beat, report)
+        ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
         self._append(msgspec.structs.replace(ended, price_timeline=timeline))
 
@@ -229,9 +234,11 @@ class Controller:
         instance without an owner and without a mark.
         """
         fleet, state = self._fleet, self._journal.state
+        assert attempt.launched is not None
         if report.cause != "script_failed" or not isinstance(fleet, Keeps) or fleet.keep_s <= 0:
             return False
         ended = _ended(now, attempt, instance, beat, report)
+        ended = self._traffic.ended(ended, attempt.launched)
         if state.phase is not Phase.ACTIVE or self._failure(state.apply(ended)) is None:
             return False  # it goes on, on another instance
         until = report.at + timedelta(seconds=fleet.keep_s)
@@ -338,7 +345,7 @@ class Controller:
                 self._fleet.terminate([attempt.token])
 
     def _must_stop(
-        self, now: datetime, state: RunState, outlook: Outlook, beat: Heartbeat | None
+        self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
     ) -> bool:
         """The budget's cap and the deadline. Whether a stop was asked for."""
         if outlook.deadline is not None and now >= outlook.deadline:
@@ -347,11 +354,15 @@ class Controller:
             return True
         if outlook.budget is None:
             return False
-        spent_usd = bill(state, now=now).total_usd
-        shutdown_usd = open_usd(state, shutdown_s(beat))
+        egress_usd, last_usd = self._traffic.open_usd(state.open_attempts, beats)
+        spent_usd = bill(state, now=now).total_usd + egress_usd
+        shutdown_usd = open_usd(state, shutdown_s(_trainer(beats))) + last_usd
         why = outlook.budget.why_stop(
             spent_usd=spent_usd,
-            committed_usd=promised_usd(state, now=now) + open_usd(state, self._watching_s),
+            # With a checkpoint that comes before the next look.
+            committed_usd=promised_usd(state, now=now)
+            + open_usd(state, self._watching_s)
+            + last_usd,
             shutdown_usd=shutdown_usd,
         )
         for alert in outlook.budget.alerts(outlook.budget.usd if why else spent_usd):
@@ -374,6 +385,12 @@ class Controller:
         if free_at is not None:
             return self._hold(now, state, free_at, current)
         offers = tuple(self._fleet.offers(self.spec.instance_types))
+        checkpoint_bytes = 0
+        if any(map(is_priced, offers)):
+            checkpoint_bytes = self._traffic.newest_bytes()
+            written_bytes_h = self._traffic.written_bytes_h()
+            offers = with_writing(offers, written_bytes_h, clock_rate=clock_rate(state))
+        egress_usd, last_usd = self._traffic.open_usd(state.open_attempts, beats)
         view = View(
             now=now,
             idle_since=idle_since(state, now),
@@ -386,7 +403,11 @@ class Controller:
             at_risk_s=self.spec.checkpoint_period_s,
             spent_usd=bill(state, now=now).total_usd
             + promised_usd(state, now=now)
-            + open_usd(state, watching_s + shutdown_s(beat)),
+            + open_usd(state, watching_s + shutdown_s(beat))
+            + egress_usd
+            + 2 * last_usd,
+            checkpoint_bytes=checkpoint_bytes,
+            carry_usd=carry_usd(offers, checkpoint_bytes),
             clock_rate=clock_rate(state),
             history=self.spec.lessons.pools,
             began=state.created_at,
@@ -483,6 +504,8 @@ class Controller:
             on_demand_usd_h=instance.on_demand_usd_h,
             clock_rate=instance.clock_rate,
             pool=instance.pool,
+            read_usd_gb=instance.read_usd_gb,
+            write_usd_gb=instance.write_usd_gb,
         )
         try:
             self._append(event)

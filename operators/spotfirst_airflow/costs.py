@@ -6,6 +6,10 @@ later. A run's cost is the sum of what its charges say, each rounded to a hundre
 Billing rules (AWS, "Billing for interrupted Spot Instances"): a spot instance that AWS takes back
 within its first hour is free; otherwise the seconds used are paid, on demand as well. A minimum of
 a minute, of which only others tell, is not counted.
+
+What crosses from one region to another is paid by the GB (10^9 bytes): what an instance has read
+from the run's storage and written to it, at the prices of its launch, interrupted or not. Known at
+its end, it is in the bill from then on.
 """
 
 from __future__ import annotations
@@ -14,14 +18,24 @@ from collections.abc import Iterable
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 
+from spotfirst.events import Launched
 from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt, RunState
 from spotfirst.wire import Record
 
-__all__ = ["FREE_IF_INTERRUPTED_WITHIN_S", "Bill", "Charge", "bill", "promised_usd", "usd"]
+__all__ = [
+    "FREE_IF_INTERRUPTED_WITHIN_S",
+    "Bill",
+    "Charge",
+    "bill",
+    "egress_usd",
+    "promised_usd",
+    "usd",
+]
 
 FREE_IF_INTERRUPTED_WITHIN_S = 3600.0
 _QUANTUM = Decimal("0.0001")
+_GB = 10**9
 
 
 class Charge(Record):
@@ -33,6 +47,7 @@ class Charge(Record):
     with one that was kept for debugging, which may have been ended before its time.
     ``price_timeline`` is what the pool cost meanwhile, (since when, USD per hour), to reconcile
     with an invoice; ``cost_usd`` is of ``price_usd_h`` alone (see ``timelines``).
+    ``egress_usd`` comes to that: what its bytes cost on their way between regions.
     """
 
     attempt: int
@@ -51,10 +66,11 @@ class Charge(Record):
     is_estimate: bool = False
     tags: dict[str, str] = {}
     price_timeline: tuple[tuple[datetime, Decimal], ...] = ()
+    egress_usd: Decimal = Decimal(0)
 
 
 class Bill(Record):
-    """A run's charges and what they add up to.
+    """A run's charges and what they add up to, with what crossed between regions.
 
     ``on_demand_usd`` is what the same work would have cost on one on-demand instance without
     interruptions: the training time whose steps were kept, and one start-up. ``lost_steps`` were
@@ -65,6 +81,11 @@ class Bill(Record):
     total_usd: Decimal
     on_demand_usd: Decimal
     lost_steps: int
+
+    @property
+    def egress_usd(self) -> Decimal:
+        """The part of the total that was paid for bytes between regions."""
+        return sum((charge.egress_usd for charge in self.charges), Decimal(0))
 
     @property
     def saving_usd(self) -> Decimal:
@@ -97,7 +118,7 @@ def bill(
     kept = _kept(state.attempts)
     return Bill(
         charges=charges,
-        total_usd=sum((charge.cost_usd for charge in charges), Decimal(0)),
+        total_usd=sum((charge.cost_usd + charge.egress_usd for charge in charges), Decimal(0)),
         on_demand_usd=_on_demand(state.attempts, kept),
         lost_steps=sum(trained - kept_steps for _, trained, kept_steps in kept),
     )
@@ -115,6 +136,12 @@ def promised_usd(state: RunState, *, now: datetime) -> Decimal:
         ),
         Decimal(0),
     )
+
+
+def egress_usd(launched: Launched, *, read_bytes: int, written_bytes: int) -> Decimal:
+    """What these bytes cost between an instance and the run's storage, to a hundredth of a cent."""
+    exact = read_bytes * launched.read_usd_gb + written_bytes * launched.write_usd_gb
+    return (exact / _GB).quantize(_QUANTUM, rounding=ROUND_HALF_UP)
 
 
 def usd(amount: Decimal) -> str:
@@ -166,6 +193,13 @@ def _charge(
         is_estimate=ended is None or ended.cause == "lost" or kept is not None,
         tags=tags,
         price_timeline=timeline,
+        egress_usd=egress_usd(
+            launched,
+            read_bytes=ended.moved_bytes + ended.restored_bytes,
+            written_bytes=ended.written_bytes,
+        )
+        if ended
+        else Decimal(0),
     )
 
 

@@ -41,6 +41,8 @@ def recall(fleet: Fleet, attempts: Iterable[Attempt]) -> None:
                 price_source=launched.price_source,
                 on_demand_usd_h=launched.on_demand_usd_h,
                 clock_rate=launched.clock_rate,
+                read_usd_gb=launched.read_usd_gb,
+                write_usd_gb=launched.write_usd_gb,
             )
             for attempt in attempts
             if (launched := attempt.launched)

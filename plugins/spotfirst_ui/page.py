@@ -93,10 +93,12 @@ def _figures(view: RunView) -> str:
         view.state.result.metrics if view.state.result else progress.metrics if progress else {}
     )
     saving = view.bill.saving_share
-    budget = view.spec.budget_usd
+    budget, egress_usd = view.spec.budget_usd, view.bill.egress_usd
+    of_budget = f"of {usd(budget)}" if budget is not None else ""
+    crossed = f"{usd(egress_usd)} between regions" if egress_usd else ""
     cards = [
         ("Step", f"{step if step is not None else '-'}", f"of {total}" if total else ""),
-        ("Cost", usd(view.bill.total_usd), f"of {usd(budget)}" if budget is not None else ""),
+        ("Cost", usd(view.bill.total_usd), ", ".join(filter(None, (of_budget, crossed)))),
         (
             "On demand",
             usd(view.bill.on_demand_usd),
@@ -131,7 +133,9 @@ def _attempt(attempt: Attempt, charge: Charge | None, now: datetime) -> Sequence
         if attempt.not_launched is not None:
             end += " (launched after it was given up)"
     steps = f"{ended.start_step or 0} → {ended.step}" if ended and ended.step is not None else "-"
-    cost = f"{usd(charge.cost_usd)}{' …' if charge.is_estimate else ''}" if charge else "-"
+    cost = "-"
+    if charge is not None:
+        cost = f"{usd(charge.cost_usd + charge.egress_usd)}{' …' if charge.is_estimate else ''}"
     notice = attempt.notice
     return (
         str(attempt.number),

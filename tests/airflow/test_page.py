@@ -48,6 +48,21 @@ def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
     assert "<script" not in render_message(HOSTILE, HOSTILE)
 
 
+def test_what_crossed_regions_is_shown_where_there_is_any(tmp_path: Path) -> None:
+    run, at = run_of(tmp_path), utc_now()
+    pool = Pool(instance_type="g6.xlarge", zone="us-west-2a")
+    launching = e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason="")
+    append(run, launching)
+    launched = e.Launched(
+        at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1), price_source="",
+        price_at=at, on_demand_usd_h=Decimal(1), read_usd_gb=Decimal("0.02"),
+    )  # fmt: skip
+    append(run, launched)
+    assert "between regions" not in render_run("t", look_at(run, at))
+    append(run, e.Ended(at=at, attempt=1, cause="lost", ended_at=at, restored_bytes=50 * 10**9))
+    assert "$1.00 between regions" in render_run("t", look_at(run, at))
+
+
 def test_page_loads_itself_again_until_the_run_is_final(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     assert 'http-equiv="refresh"' in render_run("t", look_at(run, utc_now()))

@@ -60,6 +60,28 @@ def test_cost_is_summed_by_a_tag(finished: Finished) -> None:
     assert rows["search"]["cost_usd"] == account["total_usd"]
 
 
+def test_cost_shows_apart_what_crossed_regions(shell: Shell) -> None:
+    at = utc_now()
+    storage = open_storage(str(shell.storage))
+    run = create_run(storage, RunSpec(run_id="far", created_at=at, command=("true",)))
+    journal = run.journal()
+    pool = Pool(instance_type="g", zone="west-2a")
+    for event in (
+        e.Created(at=at),
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
+        e.Launched(
+            at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+            price_source="", price_at=at, on_demand_usd_h=Decimal(1), write_usd_gb=Decimal("0.02"),
+        ),
+        e.Ended(at=at, attempt=1, cause="completed", ended_at=at, written_bytes=100 * 10**9),
+    ):  # fmt: skip
+        journal.append(event)
+    [account] = shell.json("cost", "far")
+    assert (account["total_usd"], account["egress_usd"]) == ("2.0000", "2.0000")
+    assert "between regions" in shell.ok("cost", "far")
+    assert "$2.00 of it between regions" in shell.ok("show", "far")
+
+
 def test_logs_gives_each_line_once_and_those_of_one_attempt(finished: Finished) -> None:
     every = finished.shell.ok("logs", "done").splitlines()
     assert every.count("[1] begins at 0") == 1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+import io
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+
+import msgspec
+from rich.console import Console
 
 from spotfirst import events as e
 from spotfirst.market import Market, Pool
 from spotfirst.state import fold
-from spotfirst_airflow.cli.summary import ending
+from spotfirst_airflow.cli.summary import attempts_table, between_regions, ending
+from spotfirst_airflow.costs import bill
 
 AT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LAUNCHING = e.Launching(
@@ -35,3 +40,15 @@ def test_an_attempt_without_an_instance_was_not_launched() -> None:
 def test_one_that_was_launched_after_it_had_been_given_up_was_launched() -> None:
     assert said(GIVEN_UP, LAUNCHED) == "running, launched after it was given up"
     assert said(GIVEN_UP, LAUNCHED, LOST) == "lost, launched after it was given up"
+
+
+def test_what_crossed_regions_is_in_an_attempts_cost_and_said_of_the_run() -> None:
+    launched = msgspec.structs.replace(LAUNCHED, read_usd_gb=Decimal("0.02"))
+    hour = AT + timedelta(hours=1)
+    ended = e.Ended(at=hour, attempt=1, cause="completed", ended_at=hour, restored_bytes=50 * 10**9)
+    state = fold([e.Created(at=AT), LAUNCHING, launched, ended])
+    account = bill(state, now=hour)
+    assert between_regions(account) == "$1.00 of it between regions"
+    told = io.StringIO()
+    Console(file=told, width=200).print(attempts_table(state, account))
+    assert "$2.00" in told.getvalue()

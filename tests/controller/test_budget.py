@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spotfirst.errors import InvalidSpec
@@ -97,6 +97,14 @@ def test_a_reason_in_which_only_a_number_changes_is_told_once() -> None:
     changeover_s=st.floats(5.0, 1800.0),
     notice_s=st.sampled_from([0.0, 120.0]),
     policy=st.sampled_from([Spotfirst(), Fallback(), SpotOnly()]),
+)
+@example(  # the budget runs out while a replacement starts
+    drawn=[[(0.5, True), (1.5, False), (1.0, True)]],
+    budget=Decimal("4.26"),
+    on_budget="stop",
+    changeover_s=600.0,
+    notice_s=0.0,
+    policy=Fallback(),
 )
 @settings(max_examples=150, deadline=None)
 def test_spending_never_passes_the_cap_by_more_than_one_checkpoint_and_shutdown(

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from spotfirst import events as e
+from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import ClaimLost, FleetUnavailable, NoCapacity, StorageUnavailable
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, Progress, Timings
 from spotfirst.market import Market, Notice, Pool
@@ -85,6 +86,8 @@ class FaultyStorage:
 class World:
     """One run, its fleet and its clock. ``capacity`` says which zones have spot now.
 
+    ``way_usd_gb``: by zone, what a GB costs that is read there from the storage, and written to it.
+    Each checkpoint has ``checkpoint_bytes``, of which ``new_bytes`` are written.
     ``powers_off``: instances end themselves with their agent.
     """
 
@@ -104,6 +107,8 @@ class World:
         self.capacity = {"zone-a": True, "zone-b": True}
         self.on_demand = True
         self.powers_off = True
+        self.way_usd_gb: dict[str, tuple[Decimal, Decimal]] = {}
+        self.checkpoint_bytes = self.new_bytes = 0
         self.machines: dict[str, Machine] = {}
         self.buried: set[str] = set()
         self.storage = open_storage(f"memory://world-{next(_names)}")
@@ -176,6 +181,10 @@ class World:
     def trainer_step(self) -> int:
         return max((m.progress.step or 0 for m in self.alive()), default=0)
 
+    def way(self, zone: str) -> dict[str, Decimal]:
+        read, write = self.way_usd_gb.get(zone, (Decimal(0), Decimal(0)))
+        return {"read_usd_gb": read, "write_usd_gb": write}
+
     def interrupt(self, machine: Machine, *, notice: bool = True) -> None:
         if notice:
             when = self.now + timedelta(seconds=NOTICE_S)
@@ -217,7 +226,7 @@ class Machine:
         self.crash: int | None = None
         self.mute = False
         self.exited = False
-        self.chain = self.run.chain()
+        self.chain = CheckpointChain(self.run.storage, clock=world.clock)
 
     def die(self, by: str) -> None:
         if self.ended_at is None:
@@ -298,8 +307,9 @@ class Machine:
     def _commit(self) -> None:
         step = self.progress.step or 0
         seq = self.chain.commit(
-            self.request.attempt, step=step, manifest="m", digest="d", content="state"
-        )
+            self.request.attempt, step=step, manifest="m", digest="d", content="state",
+            size_bytes=self.world.checkpoint_bytes, new_bytes=self.world.new_bytes,
+        )  # fmt: skip
         self._tell(checkpoint_step=step, checkpoint_seq=seq)
 
     def _tell(self, **changes: Any) -> None:
@@ -331,13 +341,14 @@ class FakeFleet:
             Offer(
                 pool=Pool(instance_type="gpu", zone=zone), market=Market.SPOT,
                 price_usd_h=SPOT_USD_H, price_source="test", price_at=world.now, available=up,
+                **world.way(zone),
             )
             for zone, up in world.capacity.items()
         ]  # fmt: skip
         on_demand = Offer(
             pool=Pool(instance_type="gpu", zone="zone-a"), market=Market.ON_DEMAND,
             price_usd_h=ON_DEMAND_USD_H, price_source="test", price_at=world.now,
-            available=world.on_demand,
+            available=world.on_demand, **world.way("zone-a"),
         )  # fmt: skip
         return [*spot, on_demand]
 
@@ -382,5 +393,5 @@ class FakeFleet:
             pool=machine.request.pool, started_at=machine.started_at,
             price_usd_h=SPOT_USD_H if spot else ON_DEMAND_USD_H, price_source="test",
             on_demand_usd_h=ON_DEMAND_USD_H, notice=machine.notice, ended_at=machine.ended_at,
-            ended_by=machine.ended_by,
+            ended_by=machine.ended_by, **self._world.way(machine.request.pool.zone),
         )  # fmt: skip

@@ -44,9 +44,13 @@ class Work:
         mute_share: float = 0.0,
         dud_share: float = 0.0,
         stall_share: float = 0.0,
+        checkpoint_bytes: int = 0,
+        new_bytes: int = 0,
     ) -> None:
         self.total_steps, self.step_s = total_steps, step_s
         self.checkpoint_every, self.checkpoint_s = checkpoint_every, checkpoint_s
+        self.checkpoint_bytes, self.new_bytes = checkpoint_bytes, new_bytes
+        """What a restore reads, and what each checkpoint writes."""
         self.start_s, self.crash_share, self.mute_share = start_s, crash_share, mute_share
         self.dud_share = dud_share
         """Of instances: never boot, so that not even their timer ends them."""
@@ -263,8 +267,9 @@ class SimulatedAgent:
     def _commit(self) -> None:
         step = self.progress.step or 0
         seq = self.chain.commit(
-            self.attempt, step=step, manifest=f"{step}", digest=f"{step}", content="state"
-        )
+            self.attempt, step=step, manifest=f"{step}", digest=f"{step}", content="state",
+            size_bytes=self.work.checkpoint_bytes, new_bytes=self.work.new_bytes,
+        )  # fmt: skip
         self._tell(checkpoint_step=step, checkpoint_seq=seq, checkpoint_s=self.work.checkpoint_s)
 
     def _tell(self, **changes: Any) -> None:

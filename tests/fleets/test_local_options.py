@@ -30,6 +30,8 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
         ({"zones": ["a", "a"]}, "zones"),
         ({"epoch": "yesterday"}, "epoch"),
         ({"agent_command": [""]}, "agent_command"),
+        ({"storage_region": "east-1", "egress_usd_gb": -1}, "egress_usd_gb"),
+        ({"egress_usd_gb": 0.02}, "storage_region does not say"),
         ({"market": {}}, "market.kind.*calm, scripted, synthetic, calibrated, recorded"),
         ({"market": {"kind": "bull"}}, "'bull'"),
         ({"market": {"kind": "calm", "seed": 1}}, "calm market option 'seed'; allowed are capac"),

@@ -19,7 +19,7 @@ from spotfirst_airflow.fleets.ec2._examination import STATEMENTS
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
 from tests.fleets.ec2.examined import an_account
 from tests.fleets.ec2.policies import Statements, decide, document_of, statements_of
-from tests.fleets.ec2.stacks import TEMPLATE, Stack, template
+from tests.fleets.ec2.stacks import REGION_TEMPLATE, TEMPLATE, Stack, template
 
 ACCOUNT = "123456789012"
 EC2 = f"arn:aws:ec2:us-east-1:{ACCOUNT}"
@@ -49,9 +49,10 @@ def _instance_role(stack: Stack) -> str:
     return str(answer["InstanceProfile"]["Roles"][0]["Arn"])
 
 
-def test_the_template_is_valid_and_has_no_warnings() -> None:
+@pytest.mark.parametrize("path", [TEMPLATE, REGION_TEMPLATE])
+def test_a_template_is_valid_and_has_no_warnings(path: Path) -> None:
     lint = Path(sys.executable).with_name("cfn-lint")
-    done = subprocess.run([lint, TEMPLATE], capture_output=True, text=True, check=False)
+    done = subprocess.run([lint, path], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("", 0), done.stdout + done.stderr
 
 
@@ -243,9 +244,10 @@ def test_only_eventbridge_sends_to_the_queue() -> None:
 
 def test_the_guide_names_parameters_outputs_and_options_that_exist() -> None:
     text = DOCUMENT.read_text()
-    found = template()
-    for name in [*found["Parameters"], *found["Outputs"]]:
-        assert name in text, f"docs/ec2.md does not name {name}"
+    for path in (TEMPLATE, REGION_TEMPLATE):
+        found = template(path)
+        for name in [*found["Parameters"], *found["Outputs"]]:
+            assert name in text, f"docs/ec2.md does not name {name}"
     for option in Ec2Options.__struct_fields__:
         if option != "endpoint_url":
             assert option in text, f"docs/ec2.md does not name the option {option}"

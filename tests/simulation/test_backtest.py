@@ -10,6 +10,7 @@ import pytest
 from spotfirst.errors import InvalidSpec
 from spotfirst.market import Pool
 from spotfirst_airflow.budget import Budget
+from spotfirst_airflow.fleets.zones import region_of
 from spotfirst_airflow.simulation import Task
 from spotfirst_airflow.simulation.backtest import (
     Backtest,
@@ -18,7 +19,7 @@ from spotfirst_airflow.simulation.backtest import (
     backtest,
     quantile,
 )
-from spotfirst_airflow.simulation.setting import Setting, Terms, region_of
+from spotfirst_airflow.simulation.setting import Setting, Terms
 
 HOUR = 3600.0
 POLICIES = [PolicyChoice(name=name) for name in ("spot_only", "greedy", "on_demand")]

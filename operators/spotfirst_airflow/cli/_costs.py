@@ -28,6 +28,11 @@ from spotfirst_airflow.costs import Bill, bill, usd
 __all__ = ["cost"]
 
 
+_FIGURES = {
+    "seconds", "price/h", "cost", "between regions", "on demand", "runs", "attempts",
+}  # fmt: skip
+
+
 class _Account(Record):
     run_id: str
     tags: dict[str, str]
@@ -47,6 +52,7 @@ def cost(
 ) -> None:
     """Show what runs cost: one row per attempt, with its price and the rule that applied.
 
+    What was paid for bytes between regions is shown apart where there is any; the sums hold it.
     Prices were frozen when an instance was launched, so the answer never changes later.
 
     Examples:
@@ -83,15 +89,16 @@ def _account(run: Run) -> _Account:
 def _print_rows(accounts: Iterable[_Account]) -> None:
     console = stdout()
     for account in accounts:
-        table = _table(
-            "attempt", "market", "pool", "seconds", "price/h", "price from", "rule", "cost"
-        )
+        names = ["attempt", "market", "pool", "seconds", "price/h", "price from", "rule", "cost"]
+        crosses = bool(account.bill.egress_usd)
+        table = _table(*names, *(["between regions"] if crosses else []))
         for charge in account.bill.charges:
             mark = "~" if charge.is_estimate else ""
             table.add_row(
                 str(charge.attempt), str(charge.market), str(charge.pool), f"{charge.used_s:.1f}",
                 f"${charge.price_usd_h}", f"{charge.price_source}, {moment(charge.price_at)} UTC",
                 charge.rule, f"{mark}{usd(charge.cost_usd)}",
+                *([usd(charge.egress_usd)] if crosses else []),
             )  # fmt: skip
         console.print(Text(account.run_id, style="bold"))
         console.print(table)
@@ -146,7 +153,7 @@ def _total(account: Bill) -> str:
 def _table(*names: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        right = name in {"seconds", "price/h", "cost", "on demand", "runs", "attempts"}
+        right = name in _FIGURES
         table.add_column(name, justify="right" if right else "left")
     return table
 
@@ -157,6 +164,7 @@ def _as_json(account: _Account) -> dict[str, Any]:
         "tags": account.tags,
         "charges": account.bill.charges,
         "total_usd": account.bill.total_usd,
+        "egress_usd": account.bill.egress_usd,
         "on_demand_usd": account.bill.on_demand_usd,
         "saving_usd": account.bill.saving_usd,
         "lost_steps": account.bill.lost_steps,

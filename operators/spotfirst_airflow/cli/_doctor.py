@@ -49,7 +49,8 @@ def doctor(
     """Check whether runs can work here, and say how to repair what is wrong. Launches nothing.
 
     On EC2 it looks at credentials, each permission (by dry runs), quotas, subnets, instance types,
-    image, instance profile, bucket, queue and the clock. It ends with code 1 when something failed.
+    image, instance profile, bucket, queue and the clock; in the regions of the fleet option elsewhere
+    too. It ends with code 1 when something failed.
 
     Example:
 

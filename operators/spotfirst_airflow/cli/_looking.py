@@ -33,7 +33,7 @@ from spotfirst_airflow.cli._common import (
     stderr,
     stdout,
 )
-from spotfirst_airflow.cli.summary import attempts_table, describe_changeovers
+from spotfirst_airflow.cli.summary import attempts_table, between_regions, describe_changeovers
 from spotfirst_airflow.costs import bill, usd
 from spotfirst_airflow.logs import LogFollower
 from spotfirst_airflow.news import describe
@@ -113,8 +113,9 @@ def show(
     _print_checkpoints(console, run)
     account = bill(state, now=utc_now())
     console.print()
+    crossed = f"{between_regions(account)}, " if account.egress_usd else ""
     console.print(
-        f"cost {usd(account.total_usd)}, on demand {usd(account.on_demand_usd)}, "
+        f"cost {usd(account.total_usd)}, {crossed}on demand {usd(account.on_demand_usd)}, "
         f"steps lost {account.lost_steps}"
     )
     if found := changeovers(state, read_progress(run, state)):

@@ -113,10 +113,11 @@ def simulate(
 
         spotfirst simulate --work 48h --deadline 60h --market traces --instance-type p3.2xlarge
     """
+    from spotfirst_airflow.fleets.zones import region_of
     from spotfirst_airflow.policies import installed_policies
     from spotfirst_airflow.simulation.assuming import DRAWN, find_market, find_terms
     from spotfirst_airflow.simulation.backtest import PolicyChoice, backtest
-    from spotfirst_airflow.simulation.setting import Setting, region_of
+    from spotfirst_airflow.simulation.setting import Setting
     from spotfirst_airflow.simulation.task import Task
 
     said: dict[str, str] = {}

@@ -17,7 +17,7 @@ from spotfirst_airflow.cli._common import duration
 from spotfirst_airflow.costs import Bill, bill, usd
 from spotfirst_airflow.results import weights_digest
 
-__all__ = ["attempts_table", "print_summary"]
+__all__ = ["attempts_table", "between_regions", "print_summary"]
 
 _OUTCOMES = {"succeeded": "green", "stopped": "yellow", "failed": "red"}
 
@@ -50,7 +50,7 @@ def attempts_table(state: RunState, account: Bill | None = None) -> Table:
     for attempt in state.attempts:
         charge = costs.get(attempt.number)
         life = duration(charge.end - charge.start) if charge else "-"
-        cost = usd(charge.cost_usd) if charge else "-"
+        cost = usd(charge.cost_usd + charge.egress_usd) if charge else "-"
         if charge and charge.is_estimate:
             cost = f"~{cost}"
         table.add_row(
@@ -58,6 +58,11 @@ def attempts_table(state: RunState, account: Bill | None = None) -> Table:
             life, _steps(attempt), cost, Text(ending(attempt)),
         )  # fmt: skip
     return table
+
+
+def between_regions(account: Bill) -> str:
+    """The part of a bill that was paid for bytes between regions, in words."""
+    return f"{usd(account.egress_usd)} of it between regions"
 
 
 def ending(attempt: Attempt) -> str:
@@ -119,7 +124,8 @@ def _facts(
     found = changeovers(state, read_progress(run, state))
     if found:
         facts.append(("changeovers", describe_changeovers(found)))
-    cost = f"{usd(account.total_usd)}; on demand it would have been {usd(account.on_demand_usd)}"
+    crossed = f", {between_regions(account)}" if account.egress_usd else ""
+    cost = f"{usd(account.total_usd)}{crossed}; on demand it would have been {usd(account.on_demand_usd)}"
     if account.on_demand_usd:
         word = "saved" if account.saving_usd >= 0 else "dearer"
         cost += f" ({abs(account.saving_share):.0%} {word})"

@@ -50,6 +50,8 @@ class Offer(Record):
     """What one pool costs now.
 
     ``available`` is what is known: ``False`` only when a launch would surely fail.
+    ``read_usd_gb`` is what a GB (10^9 bytes) costs that an instance there reads from the run's
+    storage, ``write_usd_gb`` one that it writes there: 0 within a region.
     """
 
     pool: Pool
@@ -58,6 +60,8 @@ class Offer(Record):
     price_source: str
     price_at: datetime
     available: bool = True
+    read_usd_gb: Decimal = Decimal(0)
+    write_usd_gb: Decimal = Decimal(0)
 
 
 class LaunchRequest(Record):
@@ -81,6 +85,7 @@ class LaunchRequest(Record):
 class Instance(Record):
     """An instance as the fleet sees it. ``clock_rate`` is billed seconds per second.
 
+    ``read_usd_gb`` and ``write_usd_gb`` are as in :class:`Offer`.
     ``ended_why`` is what the fleet knows for people, where it is needed: nobody else says it.
     """
 
@@ -94,6 +99,8 @@ class Instance(Record):
     price_source: str
     on_demand_usd_h: Decimal
     clock_rate: float = 1.0
+    read_usd_gb: Decimal = Decimal(0)
+    write_usd_gb: Decimal = Decimal(0)
     notice: Notice | None = None
     ended_at: datetime | None = None
     ended_by: EndedBy | None = None

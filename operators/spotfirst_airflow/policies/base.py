@@ -59,7 +59,8 @@ class View(Record):
     ``changeover_s`` is what a change of instance costs in time, and ``at_risk_s`` the training that
     an end without notice can lose. ``spent_usd`` holds what is
     committed already. ``carry_usd`` is, by zone, what it costs to bring the checkpoint there,
-    where that costs anything. ``cheaply``: the budget asks for spot alone from here on.
+    where that costs anything; then ``checkpoint_bytes`` are told, and what writing checkpoints from
+    another region costs by the hour is in the prices of the ``offers``. ``cheaply``: the budget asks for spot alone from here on.
     ``began`` is when the time up to the deadline began to count, and ``done_share`` how much of the
     whole work is done, of 1.
     ``clock_rate`` is billed seconds per second, as of :class:`~spotfirst.events.Launched`.

@@ -12,6 +12,7 @@ from typing import Any
 from spotfirst.errors import InvalidSpec
 from spotfirst.market import Pool
 from spotfirst_airflow.fleets.local.catalogue import CATALOGUE
+from spotfirst_airflow.fleets.zones import region_of
 from spotfirst_airflow.markets import (
     CalibratedMarket,
     RecordedMarket,
@@ -19,7 +20,7 @@ from spotfirst_airflow.markets import (
     history,
     market_options,
 )
-from spotfirst_airflow.simulation.setting import Terms, region_of
+from spotfirst_airflow.simulation.setting import Terms
 
 __all__ = ["ANY_TYPE", "DRAWN", "find_market", "find_terms"]
 

@@ -15,8 +15,8 @@ from typing import Literal
 from spotfirst import events as e
 from spotfirst.market import Market, Notice
 from spotfirst.state import Attempt, RunState
-from spotfirst_airflow.asking import ask, open_usd, why_not_begin
-from spotfirst_airflow.costs import bill
+from spotfirst_airflow.asking import ask, carry_usd, open_usd, why_not_begin
+from spotfirst_airflow.costs import bill, egress_usd
 from spotfirst_airflow.fleets import Offer
 from spotfirst_airflow.policies import Decision, Policy, View, Work
 from spotfirst_airflow.simulation.task import Played, Task
@@ -51,6 +51,7 @@ class _Live:
     ready_s: float
     short_s: float
     ends_s: float
+    restored_bytes: int = 0
     done_at_start_s: float = 0.0
     trains_since_s: float | None = None
     is_leaving: bool = False
@@ -69,7 +70,6 @@ class _Run:
         self._trainer: _Live | None = None
         self._successor: _Live | None = None
         self._checkpoint_region = ""
-        self._egress_usd = Decimal(0)
         self._refused_at: dict[object, float] = {}
         self._offers: tuple[Offer, ...] = ()
         self._offers_until_s = -1.0
@@ -110,7 +110,6 @@ class _Run:
             bill=bill(self._state, now=now, frozen_prices=self._world.frozen_prices),
             started_at=self._epoch,
             finished_s=finished_s,
-            egress_usd=self._egress_usd,
             is_late=late,
         )
 
@@ -157,7 +156,7 @@ class _Run:
             if self._trainer is not None:
                 self._end(self._trainer, "handed_over")
             self._trainer, self._successor = successor, None
-            self._checkpoint_region = successor.place.region
+            self._keep_checkpoints_in(successor.place)
 
     def _notice(self, live: _Live) -> None:
         now = self._at(self._now_s)
@@ -174,7 +173,7 @@ class _Run:
         if live is self._trainer:
             self._trainer, self._successor = self._successor, None
             if self._trainer is not None:
-                self._checkpoint_region = self._trainer.place.region
+                self._keep_checkpoints_in(self._trainer.place)
         else:
             self._successor = None
 
@@ -202,6 +201,7 @@ class _Run:
                 total_steps=int(self._task.work_s) if trained else None,
                 training_s=self._now_s - began_s if began_s is not None else 0.0,
                 startup_s=(began_s if began_s is not None else self._now_s) - live.started_s,
+                restored_bytes=live.restored_bytes,
                 price_timeline=timeline,
             )
         )  # fmt: skip
@@ -235,7 +235,8 @@ class _Run:
             if decision.offer is None:
                 return min(stop_s, self._until_s(decision))
             if self._launch(decision, decision.offer):
-                return self._now_s  # look again: perhaps what was launched is ready at once
+                _, stop_s = self._money()  # with one more instance it comes sooner
+                return stop_s if stop_s > self._now_s else None
             key = (decision.offer.pool, decision.offer.market)
             if self._refused_at.get(key) == self._now_s:
                 return min(stop_s, self._now_s + _SOON_S)
@@ -246,7 +247,7 @@ class _Run:
         budget = self._task.budget
         if budget is None:
             return Decimal(0), math.inf
-        spent_usd = bill(self._state, now=self._at(self._now_s)).total_usd
+        spent_usd = bill(self._state, now=self._at(self._now_s)).total_usd + self._open_egress_usd()
         shutdown_usd = open_usd(self._state, self._task.shutdown_s)
         why = budget.why_stop(
             spent_usd=spent_usd, committed_usd=Decimal(0), shutdown_usd=shutdown_usd
@@ -288,7 +289,7 @@ class _Run:
             at_risk_s=self._task.checkpoint_period_s if self._task.notice_s <= 0 else 0.0,
             spent_usd=spent_usd,
             checkpoint_bytes=self._task.checkpoint_bytes,
-            carry_usd=self._carry_usd(),
+            carry_usd=carry_usd(self._offers, self._task.checkpoint_bytes),
             began=self._epoch,
             done_share=self._done_s / self._task.work_s,
         )
@@ -299,7 +300,9 @@ class _Run:
         self._offers = tuple(
             offer
             for place in world.places
-            for offer in place.offers(market_s, now, shows=world.shows)
+            for offer in place.offers(
+                market_s, now, shows=world.shows, read_usd_gb=self._read_usd_gb(place)
+            )
         )
         self._offers_until_s = (
             min(
@@ -309,16 +312,27 @@ class _Run:
             - self._start_s
         )
 
-    def _carry_usd(self) -> dict[str, Decimal]:
-        here, size_gb = self._checkpoint_region, Decimal(self._task.checkpoint_bytes) / 10**9
-        if not here or not size_gb:
-            return {}
-        costs = {
-            place.pool.zone: size_gb * self._world.egress_usd_gb(here, place.region)
-            for place in self._world.places
-            if place.region != here
-        }
-        return {zone: cost for zone, cost in costs.items() if cost}
+    def _read_usd_gb(self, place: Place) -> Decimal:
+        """The checkpoints lie where the run trained last, and were written there."""
+        here = self._checkpoint_region
+        if not here or here == place.region:
+            return Decimal(0)
+        return self._world.egress_usd_gb(here, place.region)
+
+    def _open_egress_usd(self) -> Decimal:
+        """What the instances that are there have read: the bill has it from their end on."""
+        found = Decimal(0)
+        for live in (self._trainer, self._successor):
+            launched = self._state.attempt(live.number).launched if live else None
+            if live and launched:
+                read_bytes = live.restored_bytes
+                found += egress_usd(launched, read_bytes=read_bytes, written_bytes=0)
+        return found
+
+    def _keep_checkpoints_in(self, place: Place) -> None:
+        if place.region != self._checkpoint_region:
+            self._checkpoint_region = place.region
+            self._offers_until_s = -1.0  # it is elsewhere now that they have to be brought to
 
     def _launch(self, decision: Decision, offer: Offer) -> bool:
         """Whether there was an instance to be had."""
@@ -343,6 +357,7 @@ class _Run:
                 at=now, attempt=number, instance_id=token, started_at=now,
                 price_usd_h=price if is_spot else place.on_demand_usd_h, price_source="simulated",
                 price_at=now, on_demand_usd_h=place.on_demand_usd_h,
+                read_usd_gb=self._read_usd_gb(place),
             )
         )  # fmt: skip
         short_s = (
@@ -354,23 +369,18 @@ class _Run:
             number=number, place=place, market=offer.market, started_s=self._now_s,
             ready_s=self._now_s + self._task.changeover_s, short_s=short_s,
             ends_s=short_s + self._task.notice_s,
+            restored_bytes=self._task.checkpoint_bytes if self._done_s else 0,
         )  # fmt: skip
-        self._pay_egress(place)
         if self._trainer is None:
             self._trainer = live
-            self._checkpoint_region = place.region
+            self._keep_checkpoints_in(place)
         elif self._task.overlaps:
             self._successor = live
         else:
             self._end(self._trainer, "handed_over")
             self._trainer = live
-            self._checkpoint_region = place.region
+            self._keep_checkpoints_in(place)
         return True
-
-    def _pay_egress(self, place: Place) -> None:
-        if not self._done_s or not self._checkpoint_region:
-            return
-        self._egress_usd += self._carry_usd().get(place.pool.zone, Decimal(0))
 
     # -- small ------------------------------------------------------------------------------
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.market import Pool
 from spotfirst.wire import Record
+from spotfirst_airflow.fleets.zones import region_of
 from spotfirst_airflow.markets import market_options
 from spotfirst_airflow.simulation.world import Place, World
 
-__all__ = ["Setting", "Terms", "region_of"]
+__all__ = ["Setting", "Terms"]
 
-_ZONE = re.compile(r"(.*\d)-?[a-z]$")
 _FIRST_DAY_S = 24 * 3600.0
 
 
@@ -72,9 +71,3 @@ class Setting(Record):
             )
             raise InvalidSpec(msg)
         return tuple(room_s * number / max(1, count - 1) for number in range(count))
-
-
-def region_of(zone: str) -> str:
-    """``us-east-1`` of ``us-east-1a``, ``us-central1`` of ``us-central1-a``; else the name itself."""
-    found = _ZONE.fullmatch(zone)
-    return found[1] if found else zone

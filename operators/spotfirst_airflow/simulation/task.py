@@ -41,17 +41,16 @@ class Played(Record):
     """One simulated run.
 
     ``finished_s`` is when its work was done, from its beginning; ``None`` when it was stopped
-    before: at its deadline (``is_late``), for its budget, or by its policy (``state.stop``). ``egress_usd`` is what bringing checkpoints to other regions cost; ``cost_usd`` holds it.
+    before: at its deadline (``is_late``), for its budget, or by its policy (``state.stop``).
     """
 
     state: RunState
     bill: Bill
     started_at: datetime
     finished_s: float | None
-    egress_usd: Decimal
     is_late: bool
 
     @property
     def cost_usd(self) -> Decimal:
-        """All of it."""
-        return self.bill.total_usd + self.egress_usd
+        """All of it, with the way of checkpoints to other regions."""
+        return self.bill.total_usd

@@ -84,16 +84,18 @@ class Place:
                 prices.append((start_s, price))
         return prices
 
-    def offers(self, time_s: float, now: datetime, *, shows: bool) -> tuple[Offer, Offer]:
+    def offers(
+        self, time_s: float, now: datetime, *, shows: bool, read_usd_gb: Decimal = Decimal(0)
+    ) -> tuple[Offer, Offer]:
         """On spot and on demand. Without ``shows``, spot may be had as far as anyone can see."""
         there, price = self.at(time_s)
         spot = Offer(
             pool=self.pool, market=Market.SPOT, price_usd_h=price, price_source=_SOURCE,
-            price_at=now, available=there or not shows,
+            price_at=now, available=there or not shows, read_usd_gb=read_usd_gb,
         )  # fmt: skip
         on_demand = Offer(
             pool=self.pool, market=Market.ON_DEMAND, price_usd_h=self.on_demand_usd_h,
-            price_source=_SOURCE, price_at=now,
+            price_source=_SOURCE, price_at=now, read_usd_gb=read_usd_gb,
         )  # fmt: skip
         return spot, on_demand
 

@@ -17,6 +17,7 @@ from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
 from tests.fleets.ec2 import policies
 
 TEMPLATE = Path(__file__).resolve().parents[3] / "deploy" / "aws.yaml"
+REGION_TEMPLATE = TEMPLATE.with_name("aws-region.yaml")
 REGION = "us-east-1"
 AMI = "ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-6.1-x86_64"
 """One that moto has; it knows no Deep Learning AMI."""
@@ -38,9 +39,9 @@ def _plain(loader: Any, suffix: str, node: Any) -> Any:
 _Loader.add_multi_constructor("!", _plain)
 
 
-def template() -> dict[str, Any]:
+def template(path: Path = TEMPLATE) -> dict[str, Any]:
     """The template with each intrinsic function replaced by its argument."""
-    found = yaml.load(TEMPLATE.read_text(), Loader=_Loader)
+    found = yaml.load(path.read_text(), Loader=_Loader)
     assert isinstance(found, dict)
     return found
 
@@ -156,17 +157,78 @@ class Stack:
         return aws
 
 
+class RegionStack:
+    """The stack of a further region, beside that of the main one."""
+
+    def __init__(self, main: Stack, region: str) -> None:
+        self.main, self.region = main, region
+        ec2 = self.client("ec2")
+        subnets = sorted(ec2.describe_subnets()["Subnets"], key=lambda s: s["AvailabilityZone"])[:2]
+        # A default VPC's own, with public addresses and a way out, which moto leaves out.
+        vpc = subnets[0]["VpcId"]
+        gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+        ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+        tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])
+        ec2.create_route(
+            RouteTableId=tables["RouteTables"][0]["RouteTableId"],
+            DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway,
+        )  # fmt: skip
+        values = {
+            "VpcId": vpc,
+            "Subnets": ",".join(subnet["SubnetId"] for subnet in subnets),
+            "Storage": main.storage_url,
+            "ControllerRole": main.outputs["ControllerRoleArn"].rsplit("/", 1)[1],
+        }
+        cloudformation = self.client("cloudformation")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cloudformation.create_stack(
+                StackName="spotfirst-region", TemplateBody=REGION_TEMPLATE.read_text(),
+                Capabilities=["CAPABILITY_IAM"],
+                Parameters=[
+                    {"ParameterKey": key, "ParameterValue": value} for key, value in values.items()
+                ],
+            )  # fmt: skip
+        [stack] = cloudformation.describe_stacks(StackName="spotfirst-region")["Stacks"]
+        self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+        self.elsewhere = json.loads(self.outputs["Elsewhere"])
+        queue = self.elsewhere["queue_url"].rsplit("/", 1)[1]
+        self.elsewhere["queue_url"] = self.client("sqs").get_queue_url(QueueName=queue)["QueueUrl"]
+        statements = template(REGION_TEMPLATE)["Resources"]["QueuePolicy"]["Properties"][
+            "PolicyDocument"
+        ]["Statement"]
+        for statement in statements:
+            statement["Resource"] = "*"
+        self.client("sqs").set_queue_attributes(
+            QueueUrl=self.elsewhere["queue_url"],
+            Attributes={"Policy": json.dumps({"Version": "2012-10-17", "Statement": statements})},
+        )
+        iam = self.client("iam")
+        iam.attach_role_policy(
+            RoleName=values["ControllerRole"], PolicyArn=self.outputs["ControllerPolicy"]
+        )
+
+    def client(self, service: str) -> Any:
+        """As an administrator of the account."""
+        return _administrator(self.region).client(service)
+
+    def aws(self) -> PlantedAws:
+        """AWS as the controller meets it there."""
+        return PlantedAws(_administrator(self.region))
+
+
 @lru_cache
-def _administrator() -> Aws:
+def _administrator(region: str = REGION) -> Aws:
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    return Aws(Identity(region=REGION, environment=keys))
+    return Aws(Identity(region=region, environment=keys))
 
 
 class PlantedAws(Aws):
     """Passes calls on to moto, notes them, and fails or answers as was planted.
 
-    moto lacks two things, which are answered here: IAM's policy simulator, by
-    :mod:`tests.fleets.ec2.policies` from the policies that moto holds; and EC2's quotas.
+    moto lacks three things, which are answered here: IAM's policy simulator, by
+    :mod:`tests.fleets.ec2.policies` from the policies that moto holds; EC2's quotas; and placement
+    scores.
     """
 
     def __init__(self, controller: Aws) -> None:
@@ -176,6 +238,7 @@ class PlantedAws(Aws):
         self.quotas = dict.fromkeys(("L-3819A6DF", "L-DB2E81BA", "L-7212CCBC", "L-417A185B"), 64.0)
         self.planted: dict[tuple[str, str], Planted] = {
             ("iam", "simulate_principal_policy"): _simulate,
+            ("ec2", "get_spot_placement_scores"): refusal("DryRunOperation"),
             ("service-quotas", "get_service_quota"): self._quota,
             ("service-quotas", "get_aws_default_service_quota"): refusal("NoSuchResourceException"),
         }

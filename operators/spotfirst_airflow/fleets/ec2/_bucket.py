@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import msgspec
+
 from spotfirst_airflow.fleets.checks import Check
 from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, statements, unlooked
 
@@ -36,13 +38,22 @@ def _region(look: Examination) -> Check:
     answer = look.ask("s3", "get_bucket_location", Bucket=look.bucket)
     place = answer.get("LocationConstraint") or "us-east-1"
     place = {"EU": "eu-west-1"}.get(place, place)
-    if place == look.aws.region:
-        return Check(name="bucket region", verdict="ok", found=place)
+    if place == look.storage_region:
+        if place == look.aws.region:
+            return Check(name="bucket region", verdict="ok", found=place)
+        read, write = look.options.way_usd_gb(look.aws.region)
+        found = f"{place}: a GB costs ${read:f} to {look.aws.region}, and ${write:f} from there"
+        return Check(name="bucket region", verdict="ok", found=found)
+    there = msgspec.structs.replace(look.options, storage_region=place)
     found = (
         f"{look.bucket} is in {place} and instances in {look.aws.region}: each GB between them "
-        "costs $0.02, and an endpoint for S3 does not reach it"
+        f"costs ${there.way_usd_gb(look.aws.region)[0]:f}, which no bill has, and an endpoint for S3 "
+        "does not reach it"
     )
-    fix = f"use a bucket in {look.aws.region}, or the fleet option region={place}"
+    fix = (
+        f"use a bucket in {look.aws.region}, or the fleet option region={place}; or say "
+        f"storage_region={place}, and it is counted"
+    )
     return Check(name="bucket region", verdict="warning", found=found, fix=fix)
 
 

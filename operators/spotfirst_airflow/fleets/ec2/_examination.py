@@ -25,6 +25,7 @@ STATEMENTS = {
     "ec2:DescribeLaunchTemplates": "Look",
     "ec2:DescribeSpotPriceHistory": "Look",
     "ec2:DescribeSubnets": "Look",
+    "ec2:GetSpotPlacementScores": "Look",
     "ec2:DescribeRouteTables": "DoctorNetwork",
     "ec2:DescribeSecurityGroups": "DoctorNetwork",
     "ec2:DescribeVpcEndpoints": "DoctorNetwork",
@@ -108,6 +109,11 @@ class Examination:
         self.types: dict[str, dict[str, Any]] = {}
         self.image_id = ""
         self.role_arn = ""
+
+    @property
+    def storage_region(self) -> str:
+        """Where the options say that the storage's bucket is."""
+        return self.options.storage_region or self.aws.region
 
     @property
     def bucket(self) -> str:

@@ -124,7 +124,9 @@ def check_routes(look: Examination) -> list[Check]:
     network = look.subnets[0]["VpcId"]
     within = [{"Name": "vpc-id", "Values": [network]}]
     tables = look.ask_all("ec2", "describe_route_tables", "RouteTables", Filters=within)
-    through, everywhere = _endpoints(look, within)
+    is_far = look.storage_region != look.aws.region
+    # An endpoint reaches the buckets of its own region.
+    through, everywhere = (set[str](), False) if is_far else _endpoints(look, within)
     lost, billed, closed = [], [], []
     for subnet in look.subnets:
         table = _table_of(subnet["SubnetId"], tables)
@@ -144,6 +146,9 @@ def check_routes(look: Examination) -> list[Check]:
         subnets, routes = ", ".join(s for s, _ in lost), ",".join(sorted({t for _, t in lost}))
         found = f"{subnets}: no endpoint for S3, and no way to the internet (a public address?)"
         fix = f"deploy the stack with RouteTableIds={routes}, which adds the free endpoint for S3"
+        if is_far:
+            found = f"{subnets}: no way to the storage, which is in {look.storage_region}"
+            fix = "give subnets with public addresses, or a NAT gateway: endpoints reach one region"
         return [Check(name=name, verdict="failed", found=found, fix=fix)]
     needs = [option for option in ("pip_index", "image") if getattr(look.options, option)]
     if closed and needs:
@@ -153,6 +158,8 @@ def check_routes(look: Examination) -> list[Check]:
     if billed:
         found = f"{', '.join(billed)} goes through NAT, where each GB costs about $0.045"
         fix = "deploy the stack with RouteTableIds of these subnets: the endpoint for S3 is free"
+        if is_far:
+            fix = "give subnets with public addresses: no endpoint reaches another region"
         return [Check(name=name, verdict="warning", found=found, fix=fix)]
     return [Check(name=name, verdict="ok", found=f"from all {len(look.subnets)} subnets")]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, KEEP_TAG, RUN_TAG, STORAGE_TAG
 from spotfirst_airflow.fleets.checks import Check
 from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, allow
@@ -36,10 +38,24 @@ def check_looking(look: Examination) -> list[Check]:
         "DescribeInstanceTypeOfferings": {"Filters": filters},
         "DescribeLaunchTemplates": {"MaxResults": 5},
     }
-    return [
+    found = [
         _dry(look, _SNAKE.sub("_", name).lower(), f"ec2:{name}", **more)
         for name, more in parameters.items()
     ]
+    return [*found, _scores(look)]
+
+
+def _scores(look: Examination) -> Check:
+    """What no run needs: recordings of the market have them."""
+    action = "ec2:GetSpotPlacementScores"
+    asked = _dry(
+        look, "get_spot_placement_scores", action,
+        InstanceTypes=[look.type_names[0]], TargetCapacity=1, RegionNames=[look.aws.region],
+    )  # fmt: skip
+    if asked.verdict == "ok":
+        return asked
+    found = f"{asked.found}: `spotfirst market record` saves no placement scores then"
+    return msgspec.structs.replace(asked, verdict="warning", found=found)
 
 
 def check_launching(look: Examination) -> list[Check]:

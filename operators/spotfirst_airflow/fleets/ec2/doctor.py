@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from spotfirst.errors import SpotfirstError
 from spotfirst.storage import Storage, open_storage
 from spotfirst.wire import utc_now
@@ -31,7 +33,8 @@ _DATE_ERROR_S = 1.0
 
 
 class Ec2Doctor:
-    """The checks of one account and region, in the order in which one needs another.
+    """The checks of one account, in the order in which one needs another; of its main region, and
+    then of the others that the options name.
 
     Every call is a look or a dry run; only :meth:`Storage.probe` writes, and removes it again.
     """
@@ -46,14 +49,11 @@ class Ec2Doctor:
         aws: Aws | None = None,
         clock: Callable[[], datetime] = utc_now,
         opener: Callable[[str], Storage] = open_storage,
+        elsewhere: Callable[[Ec2Options], Aws] | None = None,
     ) -> None:
-        """Raises :class:`~spotfirst.errors.InvalidSpec` for options that no fleet takes."""
-        parsed = Ec2Options.of(options)
-        identity = Identity(
-            region=parsed.region, aws_conn_id=parsed.aws_conn_id,
-            endpoint_url=parsed.endpoint_url, environment=environment,
-        )  # fmt: skip
-        aws = aws or Aws(identity)
+        """``aws`` and ``elsewhere``, for the other regions, are for tests. Raises :class:`~spotfirst.errors.InvalidSpec` for options that no fleet takes."""
+        parsed, *others = Ec2Options.of(options).regions()
+        aws = aws or Aws(_identity(parsed, environment))
         types = tuple(instance_types)
         if not types and parsed.requirements is not None:
             types = tuple(Prices(aws).matching(parsed.requirements))
@@ -64,6 +64,16 @@ class Ec2Doctor:
             instance_types=types or DEFAULT_TYPES,
             clock=clock,
         )
+        self._elsewhere = [
+            Examination(
+                elsewhere(each) if elsewhere else Aws(_identity(each, environment)),
+                each,
+                storage_url=storage_url,
+                instance_types=types or DEFAULT_TYPES,
+                clock=clock,
+            )
+            for each in others
+        ]
         self._opener = opener
         self._usable = False
 
@@ -75,28 +85,48 @@ class Ec2Doctor:
             *(
                 self._step(name, look)
                 for name, look in (
-                    ("subnets", machines.check_subnets),
-                    ("security groups", machines.check_groups),
-                    ("way to S3", machines.check_routes),
-                    ("instance types", machines.check_types),
-                    ("AMI", machines.check_image),
-                    ("quotas", machines.check_quotas),
+                    *_MACHINES,
                     ("instance profile", rights.check_profile),
                     ("service-linked roles", rights.check_service_roles),
-                    ("permission to look", rights.check_looking),
-                    ("permission to launch", rights.check_launching),
-                    ("permission to end", rights.check_ending),
+                    *_RIGHTS,
                 )
             ),
             Step(name="storage", run=self._storage),
             self._step("bucket", check_bucket),
             self._step("queue", check_queue),
+            *(
+                self._step_in(there, name, look)
+                for there in self._elsewhere
+                for name, look in (*_MACHINES, *_RIGHTS, ("queue", check_queue))
+            ),
         ]
 
     def _step(self, name: str, look: Callable[[Examination], list[Check]]) -> Step:
         return Step(name=name, run=lambda: self._guarded(name, look))
 
-    def _guarded(self, name: str, look: Callable[[Examination], list[Check]]) -> list[Check]:
+    def _step_in(
+        self, there: Examination, name: str, look: Callable[[Examination], list[Check]]
+    ) -> Step:
+        """A check in another region, of which the account and its roles are the same."""
+        region = there.options.region
+
+        def run() -> list[Check]:
+            here = self._look
+            there.account, there.partition, there.caller = here.account, here.partition, here.caller
+            there.role_arn = here.role_arn
+            return [
+                msgspec.structs.replace(check, name=f"{region}: {check.name}")
+                for check in self._guarded(name, look, there)
+            ]
+
+        return Step(name=f"{region}: {name}", run=run)
+
+    def _guarded(
+        self,
+        name: str,
+        look: Callable[[Examination], list[Check]],
+        at: Examination | None = None,
+    ) -> list[Check]:
         if look is _check_caller:
             found = _check_caller(self._look)
             self._usable = all(check.verdict != "failed" for check in found)
@@ -106,7 +136,7 @@ class Ec2Doctor:
         if look is check_bucket and not self._look.bucket:
             return [Check(name=name, verdict="skipped", found="the storage is not in S3")]
         try:
-            return look(self._look)
+            return look(at or self._look)
         except Refused as error:
             return [unlooked(name, error)]
 
@@ -127,6 +157,28 @@ class Ec2Doctor:
         except SpotfirstError as error:
             fix = "give --storage s3://BUCKET/PREFIX: output Storage of deploy/aws.yaml"
             return [Check(name="storage", verdict="failed", found=str(error), fix=fix)]
+
+
+def _identity(options: Ec2Options, environment: Mapping[str, str] | None) -> Identity:
+    return Identity(
+        region=options.region, aws_conn_id=options.aws_conn_id,
+        endpoint_url=options.endpoint_url, environment=environment,
+    )  # fmt: skip
+
+
+_MACHINES = (
+    ("subnets", machines.check_subnets),
+    ("security groups", machines.check_groups),
+    ("way to S3", machines.check_routes),
+    ("instance types", machines.check_types),
+    ("AMI", machines.check_image),
+    ("quotas", machines.check_quotas),
+)
+_RIGHTS = (
+    ("permission to look", rights.check_looking),
+    ("permission to launch", rights.check_launching),
+    ("permission to end", rights.check_ending),
+)
 
 
 def _check_caller(look: Examination) -> list[Check]:

@@ -1,4 +1,4 @@
-"""The fleet itself: the calls of :class:`~spotfirst_airflow.fleets.Fleet`, on EC2.
+"""The fleet of one region: the calls of :class:`~spotfirst_airflow.fleets.Fleet`, on EC2.
 
 Nothing is remembered that EC2 does not know as well: any process may make any call. What a process
 holds in memory (clients, answers of EC2, what it asked to end) is shared by all of its fleets with
@@ -40,10 +40,10 @@ Publish = Callable[[Storage, Sequence[str]], str]
 
 
 class Ec2Fleet:
-    """Instances on EC2.
+    """Instances on EC2, in one region; of several, see :mod:`~spotfirst_airflow.fleets.ec2.regions`.
 
     Options: :class:`~spotfirst_airflow.fleets.ec2.options.Ec2Options`; unknown or impossible ones
-    raise :class:`InvalidSpec`. Making a fleet asks AWS nothing.
+    raise :class:`InvalidSpec`. ``elsewhere`` is not looked at. Making a fleet asks AWS nothing.
 
     ``aws``, ``watcher``, ``prices`` and ``publish`` are for tests; by default they are made for the
     identity that the options and the environment name, and shared with all fleets of this process.
@@ -152,6 +152,7 @@ class Ec2Fleet:
         prices = {Market.ON_DEMAND: self._prices.on_demand(pool.instance_type)}
         if spot is not None:
             prices[Market.SPOT] = spot
+        read_usd_gb, write_usd_gb = self._way_usd_gb()
         return [
             Offer(
                 pool=pool,
@@ -159,6 +160,8 @@ class Ec2Fleet:
                 price_usd_h=price.usd_h,
                 price_source=price.source,
                 price_at=price.at,
+                read_usd_gb=read_usd_gb,
+                write_usd_gb=write_usd_gb,
             )
             for market, price in prices.items()
         ]
@@ -187,7 +190,7 @@ class Ec2Fleet:
         if self._endings.is_withdrawn(request.token):  # ended while it was being launched
             self._endings.pursue(watcher, clock=self._clock)
         instance = instance_of(described, price=self._price)
-        return msgspec.structs.replace(instance, token=request.token)
+        return self._with_way(msgspec.structs.replace(instance, token=request.token))
 
     def describe(self, tokens: Collection[str]) -> dict[str, Instance]:
         """The instances with these tokens, as EC2 knew them at most some seconds ago."""
@@ -308,7 +311,8 @@ class Ec2Fleet:
         options = self._options
         return user_data(
             storage_url=request.storage_url,
-            region=self._aws.region,
+            # Of the storage: nothing else that the instance calls is of one region.
+            region=options.storage_region or self._aws.region,
             run_id=request.run_id,
             max_life_s=request.max_life_s,
             wheelhouse=self._publish(storage, options.python_versions),
@@ -324,9 +328,20 @@ class Ec2Fleet:
     def _instance(self, seen: Seen, *, price: Priced) -> Instance:
         instance = instance_of(seen.described, price=price)
         # A terminated instance may have lost its tags.
-        return msgspec.structs.replace(
+        instance = msgspec.structs.replace(
             instance, token=seen.token or instance.token, notice=seen.notice
         )
+        return self._with_way(instance)
+
+    def _with_way(self, instance: Instance) -> Instance:
+        read_usd_gb, write_usd_gb = self._way_usd_gb()
+        return msgspec.structs.replace(instance, read_usd_gb=read_usd_gb, write_usd_gb=write_usd_gb)
+
+    def _way_usd_gb(self) -> tuple[Decimal, Decimal]:
+        """What a GB costs that is read from the storage here, and written to it."""
+        if not self._options.storage_region:
+            return Decimal(0), Decimal(0)
+        return self._options.way_usd_gb(self._aws.region)
 
     def _price(self, pool: Pool, market: Market, at: datetime) -> tuple[Decimal, str, Decimal]:
         """What an instance costs that was launched then.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
+
+import msgspec
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import Record
+from spotfirst_airflow.fleets.ec2.egress import egress_usd_gb
 from spotfirst_airflow.fleets.options import parse, require
 
-__all__ = ["Ec2Options", "Requirements"]
+__all__ = ["Ec2Options", "Elsewhere", "Requirements"]
 
 DEFAULT_AMI = (
     "ssm:/aws/service/deeplearning/ami/x86_64/"
@@ -23,6 +27,8 @@ _SUBNET = re.compile(r"subnet-[0-9a-f]+")
 _PROFILE = re.compile(r"[\w+=,.@-]{1,128}", re.ASCII)
 _GROUP = re.compile(r"sg-[0-9a-f]+")
 _PYTHON = re.compile(r"3\.[1-9]\d")
+_REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
+_EVERYWHERE = ("ssm:", "alias/")
 _AMI = re.compile(r"ami-[0-9a-f]+|ssm:/[A-Za-z0-9_./-]+")
 
 
@@ -40,6 +46,21 @@ class Requirements(Record, forbid_unknown_fields=True):
     memory_gib: float = 0
 
 
+class Elsewhere(Record, forbid_unknown_fields=True):
+    """One more region, with what is of one region only. The rest is as in the main one.
+
+    ``ami`` and ``kms_key`` may be left out when the main ones have the same name everywhere: a
+    parameter (``ssm:``), or an alias (``alias/``).
+    """
+
+    region: str
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    ami: str = ""
+    queue_url: str = ""
+    kms_key: str = ""
+
+
 class Ec2Options(Record):
     """The options of :class:`~spotfirst_airflow.fleets.ec2.Ec2Fleet`.
 
@@ -54,7 +75,11 @@ class Ec2Options(Record):
     before AWS takes it back, as far as you know: no API of AWS's tells it. The checkpoint period follows
     from it (``docs/checkpointing.md``); 0 means that nobody knows. ``aws_conn_id`` is an Airflow connection of the Amazon provider, for credentials, a
     role to assume, and a region. ``on_failure="keep"`` leaves the instance of a script that failed
-    up for ``keep_h`` hours. ``endpoint_url`` is only for tests of this fleet.
+    up for ``keep_h`` hours.
+
+    ``elsewhere`` are more regions to take instances from. ``storage_region`` is that of the storage's
+    bucket; ``region`` when empty. ``egress_usd_gb`` is what a GB costs from one region to another, in
+    place of the list in ``egress``. ``endpoint_url`` is only for tests of this fleet.
     """
 
     region: str = ""
@@ -76,6 +101,9 @@ class Ec2Options(Record):
     aws_conn_id: str = ""
     on_failure: Literal["terminate", "keep"] = "terminate"
     keep_h: float = 4.0
+    elsewhere: tuple[Elsewhere, ...] = ()
+    storage_region: str = ""
+    egress_usd_gb: Decimal | None = None
     endpoint_url: str = ""
 
     @classmethod
@@ -114,7 +142,73 @@ class Ec2Options(Record):
         if parsed.pip_index and not parsed.pip_install:
             msg = "fleet option pip_index is given, and pip_install names nothing to get from it"
             raise InvalidSpec(msg)
+        usd_gb = parsed.egress_usd_gb
+        known = usd_gb is None or (usd_gb.is_finite() and usd_gb >= 0)
+        require(known, "egress_usd_gb", usd_gb, "dollars per GB, 0 or more")
+        place = parsed.storage_region
+        known = not place or bool(_REGION.fullmatch(place))
+        require(known, "storage_region", place, "a region, such as us-east-1")
+        parsed._check_elsewhere()  # noqa: SLF001 - of this very class
         return parsed
+
+    def _check_elsewhere(self) -> None:
+        if not self.elsewhere:
+            return
+        if not self.region:
+            msg = (
+                "fleet option elsewhere is given, and region is not: say which one is the main one"
+            )
+            raise InvalidSpec(msg)
+        seen = {self.region}
+        for each in self.elsewhere:
+            what = f"elsewhere ({each.region})"
+            known = bool(_REGION.fullmatch(each.region))
+            require(known, "elsewhere", each.region, "a region, such as us-west-2")
+            require(each.region not in seen, "elsewhere", each.region, "a region named only once")
+            seen.add(each.region)
+            if not each.subnets:
+                msg = f"fleet option {what} has no subnets: give one in each zone to use"
+                raise InvalidSpec(msg)
+            for thing, value, own in (
+                ("an ami", self.ami, each.ami),
+                ("a kms_key", self.kms_key, each.kms_key),
+            ):
+                if value and not own and not value.startswith(_EVERYWHERE):
+                    msg = (
+                        f"fleet option {what} needs {thing} of its own: {value} is in {self.region}"
+                    )
+                    raise InvalidSpec(msg)
+            try:
+                Ec2Options.of(msgspec.to_builtins(self.within(each)))
+            except InvalidSpec as error:
+                msg = f"fleet option {what}: {error}"
+                raise InvalidSpec(msg) from error
+
+    def regions(self) -> tuple[Ec2Options, ...]:
+        """The options of the fleet in each region, the main one first."""
+        main = msgspec.structs.replace(self, elsewhere=())
+        return (main, *map(self.within, self.elsewhere))
+
+    def within(self, there: Elsewhere) -> Ec2Options:
+        """The options of the fleet in one of the other regions."""
+        return msgspec.structs.replace(
+            self,
+            region=there.region,
+            subnets=there.subnets,
+            security_groups=there.security_groups,
+            ami=there.ami or self.ami,
+            queue_url=there.queue_url,
+            kms_key=there.kms_key or self.kms_key,
+            elsewhere=(),
+            storage_region=self.storage_region or self.region,
+        )
+
+    def way_usd_gb(self, region: str) -> tuple[Decimal, Decimal]:
+        """USD per GB that an instance in ``region`` reads from the storage, and writes to it."""
+        storage = self.storage_region or region
+        if storage != region and self.egress_usd_gb is not None:
+            return self.egress_usd_gb, self.egress_usd_gb
+        return egress_usd_gb(storage, region), egress_usd_gb(region, storage)
 
     def check_launch(self) -> None:
         """Raise :class:`InvalidSpec` for what a launch needs, and a look at instances does not."""

@@ -81,8 +81,8 @@ def user_data(
     """The user data of a run's instances, not yet in base64.
 
     ``wheelhouse`` is what :func:`~spotfirst_airflow.fleets.ec2.wheelhouse.publish` gave; several,
-    for several Pythons, are joined by commas. ``endpoint_url`` is that of the storage, when it is
-    not AWS's S3. ``keep_h`` hours are added for an instance whose script has failed.
+    for several Pythons, are joined by commas. ``region`` is that of the storage, and
+    ``endpoint_url`` its own, when it is not AWS's S3. ``keep_h`` hours are added for an instance whose script has failed.
     ``interruption_mean_s`` is told to the agent of a spot instance; 0 when nobody knows it.
 
     Raises :class:`InvalidSpec` for what is too large, or looks like a secret.

@@ -111,6 +111,7 @@ class LocalFleet:
             for zone in self._options.zones:
                 state = self._market.at(zone, time_s)
                 free = state.capacity > self._running(zone)
+                way_usd_gb = self._options.way_usd_gb(zone)
                 for kind in known_types(instance_types):
                     pool = Pool(instance_type=kind.name, zone=zone)
                     for market in Purchase:
@@ -123,6 +124,8 @@ class LocalFleet:
                                 price_source=source,
                                 price_at=now,
                                 available=free or market is Purchase.ON_DEMAND,
+                                read_usd_gb=way_usd_gb,
+                                write_usd_gb=way_usd_gb,
                             )
                         )
         return offers
@@ -299,6 +302,7 @@ class LocalFleet:
         running = folder.read(Running)
         state = InstanceState.PENDING if running is None else InstanceState.RUNNING
         request = claim.request
+        way_usd_gb = self._options.way_usd_gb(request.pool.zone)
         return Instance(
             token=token,
             instance_id=claim.instance_id,
@@ -310,6 +314,8 @@ class LocalFleet:
             price_source=claim.price_source,
             on_demand_usd_h=claim.on_demand_usd_h,
             clock_rate=claim.clock_rate,
+            read_usd_gb=way_usd_gb,
+            write_usd_gb=way_usd_gb,
             notice=folder.read(Notice),
             ended_at=ended.at if ended else None,
             ended_by=ended.by if ended else None,

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import Record
 from spotfirst_airflow.fleets.options import parse, require
+from spotfirst_airflow.fleets.zones import region_of
 from spotfirst_airflow.markets import CalmMarket, RecordedMarket, market_options
 
 __all__ = ["LocalOptions"]
@@ -27,6 +29,9 @@ class LocalOptions(Record):
     ``time_scale`` is market seconds per second: markets, notices and bills run faster by it, the
     training does not. ``notice_s`` is in market seconds, ``boot_s`` in real ones. ``epoch`` is
     when the market began. ``agent_command`` is what an instance runs instead of the agent.
+    ``egress_usd_gb`` is what a GB costs between a zone and the storage, where that is in another
+    region, ``storage_region``; a zone's region is what its name says (``us-east-1`` of
+    ``us-east-1a``). Without ``storage_region`` nothing crosses regions.
     """
 
     root: str = ""
@@ -37,6 +42,8 @@ class LocalOptions(Record):
     boot_s: float = 0.0
     epoch: datetime | None = None
     agent_command: tuple[str, ...] = ()
+    storage_region: str = ""
+    egress_usd_gb: Decimal = Decimal(0)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> LocalOptions:
@@ -44,6 +51,11 @@ class LocalOptions(Record):
         parsed = parse(cls, options, where="local fleet")
         require(parsed.time_scale > 0, "time_scale", parsed.time_scale, "above 0")
         require(parsed.notice_s >= 0, "notice_s", parsed.notice_s, "0 or more")
+        usd_gb = parsed.egress_usd_gb
+        require(usd_gb.is_finite() and usd_gb >= 0, "egress_usd_gb", usd_gb, "0 or more")
+        if usd_gb and not parsed.storage_region:
+            msg = "fleet option egress_usd_gb is given, and storage_region does not say from where"
+            raise InvalidSpec(msg)
         require(parsed.boot_s >= 0, "boot_s", parsed.boot_s, "0 or more")
         require(len(set(parsed.zones)) == len(parsed.zones), "zones", parsed.zones, "all different")
         require(all(parsed.zones), "zones", parsed.zones, "names, none of them empty")
@@ -90,6 +102,11 @@ class LocalOptions(Record):
             [self.market, self.time_scale, self.epoch], order="deterministic"
         )
         return hashlib.sha256(parts).hexdigest()[:16]
+
+    def way_usd_gb(self, zone: str) -> Decimal:
+        """What a GB costs between a zone and the storage, either way."""
+        is_near = not self.storage_region or region_of(zone) == self.storage_region
+        return Decimal(0) if is_near else self.egress_usd_gb
 
     def market_time_s(self, now: datetime) -> float:
         """Market seconds since the epoch, 0 before it."""
