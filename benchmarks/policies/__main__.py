@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks._figures import console, figures_table
 from benchmarks.policies import speed, traces
 from benchmarks.policies.figures import PUBLISHED, figures, late, means, worst_vs_on_demand
-from benchmarks.policies.playing import OMNISCIENT, Result, play_all
+from benchmarks.policies.playing import OMNISCIENT, SEEING, Result, play_all
 from benchmarks.policies.tables import TABLES, cases
 
 _OURS = "spotfirst"
@@ -50,7 +50,10 @@ def main() -> None:
     known = [*TABLES, _SPEED]
     parser.add_argument("--quick", action="store_true", help="fewer starts per zone, within 50 s")
     parser.add_argument("--only", nargs="+", metavar="TABLE", choices=known, help=", ".join(known))
-    parser.add_argument("--policy", nargs="+", metavar="NAME", help="instead of the usual ones")
+    parser.add_argument(
+        "--policy", nargs="+", metavar="NAME",
+        help=f"instead of the usual ones; NAME{SEEING} sees for nothing where there is spot",
+    )  # fmt: skip
     parser.add_argument("--windows", type=int, metavar="N", help="starts per zone")
     options = parser.parse_args()
     if not traces.is_there():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import mean
+from statistics import mean, stdev
 
 from benchmarks._figures import Figure
 from benchmarks.policies.playing import OMNISCIENT, Result
@@ -27,6 +28,7 @@ PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
 }
 """Dollars by table, policy and row: SkyNomad (arXiv 2601.06520) and its data."""
 _V100_USD = 38.5
+_PANEL_WINDOWS = 5
 _H100_USD = {"1.1": 825.0, "1.2": 740.0, "1.5": 580.0, "2": 433.0}
 _SAME = 0.02
 _ON_DEMAND_AT_MOST = 1.01
@@ -76,7 +78,7 @@ def figures(
 ) -> list[Figure]:
     """Those that can be told from what was played."""
     tables = means(results)
-    found = [*_reproduced(tables), *_panels(tables), *_one_zone(tables, results)]
+    found = [*_reproduced(tables), *_panels(tables), *_chance(results), *_one_zone(tables, results)]
     if ms:
         found.append(Figure("ms_per_run", max(ms.values()), _MS, True, f"milliseconds of the processor for 60 h at 195 s ticks, at most ({max(ms, key=ms.__getitem__)} zones)"))  # fmt: skip
     if growth is not None:
@@ -110,6 +112,18 @@ def _panels(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterable
         if _OURS in row:
             rest = f"(SkyNomad {PUBLISHED['h100']['SkyNomad'][ratio]:g}, omniscient {PUBLISHED['h100'][OMNISCIENT][ratio]:g})"  # fmt: skip
             yield Figure(f"h100_usd_{ratio}", row[_OURS], _H100_USD.get(ratio), True, f"the H100 panel, deadline / work {ratio} {rest}")  # fmt: skip
+
+
+def _chance(results: Iterable[Result]) -> Iterable[Figure]:
+    """How far the mean of as many windows as the V100 panel has lies from that of all, by chance."""
+    others = [
+        result.usd[_OURS]
+        for result in results
+        if result.case.table == "v100_windows" and _OURS in result.usd
+    ]
+    if len(others) > 1:
+        usd = stdev(others) / math.sqrt(_PANEL_WINDOWS)
+        yield Figure("v100_standard_error_usd", usd, None, True, "of a mean of five windows, by the 13 other windows of these zones")  # fmt: skip
 
 
 def _one_zone(

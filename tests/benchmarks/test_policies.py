@@ -116,6 +116,13 @@ def test_figures_are_means_beside_their_targets() -> None:
     assert found["ms_per_run"].met
 
 
+def test_what_chance_does_to_five_windows_is_told_by_the_others() -> None:
+    played = [result("v100_windows", "all", spotfirst=usd) for usd in (38.0, 40.0, 42.0)]
+    played.append(result("v100", "1", spotfirst=100.0))
+    found = {figure.name: figure for figure in figures(played, ["spotfirst"], {}, None)}
+    assert found["v100_standard_error_usd"].value == pytest.approx(2 / math.sqrt(5))
+
+
 def test_missed_deadlines_are_counted_by_policy() -> None:
     played = [result("v100", "1", late=("a",)), result("v100", "2", late=("a", "b"))]
     assert late(played, ["a", "b", "c"]) == {"a": 2, "b": 1, "c": 0}
@@ -144,6 +151,13 @@ def test_uniform_progress_and_the_optimum_are_as_published() -> None:
     usd = play(case, ["uniform_progress"]).usd
     for policy in ("uniform_progress", OMNISCIENT):
         assert usd[policy] == pytest.approx(PUBLISHED["v100"][policy][case.row], rel=0.02)
+
+
+@with_traces
+def test_a_policy_can_be_shown_the_market_that_it_otherwise_learns_by_trying() -> None:
+    case = cases(["v100"], windows=1)[3]
+    usd = play(case, ["spotfirst", "spotfirst_seeing"]).usd
+    assert usd["spotfirst"] != usd["spotfirst_seeing"]
 
 
 @with_traces

@@ -90,7 +90,7 @@ def spread_of(pools: Sequence[PoolRates], slack_h: float) -> float:
     if not pools:
         return 0.0
     outages = max(0.0, slack_h) * len(pools) / sum(pool.down_h for pool in pools)
-    return round(_SPREAD / (1 + min(outages, 1e6)) ** _EVENING_OUT, 2)
+    return round(_SPREAD / math.pow(1 + min(outages, 1e6), _EVENING_OUT), 2)
 
 
 # Between two events of a run little here changes but the slack: so the hulls are kept.
