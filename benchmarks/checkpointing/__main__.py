@@ -62,20 +62,26 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def measure(folder: Path, groups: Sequence[Sequence[str]], scale: str) -> dict[str, dict[str, Any]]:
-    """Run the jobs, each group in a process. Raises :class:`CalledProcessError`."""
+def measure(
+    folder: Path, groups: Sequence[Sequence[str]], scale: str
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Run the jobs, each group in a process: what they found, and what went wrong with others."""
     found: dict[str, dict[str, Any]] = {}
+    errors: list[str] = []
     for number, names in enumerate(groups):
         place = folder / str(number)
         place.mkdir()
         words = [sys.executable, "-W", "ignore", "-m", "benchmarks.checkpointing.job", *names]
-        done = subprocess.run(
-            [*words, "--folder", str(place), "--scale", scale],
-            cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_LIMIT_S,
-        )  # fmt: skip
-        found |= json.loads(done.stdout.splitlines()[-1])
+        try:
+            done = subprocess.run(
+                [*words, "--folder", str(place), "--scale", scale],
+                cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=_LIMIT_S,
+            )  # fmt: skip
+            found |= json.loads(done.stdout.splitlines()[-1])
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            errors.append(f"{', '.join(names)}: {error}")
         shutil.rmtree(place)
-    return found
+    return found, errors
 
 
 def show(found: Sequence[Figure], measured: dict[str, dict[str, Any]]) -> None:
@@ -118,10 +124,7 @@ def main() -> None:
     scale = "quick" if options.quick else "gpu" if options.gpu else "full"
     folder = Path(tempfile.mkdtemp(prefix="spotfirst-checkpointing-", dir=options.folder))
     try:
-        measured = measure(folder, groups, scale)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        print(json.dumps({"error": str(error)}))
-        sys.exit(1)
+        measured, errors = measure(folder, groups, scale)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     found = figures(measured)
@@ -133,6 +136,7 @@ def main() -> None:
                 **{each.name: round(each.value, 4) for each in found},
                 "met": sum(each.met is True for each in found),
                 "missed": [each.name for each in found if each.met is False],
+                **({"errors": errors} if errors else {}),
                 **{key: round(value, 4) for key, value in raw.items()},
                 "scale": scale,
                 "cores": os.cpu_count(),
@@ -140,6 +144,7 @@ def main() -> None:
             }
         )
     )
+    sys.exit(1 if errors else 0)
 
 
 def _has_gpu() -> bool:
