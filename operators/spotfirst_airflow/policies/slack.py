@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -106,20 +107,28 @@ def _hulls(
 
 
 def _hull(ways: Sequence[_Way]) -> tuple[_Edge, ...]:
-    """The lower convex hull, from the way that uses least slack to the cheapest one."""
-    corner, edges = min(ways), []
-    while True:
-        slope, following = 0.0, None
-        for way in ways:
-            used = way.slack - corner.slack
-            if used > 0 and corner.usd - way.usd > slope * used:
-                slope, following = (corner.usd - way.usd) / used, way
-        work_usd = corner.usd + slope * corner.slack
-        until = math.inf if following is None else following.slack
-        edges.append(_Edge(until, Prices(slope, work_usd)))
-        if following is None:
-            return tuple(edges)
-        corner = following
+    """The lower convex hull, from the way that uses least slack to the cheapest one.
+
+    By A. M. Andrew's monotone chain ("Another efficient algorithm for convex hulls in two dimensions",
+    Information Processing Letters 9, 1979).
+    """
+    corners: list[_Way] = []
+    for way in sorted(ways):
+        if corners and way.usd >= corners[-1].usd:
+            continue  # an earlier one is cheaper, and uses less slack
+        while len(corners) > 1 and _slope(corners[-2], way) >= _slope(*corners[-2:]):
+            corners.pop()
+        corners.append(way)
+    edges = []
+    for corner, following in pairwise(corners):
+        slope = _slope(corner, following)
+        edges.append(_Edge(following.slack, Prices(slope, corner.usd + slope * corner.slack)))
+    return (*edges, _Edge(math.inf, Prices(0.0, corners[-1].usd)))
+
+
+def _slope(one: _Way, other: _Way) -> float:
+    """Dollars that an hour of slack saves between two ways, of which the second uses more."""
+    return (one.usd - other.usd) / (other.slack - one.slack)
 
 
 def _ways(
