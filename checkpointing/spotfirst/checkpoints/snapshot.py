@@ -14,8 +14,9 @@ it in, which takes longer than the copy.
 large arrays are not copied at all, but hashed and stored from where they are.
 
 A lazy copy proves itself: torch counts the in-place changes of a tensor, and the count must be the
-same after the copy as at the snapshot; in place, after it is stored. A write that bypasses the count (through ``.data``) is found
-by samples of the bytes. A snapshot that does not pass is dropped, never stored.
+same after the copy as at the snapshot; in place, after it is stored. A write that bypasses the
+count (through ``.data``) is found by samples of the bytes. A snapshot that does not pass is dropped,
+never committed.
 """
 
 from __future__ import annotations

@@ -64,17 +64,7 @@ class Stack:
             **parameters,
         }
         cloudformation = self.client("cloudformation")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # moto's, of what the next lines make up for
-            cloudformation.create_stack(
-                StackName="spotfirst", TemplateBody=TEMPLATE.read_text(),
-                Capabilities=["CAPABILITY_IAM"],
-                Parameters=[
-                    {"ParameterKey": key, "ParameterValue": value} for key, value in values.items()
-                ],
-            )  # fmt: skip
-        [stack] = cloudformation.describe_stacks(StackName="spotfirst")["Stacks"]
-        self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+        self.outputs = _make_stack(cloudformation, "spotfirst", TEMPLATE, values)
         self.storage_url = self.outputs["Storage"]
         self.bucket = self.storage_url.split("/")[2]
         queue = self.outputs["QueueUrl"].rsplit("/", 1)[1]
@@ -180,17 +170,7 @@ class RegionStack:
             "ControllerRole": main.outputs["ControllerRoleArn"].rsplit("/", 1)[1],
         }
         cloudformation = self.client("cloudformation")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cloudformation.create_stack(
-                StackName="spotfirst-region", TemplateBody=REGION_TEMPLATE.read_text(),
-                Capabilities=["CAPABILITY_IAM"],
-                Parameters=[
-                    {"ParameterKey": key, "ParameterValue": value} for key, value in values.items()
-                ],
-            )  # fmt: skip
-        [stack] = cloudformation.describe_stacks(StackName="spotfirst-region")["Stacks"]
-        self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+        self.outputs = _make_stack(cloudformation, "spotfirst-region", REGION_TEMPLATE, values)
         self.elsewhere = json.loads(self.outputs["Elsewhere"])
         queue = self.elsewhere["queue_url"].rsplit("/", 1)[1]
         self.elsewhere["queue_url"] = self.client("sqs").get_queue_url(QueueName=queue)["QueueUrl"]
@@ -289,3 +269,20 @@ def denial(action: str) -> ClientError:
     )
     code = "UnauthorizedOperation" if action.startswith("ec2:") else "AccessDenied"
     return refusal(code, message, action.partition(":")[2])
+
+
+def _make_stack(
+    cloudformation: Any, name: str, template_file: Path, values: dict[str, Any]
+) -> dict[str, str]:
+    """The outputs of a stack that is made with these parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # moto's, of what its caller makes up for
+        cloudformation.create_stack(
+            StackName=name, TemplateBody=template_file.read_text(),
+            Capabilities=["CAPABILITY_IAM"],
+            Parameters=[
+                {"ParameterKey": key, "ParameterValue": value} for key, value in values.items()
+            ],
+        )  # fmt: skip
+    [stack] = cloudformation.describe_stacks(StackName=name)["Stacks"]
+    return {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}

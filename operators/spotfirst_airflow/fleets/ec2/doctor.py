@@ -51,7 +51,10 @@ class Ec2Doctor:
         opener: Callable[[str], Storage] = open_storage,
         elsewhere: Callable[[Ec2Options], Aws] | None = None,
     ) -> None:
-        """``aws`` and ``elsewhere``, for the other regions, are for tests. Raises :class:`~spotfirst.errors.InvalidSpec` for options that no fleet takes."""
+        """``aws`` and ``elsewhere``, for the other regions, are for tests.
+
+        Raises :class:`~spotfirst.errors.InvalidSpec` for options that no fleet takes.
+        """
         parsed, *others = Ec2Options.of(options).regions()
         aws = aws or Aws(_identity(parsed, environment))
         types = tuple(instance_types)
