@@ -15,7 +15,8 @@ JSON object. Its figures are ratios, of medians:
 - ``durable_vs_o_direct``: from the snapshot to the commit with the training stopped, per bare
   O_DIRECT write of the same bytes; ``durable_training_vs_o_direct``: while training goes on;
 - ``s3_put_vs_best``, ``s3_get_vs_ranges``: rates beside the best bare clients, on a server that
-  costs next to nothing; with ``_seaweedfs``, on SeaweedFS; ``s3_fetch_vs_ranges``: into warm memory;
+  costs next to nothing; with ``_seaweedfs``, on SeaweedFS; ``s3_get_vs_hashed``: beside one that
+  verifies as well; ``s3_fetch_vs_ranges``: without the rest of a restore, into warm memory;
 - ``extra_memory_ratio``: per byte of state; ``memory_growth_ratio``: over many checkpoints;
 - ``unchanged_bytes_share``, ``lora_bytes_ratio``: bytes written per byte of state, or changed;
 - ``restore_vs_read``: a bare O_DIRECT read into warm memory, per restore of a model just built;

@@ -46,11 +46,13 @@ def figures(measured: _Measured) -> list[Figure]:
         add("s3_put_vs_best", s3["put"] / s3["put_best"], 0.6, "MB/s to a server that discards / best bare client", least=True)  # fmt: skip
         add("s3_put_vs_least", s3["put"] / s3["put_least"], None, "the same / a bare client that also copies, hashes and sends checksums")  # fmt: skip
         add("s3_get_vs_ranges", s3["get"] / s3["ranges"], 0.8, "MB/s of a restore / bare range reads into memory as new, fast server", least=True)  # fmt: skip
+        add("s3_get_vs_hashed", s3["get"] / s3["ranges_hashed"], None, "the same / such range reads, each hashed")  # fmt: skip
         add("s3_fetch_vs_ranges", s3["fetch"] / s3["ranges_warm"], 0.8, "MB/s of the verified reads alone / bare ones, both into warm memory", least=True)  # fmt: skip
         if "put_seaweedfs" in s3:
             add("s3_put_vs_best_seaweedfs", s3["put_seaweedfs"] / s3["put_best_seaweedfs"], 0.95, "the same put, SeaweedFS", least=True)  # fmt: skip
             add("s3_put_vs_least_seaweedfs", s3["put_seaweedfs"] / s3["put_least_seaweedfs"], None, "the same / such a bare client")  # fmt: skip
             add("s3_get_vs_ranges_seaweedfs", s3["get_seaweedfs"] / s3["ranges_seaweedfs"], 0.8, "the same restore, SeaweedFS", least=True)  # fmt: skip
+            add("s3_get_vs_hashed_seaweedfs", s3["get_seaweedfs"] / s3["ranges_hashed_seaweedfs"], None, "the same / such range reads, each hashed")  # fmt: skip
     if lazy:
         add("extra_memory_ratio", lazy["extra_bytes"] / lazy["state_bytes"], 1.1, "more memory than without checkpoints / state")  # fmt: skip
         add("unchanged_bytes_share", lazy["unchanged_share"], 0.01, "bytes written for an unchanged state / state")  # fmt: skip

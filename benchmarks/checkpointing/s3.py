@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.checkpointing.clock import Clock, Took, medians
-from benchmarks.checkpointing.limits import partly_new, warm
+from benchmarks.checkpointing.limits import own_memory, partly_new, warm
 from benchmarks.checkpointing.restoring import fingerprint, restore
 from benchmarks.checkpointing.s3clients import LEAST, BareClients
 from benchmarks.checkpointing.training import Size, Training
@@ -128,21 +128,27 @@ def _gets(
 
     def whole() -> Took:
         built = Training(size)
+        own_memory(2 * total)
         took = server.clock(lambda: restore(built, place))
         if fingerprint(built) != expected:
             msg = "another state came back from S3 than was saved"
             raise RuntimeError(msg)
         return took
 
+    def ranges(*, hashed: bool) -> Took:
+        own_memory(2 * total)
+        return clients.get(objects, partly_new(total).view, hashed=hashed)
+
     ways: dict[str, Callable[[], Took]] = {
         "ranges_warm": lambda: clients.get(objects, memory.view),
         "fetch": lambda: server.clock(lambda: fetch(packs, wanted)),
-        "ranges": lambda: clients.get(objects, partly_new(total).view),
+        "ranges": lambda: ranges(hashed=False),
+        "ranges_hashed": lambda: ranges(hashed=True),
         "get": whole,
     }
     took: dict[str, list[Took]] = {f"{name}{which}": [] for name in ways}
     for number in range(rounds):
-        # There and back: new memory is cheap for whoever comes after one that gave some back.
+        # There and back, so that nobody always comes after the same one.
         for name in list(ways)[:: -1 if number % 2 else 1]:
             took[f"{name}{which}"].append(ways[name]())
     return _figures(total, _told("gets", took, total))
