@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +23,7 @@ import msgspec
 
 from spotfirst.errors import CorruptObject, NewerFormat
 
-__all__ = ["FORMAT_VERSION", "Clock", "Record", "decode", "encode", "utc_now"]
+__all__ = ["FORMAT_VERSION", "Clock", "Record", "decode", "encode", "prepared", "utc_now"]
 
 FORMAT_VERSION = 1
 
@@ -75,6 +77,30 @@ class _Versioned(msgspec.Struct):
     v: int = FORMAT_VERSION
 
 
+_prepared: set[Any] = set()
+_preparing = threading.RLock()
+# A child that was forked meanwhile would have half of it, and a lock that nobody releases.
+os.register_at_fork(
+    before=_preparing.acquire,
+    after_in_parent=_preparing.release,
+    after_in_child=_preparing.release,
+)
+
+
+def prepared(kind: type[_R]) -> type[_R]:
+    """``kind``, of which msgspec knows all fields by now, and those of what is in them.
+
+    It looks them up when a type is first decoded or converted to. If another thread then uses the
+    same type, that one gets what was found so far, and crashes or waits for ever (msgspec 0.22). So
+    whatever may run in threads decodes and converts to a prepared type.
+    """
+    if kind not in _prepared:
+        with _preparing:
+            msgspec.json.Decoder(kind)
+            _prepared.add(kind)
+    return kind
+
+
 def encode(record: Record) -> bytes:
     """The record as JSON, with the format version as its first field.
 
@@ -97,6 +123,7 @@ def decode(data: bytes, kind: type[_R], *, path: str) -> _R:
     Raises :class:`NewerFormat` or :class:`CorruptObject`.
     """
     check_version(data, path=path)
+    kind = prepared(kind)
     try:
         try:
             return msgspec.json.decode(data, type=kind)
@@ -116,7 +143,7 @@ def decode(data: bytes, kind: type[_R], *, path: str) -> _R:
 def check_version(data: bytes, *, path: str) -> None:
     """Refuse a record of a newer format, or something that is no record at all."""
     try:
-        version = msgspec.json.decode(data, type=_Versioned).v
+        version = msgspec.json.decode(data, type=prepared(_Versioned)).v
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = (
             f"{path} is not JSON that Spotfirst wrote: {error}. Look at it, and restore it or "

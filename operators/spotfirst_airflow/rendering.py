@@ -12,6 +12,7 @@ import msgspec
 
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
+from spotfirst.wire import prepared
 
 __all__ = ["check_rendered", "parse_duration", "parse_moment", "parse_retention", "parse_usd"]
 
@@ -100,7 +101,7 @@ def parse_retention(value: Any) -> Retention | None:
             )
             raise InvalidSpec(msg)
         try:
-            value = msgspec.convert(dict(value), Retention, strict=False)
+            value = msgspec.convert(dict(value), prepared(Retention), strict=False)
         except msgspec.ValidationError as error:
             msg = f"retention is {value!r}: {error}"
             raise InvalidSpec(msg) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import subprocess
+import sys
 from datetime import datetime, timezone
 
 import msgspec
@@ -140,3 +142,43 @@ def test_an_event_of_a_later_release_is_kept_and_does_not_stop_the_fold() -> Non
     assert event.original == msgspec.json.decode(data)
     state = fold([Created(at=NOW), event, Created(at=NOW)])
     assert state.seq == 3
+
+
+SECOND_THREAD = """
+import threading, time
+from concurrent.futures import ThreadPoolExecutor
+from spotfirst.wire import Record, decode
+
+looking = threading.Event()
+
+def slowly():
+    looking.set()
+    time.sleep(0.2)
+    return int
+
+class Inner(Record):
+    number: "slowly()"
+
+class Outer(Record):
+    inner: "Inner"
+    text: "str"
+
+with ThreadPoolExecutor(2) as pool:
+    def read():
+        return decode(b'{"v":1,"inner":{"number":3},"text":"x"}', Outer, path="x")
+    first = pool.submit(read)
+    looking.wait()
+    assert pool.submit(read).result() == first.result() == Outer(inner=Inner(number=3), text="x")
+"""
+
+
+def test_a_second_thread_may_read_a_record_while_the_first_still_looks_up_its_fields() -> None:
+    """msgspec would crash, or wait for ever: therefore in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_THREAD],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

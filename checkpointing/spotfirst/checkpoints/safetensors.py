@@ -18,6 +18,7 @@ import msgspec
 
 from spotfirst.checkpoints.statetree import ITEM_BYTES
 from spotfirst.errors import InvalidSpec, UnsupportedState
+from spotfirst.wire import prepared
 
 __all__ = ["Entry", "layout", "read_header"]
 
@@ -130,7 +131,7 @@ class _Raw(msgspec.Struct):
 
 
 def _entry(name: str, found: dict[str, Any], begin: int) -> Entry:
-    raw = msgspec.convert(found, _Raw)
+    raw = msgspec.convert(found, prepared(_Raw))
     dtype = _DTYPES.get(raw.dtype)
     if dtype is None:
         msg = f"{name!r} has the element type {raw.dtype[:40]!r}, which checkpoints do not store"

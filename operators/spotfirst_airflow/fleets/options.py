@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from spotfirst.errors import InvalidSpec
-from spotfirst.wire import Record
+from spotfirst.wire import Record, prepared
 
 __all__ = ["parse", "require"]
 
@@ -32,7 +32,7 @@ def parse(kind: type[_R], values: Any, *, where: str) -> _R:
         )
         raise InvalidSpec(msg)
     try:
-        return msgspec.convert(dict(values), kind)
+        return msgspec.convert(dict(values), prepared(kind))
     except msgspec.ValidationError as error:
         msg = f"{where} options are wrong: {error}"
         raise InvalidSpec(msg) from error

@@ -19,7 +19,7 @@ from typing import ClassVar
 import msgspec
 
 from spotfirst.errors import InvalidSpec
-from spotfirst.wire import Record
+from spotfirst.wire import Record, prepared
 from spotfirst_airflow.fleets.options import require
 from spotfirst_airflow.markets import history
 from spotfirst_airflow.markets.base import MarketOptions, Steps, ZoneState
@@ -176,7 +176,7 @@ class _Trace(msgspec.Struct):
 
 def _read_json(path: Path) -> _Series:
     try:
-        trace = msgspec.json.decode(_read(path), type=_Trace)
+        trace = msgspec.json.decode(_read(path), type=prepared(_Trace))
         nodes = [_count(count) for count in trace.data]
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         msg = f"recording {path} is not a spot trace: {error}"

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from spotfirst.errors import InvalidSpec
+from spotfirst.wire import prepared
 from spotfirst_airflow.policies.base import Policy
 
 __all__ = ["in_words", "installed_policies", "load_policy"]
@@ -31,7 +32,7 @@ def load_policy(name: str, options: Mapping[str, Any]) -> Policy:
     """The policy of this name. Raises :class:`InvalidSpec` for an unknown name or option."""
     kind = _imported(name) if ":" in name else _installed(name)
     try:
-        policy: Policy = msgspec.convert(dict(options), kind)
+        policy: Policy = msgspec.convert(dict(options), prepared(kind))
     except msgspec.ValidationError as error:
         msg = f"policy {name!r} cannot be made from {dict(options)}: {error}"
         raise InvalidSpec(msg) from error

@@ -36,7 +36,7 @@ from spotfirst.run import Run
 from spotfirst.spec import is_run_id
 from spotfirst.state import RunState
 from spotfirst.storage import Storage, open_storage
-from spotfirst.wire import Clock, Record, utc_now
+from spotfirst.wire import Clock, Record, prepared, utc_now
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, RUN_TAG, STORAGE_TAG
 from spotfirst_airflow.fleets.ec2.aws import call
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG
@@ -105,7 +105,7 @@ def parse(body: str) -> Event | None:
     The instance is the one of ``detail``: in ``resources``, AWS's samples disagree on its ARN.
     """
     try:
-        envelope = msgspec.json.decode(body, type=_Envelope)
+        envelope = msgspec.json.decode(body, type=prepared(_Envelope))
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         msg = f"no event of EventBridge's: {error}"
         raise Poison(msg) from error
