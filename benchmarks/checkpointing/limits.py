@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 from spotfirst.checkpoints.memory import ALIGNMENT, Block, move
 
 __all__ = [
@@ -38,9 +40,10 @@ def own_memory(size_bytes: int) -> None:
     Some virtual machines give free memory back to their host within seconds, and ask for it again
     page by page: 2.4 s a gigabyte where these benchmarks were written, instead of 0.09. What this
     process no longer uses is let go before, which would else take its time from what is measured.
+    At most half of what is free is asked for.
     """
     gc.collect()
-    block = Block(size_bytes)
+    block = Block(min(size_bytes, psutil.virtual_memory().available // 2))
     for start in range(0, block.size_bytes, _SMALL_PAGE_BYTES):
         block.view[start] = 1
 
