@@ -42,7 +42,7 @@ def plan(folder: Path, scale: str) -> Plan:
     """``quick``, ``full`` or ``gpu``."""
     if scale == "quick":
         return Plan(
-            folder, training.QUICK, saves=3, peer_saves=2, rounds=2, least=2, many=12,
+            folder, training.QUICK, saves=3, peer_saves=2, rounds=1, least=2, many=12,
             seaweedfs=False,
         )  # fmt: skip
     if scale == "gpu":
