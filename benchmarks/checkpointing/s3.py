@@ -128,7 +128,7 @@ def _gets(
 
     def whole() -> Took:
         built = Training(size)
-        own_memory(2 * total)
+        own_memory(total)
         took = server.clock(lambda: restore(built, place))
         if fingerprint(built) != expected:
             msg = "another state came back from S3 than was saved"
@@ -136,7 +136,7 @@ def _gets(
         return took
 
     def ranges(*, hashed: bool) -> Took:
-        own_memory(2 * total)
+        own_memory(total)
         return clients.get(objects, partly_new(total).view, hashed=hashed)
 
     ways: dict[str, Callable[[], Took]] = {

@@ -29,8 +29,8 @@ class Size:
 
 FULL = Size(layers=12, width=768, vocabulary=50257, context=1024, batch=2, tokens=64)
 """GPT-2's smallest: 124 million parameters, 1.49 GB of state."""
-QUICK = Size(layers=6, width=512, vocabulary=4096, context=256, batch=2, tokens=32)
-"""0.25 GB of state."""
+QUICK = Size(layers=4, width=512, vocabulary=4096, context=256, batch=2, tokens=32)
+"""0.18 GB of state."""
 SMALL = Size(layers=4, width=256, vocabulary=4096, context=64, batch=1, tokens=16)
 """50 MB of state, for many checkpoints."""
 LORA = Size(layers=8, width=512, vocabulary=8192, context=256, batch=1, tokens=16, rank=8)
