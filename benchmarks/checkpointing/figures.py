@@ -43,16 +43,18 @@ def figures(measured: _Measured) -> list[Figure]:
         add("durable_vs_o_direct", lazy["idle_durable_s"] / lazy["o_direct_s"], 1.2, "snapshot to commit, training stopped / bare O_DIRECT write")  # fmt: skip
         add("durable_training_vs_o_direct", lazy["durable_s"] / lazy["o_direct_s"], None, "the same, while all cores train")  # fmt: skip
     if s3 := measured.get("s3"):
-        add("s3_put_vs_best", s3["put"] / s3["put_best"], 0.6, "MB/s to a server that discards / best bare client", least=True)  # fmt: skip
-        add("s3_put_vs_least", s3["put"] / s3["put_least"], None, "the same / a bare client that also copies, hashes and sends checksums")  # fmt: skip
-        add("s3_get_vs_ranges", s3["get"] / s3["ranges"], 0.8, "MB/s of a restore / bare range reads into memory as new, fast server", least=True)  # fmt: skip
-        add("s3_get_vs_hashed", s3["get"] / s3["ranges_hashed"], None, "the same / such range reads, each hashed")  # fmt: skip
+        for on, put_target, server in (
+            ("", 0.6, "a server that costs next to nothing"),
+            ("_seaweedfs", 0.95, "SeaweedFS"),
+        ):
+            if f"put{on}" not in s3:
+                continue
+            put, get = s3[f"put{on}"], s3[f"get{on}"]
+            add(f"s3_put_vs_best{on}", put / s3[f"put_best{on}"], put_target, f"MB/s to {server} / best bare client", least=True)  # fmt: skip
+            add(f"s3_put_vs_least{on}", put / s3[f"put_least{on}"], None, "the same / a bare client that also copies, hashes and sends checksums")  # fmt: skip
+            add(f"s3_get_vs_ranges{on}", get / s3[f"ranges{on}"], 0.8, "MB/s of a restore from it / bare range reads into memory as new", least=True)  # fmt: skip
+            add(f"s3_get_vs_hashed{on}", get / s3[f"ranges_hashed{on}"], None, "the same / such range reads, each hashed")  # fmt: skip
         add("s3_fetch_vs_ranges", s3["fetch"] / s3["ranges_warm"], 0.8, "MB/s of the verified reads alone / bare ones, both into warm memory", least=True)  # fmt: skip
-        if "put_seaweedfs" in s3:
-            add("s3_put_vs_best_seaweedfs", s3["put_seaweedfs"] / s3["put_best_seaweedfs"], 0.95, "the same put, SeaweedFS", least=True)  # fmt: skip
-            add("s3_put_vs_least_seaweedfs", s3["put_seaweedfs"] / s3["put_least_seaweedfs"], None, "the same / such a bare client")  # fmt: skip
-            add("s3_get_vs_ranges_seaweedfs", s3["get_seaweedfs"] / s3["ranges_seaweedfs"], 0.8, "the same restore, SeaweedFS", least=True)  # fmt: skip
-            add("s3_get_vs_hashed_seaweedfs", s3["get_seaweedfs"] / s3["ranges_hashed_seaweedfs"], None, "the same / such range reads, each hashed")  # fmt: skip
     if lazy:
         add("extra_memory_ratio", lazy["extra_bytes"] / lazy["state_bytes"], 1.1, "more memory than without checkpoints / state")  # fmt: skip
         add("unchanged_bytes_share", lazy["unchanged_share"], 0.01, "bytes written for an unchanged state / state")  # fmt: skip

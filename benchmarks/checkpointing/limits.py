@@ -22,7 +22,6 @@ __all__ = [
 _FILE_BYTES = 64 << 20
 _CALL_BYTES = 8 << 20
 _THREADS = 4
-_SMALL_PAGE_BYTES = 4 << 10
 
 
 def warm(size_bytes: int) -> Block:
@@ -43,16 +42,15 @@ def own_memory(size_bytes: int) -> None:
     At most half of what is free is asked for.
     """
     gc.collect()
-    block = Block(min(size_bytes, psutil.virtual_memory().available // 2))
-    for start in range(0, block.size_bytes, _SMALL_PAGE_BYTES):
-        block.view[start] = 1
+    warm(min(size_bytes, psutil.virtual_memory().available // 2))
 
 
 def partly_new(size_bytes: int) -> Block:
     """Memory like a restore's: a third, the model's, was used before; the optimizer's is new.
 
-    What is new, the kernel has to find and to clear first.
+    What is new, the kernel has to find and to clear first; see also :func:`own_memory`.
     """
+    own_memory(size_bytes)
     block = Block(size_bytes)
     used = size_bytes // 3
     block.view[:used] = bytes(used)

@@ -22,10 +22,10 @@ from benchmarks.checkpointing.writers import Spotfirst, state_of
 from spotfirst.checkpointer import Checkpointer
 from spotfirst.checkpoints.tensors import bytes_of
 
+__all__ = ["compare", "fingerprint", "restore"]
+
 _LOADED_TIMES = 3
 """No way to restore needs more memory: the page cache, what was read, and where it belongs."""
-
-__all__ = ["compare", "fingerprint", "restore"]
 
 
 def compare(size: Size, folder: Path, *, rounds: int) -> dict[str, list[float]]:
@@ -73,7 +73,7 @@ def compare(size: Size, folder: Path, *, rounds: int) -> dict[str, list[float]]:
 
     ways: dict[str, Callable[[], float]] = {
         "direct_read": lambda: direct_read_s(packs, memory.view),
-        "direct_read_new": lambda: read_new(packs, size_bytes),
+        "direct_read_new": lambda: direct_read_s(packs, partly_new(size_bytes).view),
         "spotfirst": lambda: timed(lambda built: restore(built, str(ours))),
         "torch_load": lambda: timed(load_file),
         "dcp_load": lambda: timed(load_parts, begun=True),
@@ -85,12 +85,6 @@ def compare(size: Size, folder: Path, *, rounds: int) -> dict[str, list[float]]:
         for name in list(ways)[:: -1 if number % 2 else 1]:
             found[name].append(ways[name]())
     return found
-
-
-def read_new(packs: list[Path], size_bytes: int) -> float:
-    """Seconds of a bare read into memory as new as a restore's."""
-    own_memory(size_bytes)
-    return direct_read_s(packs, partly_new(size_bytes).view)
 
 
 def restore(built: Training, place: str) -> Checkpointer:

@@ -135,15 +135,11 @@ def _gets(
             raise RuntimeError(msg)
         return took
 
-    def ranges(*, hashed: bool) -> Took:
-        own_memory(total)
-        return clients.get(objects, partly_new(total).view, hashed=hashed)
-
     ways: dict[str, Callable[[], Took]] = {
         "ranges_warm": lambda: clients.get(objects, memory.view),
         "fetch": lambda: server.clock(lambda: fetch(packs, wanted)),
-        "ranges": lambda: ranges(hashed=False),
-        "ranges_hashed": lambda: ranges(hashed=True),
+        "ranges": lambda: clients.get(objects, partly_new(total).view),
+        "ranges_hashed": lambda: clients.get(objects, partly_new(total).view, hashed=True),
         "get": whole,
     }
     took: dict[str, list[Took]] = {f"{name}{which}": [] for name in ways}
