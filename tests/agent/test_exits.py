@@ -55,7 +55,12 @@ def test_early_stopping_is_a_success_when_its_last_step_is_checkpointed() -> Non
 
 @pytest.mark.parametrize(
     "progress",
-    [WORKING, Progress(step=40), Progress(step=0, total_steps=5), Progress(step=40, total_steps=40)],
+    [
+        WORKING,
+        Progress(step=40),
+        Progress(step=0, total_steps=5),
+        Progress(step=40, total_steps=40),
+    ],
 )
 def test_a_success_without_a_checkpoint_of_its_last_step_is_none(progress: Progress) -> None:
     found, message = classify(Ending(code=0, progress=progress))

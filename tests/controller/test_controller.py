@@ -178,7 +178,9 @@ def test_a_launch_that_is_not_wanted_any_more_does_not_hide_why_the_run_failed()
 
 
 @pytest.mark.parametrize("cause", ["script_failed", "killed", "completed"])
-def test_an_end_just_before_the_fleet_took_the_instance_was_an_interruption(cause: EndCause) -> None:
+def test_an_end_just_before_the_fleet_took_the_instance_was_an_interruption(
+    cause: EndCause,
+) -> None:
     world = World()
     world.powers_off = False
     while not (world.alive() and world.trainer_step() >= 25):
