@@ -251,9 +251,13 @@ def check_new_id(run_id: str) -> None:
 def newest_generation(storage: Storage, base_id: str) -> int:
     """How many generations of a run there are; 0 when there is none."""
     generation = 0
-    while storage.exists(f"runs/{_generation_id(base_id, generation + 1)}/spec.json"):
+    while _exists(storage, _generation_id(base_id, generation + 1)):
         generation += 1
     return generation
+
+
+def _exists(storage: Storage, run_id: str) -> bool:
+    return is_run_id(run_id) and Run(storage, run_id).exists()
 
 
 def _generation_id(base_id: str, generation: int) -> str:
@@ -274,7 +278,7 @@ def _submit(
         with pinned_checkpoint(storage, spec.resume_from, by=run_id):
             run = create_run(storage, spec)
     except InvalidSpec:
-        if not storage.exists(f"runs/{run_id}/spec.json"):
+        if not _exists(storage, run_id):
             raise
         run = Run(storage, run_id)  # a racing try of the same task was first; its spec counts
     return _take_over(run, owner=owner, clock=clock)

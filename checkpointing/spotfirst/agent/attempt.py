@@ -33,6 +33,7 @@ from spotfirst.channel import CHANNEL_VARIABLE, Channel, Drain
 from spotfirst.errors import ClaimLost, FormatError, InvalidSpec, SpotfirstError
 from spotfirst.events import EndCause
 from spotfirst.run import Run
+from spotfirst.signing import UNVERIFIED
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, encode, utc_now
@@ -71,7 +72,7 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._attempt = settings.attempt
-        self._run = Run(storage, settings.run_id)
+        self._run = Run(storage, settings.run_id, keys=UNVERIFIED)
         self._guard = guard
         self._clock = clock
         self._folder = settings.folder
