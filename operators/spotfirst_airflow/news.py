@@ -15,6 +15,7 @@ _ENDINGS = {
     "killed": "was killed (SIGKILL; out of memory?)",
     "lost": "was lost: its instance or agent is gone",
     "max_life": "ended itself at its maximum life",
+    "unfit": "could not begin",
 }
 
 
@@ -35,7 +36,7 @@ def describe(event: e.Event, state: RunState) -> str:
         return f"attempt {event.attempt}: asked to checkpoint and stop ({event.reason})"
     if isinstance(event, e.Ended):
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)
-        if event.cause == "lost" and event.message:
+        if event.cause in {"lost", "unfit"} and event.message:
             ending += f" ({event.message})"
         steps = f", at step {event.step}" if event.step is not None else ""
         kept = (
