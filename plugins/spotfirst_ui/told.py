@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spotfirst_airflow.operators import RUN_XCOM_KEY
-from spotfirst_airflow.submission import base_run_id
+from spotfirst_airflow.submission import base_run_id, is_run_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -35,6 +35,6 @@ def told_about_run(
     if not isinstance(value, dict) or not value.keys() >= {"run_id", "storage"}:
         return None
     base_id, own_id = base_run_id(dag_id, run_id, task_id, map_index), str(value["run_id"])
-    if own_id != base_id and not own_id.startswith(f"{base_id}.g"):
+    if not is_run_of(base_id, own_id):
         return None
     return value

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from spotfirst.agent.command import Command, adopt_orphans, command_environment, reap_orphans
-from spotfirst.agent.exits import Ending, classify
+from spotfirst.agent.exits import Ending, classify, is_finished
 from spotfirst.agent.fitness import environment_problem
 from spotfirst.agent.guard import Guard
 from spotfirst.agent.listening import Listener
@@ -34,6 +34,7 @@ from spotfirst.channel import CHANNEL_VARIABLE, Channel, Drain
 from spotfirst.errors import ClaimLost, FormatError, InvalidSpec, SpotfirstError
 from spotfirst.events import EndCause
 from spotfirst.run import Run
+from spotfirst.signing import UNVERIFIED
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, encode, utc_now
@@ -72,7 +73,7 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._attempt = settings.attempt
-        self._run = Run(storage, settings.run_id)
+        self._run = Run(storage, settings.run_id, keys=UNVERIFIED)
         self._guard = guard
         self._clock = clock
         self._folder = settings.folder
@@ -266,8 +267,10 @@ class Agent:
             if killed or (files is not None and files.superseded):
                 break
             time.sleep(_TICK_S)
-        if code == -signal.SIGTERM and stop is None:
-            time.sleep(4 * _TICK_S)  # our own signal, of the same shutdown, may be a moment behind
+        if stop is None and code is not None:
+            self._look(command, preparation)
+            if code != 0 or not is_finished(self._tell.progress):
+                self._heard.look_again()  # what made the script leave may be a moment behind
         if files is not None and code is None:
             files.expect_end()
         code = command.end()
@@ -304,7 +307,9 @@ class Agent:
         files = preparation.files
         superseded = False
         if files is not None:
-            if ending.code == 0 or ending.terminated:
+            heard = self._heard
+            stopped = ending.terminated or heard.terminated_at or heard.interruption
+            if ending.code == 0 or stopped:
                 files.finish(by_itself=ending.code == 0)
                 self._tell.take(files.progress)
             superseded = files.superseded
