@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spotfirst_airflow.taskrecord import RUN_XCOM_KEY, TaskKey, TaskRecord, read_record
 
@@ -31,7 +31,8 @@ def told_about_run(session: Session, task: TaskKey) -> TaskRecord | None:
         map_indexes=task.map_index,
         limit=1,
     )
-    found = session.scalars(query).first()
+    # Annotated, because get_many() is declared as one of tuples.
+    found: Any = session.scalars(query).first()
     if found is None:
         return None
     record = read_record(_plain(found.value), task)
