@@ -319,6 +319,9 @@ class Controller:
         if rejected is not None:
             return e.Failed(at=rejected.at, message=rejected.message, retryable=False)
         last = next((a.ended for a in reversed(recent) if a.ended), None)
+        if last is not None and last.cause == "unfit":
+            # The next instance would have the same image: more of them only cost more.
+            return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
         if last is None or last.cause not in _CRASHES:
             return None
         script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")

@@ -47,6 +47,7 @@ __all__ = [
     "is_run_of",
     "mark_delivered",
     "newest_generation",
+    "newest_run",
     "open_controller",
     "pinned_checkpoint",
     "request_stop",
@@ -255,6 +256,12 @@ def newest_generation(storage: Storage, base_id: str) -> int:
     while _exists(storage, _generation_id(base_id, generation + 1)):
         generation += 1
     return generation
+
+
+def newest_run(storage: Storage, base_id: str) -> Run | None:
+    """The newest generation of a run; ``None`` when there is none."""
+    generation = newest_generation(storage, base_id)
+    return Run(storage, _generation_id(base_id, generation)) if generation else None
 
 
 def _exists(storage: Storage, run_id: str) -> bool:
