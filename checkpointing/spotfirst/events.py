@@ -48,6 +48,7 @@ EndCause = Literal[
     "killed",  # someone sent the command a signal (the out-of-memory killer, an operator)
     "lost",  # the instance or its agent is gone, and nothing says why
     "max_life",  # it ended itself at the end of its maximum life
+    "unfit",  # the agent cannot work on such an instance, and another one would be the same
 ]
 
 

@@ -327,6 +327,9 @@ class Controller:
         # What ends only because the run has failed does not undo that.
         ended = [a for a in recent if a.ended and a.handover != _HAS_FAILED]
         last = ended[-1].ended if ended else None
+        if last is not None and last.cause == "unfit":
+            # The next instance would have the same image: more of them only cost more.
+            return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
         if last is None or last.cause not in _CRASHES:
             return None
         script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")

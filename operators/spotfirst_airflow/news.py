@@ -18,8 +18,9 @@ _ENDINGS = {
     "killed": "was killed by a signal, code {code} (out of memory?)",
     "lost": "was lost: its instance or agent is gone",
     "max_life": "ended itself at its maximum life",
+    "unfit": "could not begin",
 }
-_EXPLAINED = {"handed_over", "interrupted", "lost"}
+_EXPLAINED = {"handed_over", "interrupted", "lost", "unfit"}
 """Ends whose message says more than the cause does."""
 
 

@@ -177,6 +177,18 @@ def test_a_launch_that_is_not_wanted_any_more_does_not_hide_why_the_run_failed()
     assert state.attempts[1].not_launched.cause == "withdrawn"
 
 
+def test_instances_that_cannot_run_the_agent_are_paid_for_once() -> None:
+    world = World(script_retries=100)
+    while not world.alive():
+        world.reconcile()
+    world.alive()[0].exit("unfit", message="the agent cannot work with this image: no blake3")
+    state = world.until_done().state
+    assert state.failure is not None
+    assert state.failure.message == "the agent cannot work with this image: no blake3"
+    assert not state.failure.retryable
+    assert len(state.attempts) == 1
+
+
 @pytest.mark.parametrize("cause", ["script_failed", "killed", "completed"])
 def test_an_end_just_before_the_fleet_took_the_instance_was_an_interruption(
     cause: EndCause,

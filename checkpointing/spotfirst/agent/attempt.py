@@ -20,6 +20,7 @@ import msgspec
 
 from spotfirst.agent.command import Command, adopt_orphans, command_environment, reap_orphans
 from spotfirst.agent.exits import Ending, classify, is_finished
+from spotfirst.agent.fitness import environment_problem
 from spotfirst.agent.guard import Guard
 from spotfirst.agent.listening import Listener
 from spotfirst.agent.logs import LogShipper
@@ -65,7 +66,7 @@ class AgentClaim(Record):
 
 
 class Agent:
-    """Runs one attempt to its end. Make it, and call ``run``, in the main thread."""
+    """Runs one attempt to its end. Call ``boot``, then ``run``, in the main thread."""
 
     def __init__(
         self, settings: Settings, storage: Storage, *, guard: Guard, clock: Clock = utc_now
@@ -94,10 +95,7 @@ class Agent:
         self._heard.terminate()
 
     def run(self) -> int:
-        """The whole life; the agent's exit code, which is 0 once the end is reported."""
-        adopt_orphans()
-        if not self._boot():
-            return 0
+        """The whole life after :meth:`boot`; the agent's exit code, 0 once the end is reported."""
         self._tell.start(self._spec.heartbeat_s)
         self._heard.start(
             notice_poll_s=self._spec.notice_poll_s, handover_poll_s=self._spec.heartbeat_s
@@ -134,11 +132,12 @@ class Agent:
 
     # -- boot and preparation ---------------------------------------------------------------
 
-    def _boot(self) -> bool:
+    def boot(self) -> bool:
         """Read the spec and become this attempt's only agent.
 
         ``False`` when there is one, or when nobody waits for this attempt any more.
         """
+        adopt_orphans()
         if not until_answered("read the journal", self._is_wanted):
             _log.warning("attempt %d is not wanted any more: nothing to do here", self._attempt)
             return False
@@ -201,6 +200,9 @@ class Agent:
         if isinstance(preparation.error, SpotfirstError):
             return "script_failed", f"the attempt could not begin: {preparation.error}", None
         if preparation.error is not None:
+            if problem := environment_problem(preparation.error):
+                _log.error("the attempt cannot begin", exc_info=preparation.error)
+                return "unfit", problem, None
             raise preparation.error
         try:
             command = self._start_command()
