@@ -133,7 +133,7 @@ def test_missing_code_is_reported_in_words(lab: Lab) -> None:
 
 def test_the_wrong_environment_is_refused_by_name(lab: Lab) -> None:
     instance = lab.start(lab.shell("true"), SPOTFIRST_ATTEMPT="first")
-    assert instance.process.wait(PATIENCE_S) == 2
+    assert instance.process.wait(PATIENCE_S) == UNFIT
     assert "SPOTFIRST_ATTEMPT is 'first'" in lab.output()
 
 

@@ -122,7 +122,8 @@ def test_two_signals_detach_and_the_run_can_be_taken_up_again(shell: Shell) -> N
     assert process.stdout is not None
     shown = ""
     while "Ctrl-C again" not in shown:
-        assert (line := process.stdout.readline()), "it ended before it asked"
+        line = process.stdout.readline()
+        assert line, f"it ended before it asked: {shown}"
         shown += line
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=PATIENCE_S)
