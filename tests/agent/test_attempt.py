@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from spotfirst.agent.fitness import UNFIT
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.spec import CodeRef, RunSpec
 from tests.waiting import PATIENCE_S, wait_until
