@@ -18,8 +18,9 @@ from spotfirst.spec import RunSpec
 from spotfirst.state import Phase
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import to_request
 from spotfirst_airflow.cli._running import see_through
-from spotfirst_airflow.cli._specfile import make_request, read_spec_file
+from spotfirst_airflow.cli._specfile import read_spec_file
 from spotfirst_airflow.submission import attach
 from tests.cli.conftest import Finished
 from tests.cli.shell import Shell
@@ -170,7 +171,7 @@ def test_a_signal_that_comes_while_a_run_is_taken_over_stops_it_before_a_launch(
 ) -> None:
     monkeypatch.setenv("SPOTFIRST_LOCAL_FLEET", str(shell.home / "fleet"))
     storage = open_storage(str(shell.storage))
-    request = make_request(read_spec_file(Path(shell.spec())))
+    request = to_request(read_spec_file(Path(shell.spec())))
 
     def take_over() -> Run:
         os.kill(os.getpid(), number)

@@ -16,6 +16,7 @@ from spotfirst.spec import check_run_id
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import to_request
 from spotfirst_airflow.cli._common import (
     FAILED,
     JsonOption,
@@ -25,7 +26,7 @@ from spotfirst_airflow.cli._common import (
     stderr,
     stdout,
 )
-from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs, read_spec_file
+from spotfirst_airflow.cli._specfile import assign, parse_pairs, read_spec_file
 from spotfirst_airflow.cli.display import Display
 from spotfirst_airflow.cli.foreground import Interrupts, follow, owner_name
 from spotfirst_airflow.cli.summary import print_summary
@@ -133,7 +134,7 @@ def run(
             raise InvalidSpec(msg)
         see_through(lambda: _take_up(place, run_id, owner), owner=owner, quiet=quiet, json=json)
         return
-    request = make_request(values)
+    request = to_request(values)
     base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
     see_through(
         lambda: attach(place, base_id, request, owner=owner, environment=storage_environment()),
