@@ -233,6 +233,9 @@ class Agent:
                 _log.error("the attempt cannot begin", exc_info=preparation.error)
                 return "unfit", problem, None
             raise preparation.error
+        stop = self._heard.watch().stop(self._clock(), None)
+        if stop is not None:
+            return self._ended(Ending(code=None), stop)
         try:
             command = self._start_command()
         except InvalidSpec as error:
