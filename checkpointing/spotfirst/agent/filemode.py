@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
 
+from spotfirst.agent.freezing import Freezer, NotFrozen
 from spotfirst.agent.periodic import Periodic
 from spotfirst.agent.retrying import until_answered
 from spotfirst.checkpoints.files import FileCheckpoints
@@ -17,20 +22,42 @@ from spotfirst.heartbeat import Progress, Timings
 from spotfirst.run import Run
 from spotfirst.wire import Clock, utc_now
 
-__all__ = ["FileMode"]
+__all__ = ["FileMode", "worth_waiting_s"]
+
+_log = logging.getLogger(__name__)
 
 _CAPTURE_UNDER_WAY_S = 60.0
+_LOOK_S = 1.0
+_AGAIN_S = 2.0
+"""Until the next capture when one found a file that was being written."""
+_MOST_PAUSED = 0.05
+"""The share of its time that a script may stand still for captures."""
+_LOOK_SHARE = 0.05
+_MOST_SAVES = 6
+_LATE = 1.2
+"""A save that is later than this share of its period may never come."""
+_LOUD_PAUSE_S = 1.0
 
 
 class FileMode:
     """Restores before the command, captures beside it, and once more after it."""
 
-    def __init__(self, run: Run, attempt: int, folder: Path, *, clock: Clock = utc_now) -> None:
-        self._files = FileCheckpoints(run, attempt, folder)
+    def __init__(
+        self,
+        run: Run,
+        attempt: int,
+        folder: Path,
+        *,
+        freezer: Freezer | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._freezer = freezer or Freezer()
+        self._files = FileCheckpoints(run, attempt, folder, freeze=self._freezer.frozen)
         self._clock = clock
-        self._captures = Periodic("capture", self._capture)
+        self._captures = Periodic("capture", self._beat)
         self._period_s = 0.0
-        self._wait_first = True
+        self._due_at = 0.0
+        self._saves: list[float] = []
         self.superseded = False
         """Whether a newer attempt has taken the checkpoints: nothing more can be kept."""
         self.capture_s = 0.0
@@ -45,17 +72,42 @@ class FileMode:
         timings = msgspec.structs.replace(self.progress.timings, claimed=now, restored=now)
         step = self._files.step
         self.progress = msgspec.structs.replace(
-            self.progress, phase="training", start_step=step, step=step, timings=timings
-        )
+            self.progress, phase="training", start_step=step, step=step, timings=timings,
+            restored_seq=self._files.restored_seq, warnings=self._files.warnings,
+        )  # fmt: skip
 
     def start(self, period_s: float) -> None:
         """Capture every ``period_s`` from now on."""
         self._period_s = period_s
+        self._due_at = time.monotonic() + period_s  # the folder is what was just restored
         self._captures.start()
 
-    def expect_end(self) -> None:
-        """To be called before the command is sent a signal that it may die of."""
-        self._files.note_writers()
+    def capture_now(self) -> None:
+        """Capture as soon as possible: the instance is going to be taken back."""
+        self._due_at = 0.0
+        self._captures.wake()
+
+    def signal(self, send: Callable[[], None]) -> None:
+        """Send the command a signal that it may die of, while it stands still.
+
+        So what it was writing at that moment is known, and is kept as it was before.
+        """
+        try:
+            with self._freezer.frozen() as pids:
+                try:
+                    self._files.note_writers(pids)
+                finally:
+                    send()
+        except NotFrozen as error:
+            _log.warning("%s", error)
+            self._files.note_writers(self._freezer.pids())
+            send()
+
+    def worth_waiting_s(self, now: datetime) -> float:
+        """How long to wait for the script's next own save before a move; 0: not at all."""
+        return worth_waiting_s(
+            self._saves, now.timestamp(), is_saving=self._files.is_waiting
+        )  # fmt: skip
 
     def finish(self, *, by_itself: bool) -> None:
         """After the command has gone: take everything, and let a successor claim.
@@ -73,24 +125,51 @@ class FileMode:
         except ClaimLost:
             self.superseded = True
             return
+        finally:
+            self._files.close()
         timings = msgspec.structs.replace(self.progress.timings, drained=self._clock())
         self.progress = msgspec.structs.replace(self.progress, released=True, timings=timings)
 
-    def _capture(self) -> float:
-        if self._wait_first:  # the folder is what was just restored
-            self._wait_first = False
-            return self._period_s
-        try:
-            self._take(final=False)
-        except ClaimLost:
-            self.superseded = True
-            return float("inf")
-        return self._period_s
+    def _beat(self) -> float:
+        """Capture when it is time, look otherwise; seconds until the next beat."""
+        began = time.monotonic()
+        if began >= self._due_at:
+            self._due_at = began + self._period_s
+            try:
+                self._take(final=False)
+            except ClaimLost:
+                self.superseded = True
+                return float("inf")
+            except NotFrozen as error:
+                self._warn(f"{error}; nothing newer is kept meanwhile")
+            pause_s = self._files.pause_s
+            if self._files.is_waiting:
+                self._due_at = min(self._due_at, time.monotonic() + _AGAIN_S)
+            self._due_at = max(self._due_at, time.monotonic() + pause_s / _MOST_PAUSED)
+        else:
+            with contextlib.suppress(OSError):
+                self._files.look(self._freezer.pids())
+        self._note_save()
+        now = time.monotonic()
+        look_s = max(_LOOK_S, (now - began) / _LOOK_SHARE)
+        return max(0.0, min(look_s, self._due_at - now))
+
+    def _note_save(self) -> None:
+        saved_at = self._files.saved_at
+        if saved_at is not None and (not self._saves or saved_at > self._saves[-1] + 1.0):
+            self._saves = [*self._saves, saved_at][-_MOST_SAVES:]
 
     def _take(self, *, final: bool) -> None:
         start = time.monotonic()
         seq = self._files.capture(final=final)
         changes: dict[str, Any] = {"warnings": self._files.warnings}
+        if not final:
+            changes["pause_s"] = pause_s = self._files.pause_s
+            if pause_s > _LOUD_PAUSE_S:
+                self._warn(
+                    f"the script stood still for {pause_s:.1f} s while its files were copied; "
+                    "large files that change in place take less on a file system with reflinks"
+                )
         if seq is not None:
             self.capture_s = time.monotonic() - start
             step = self._files.step
@@ -98,4 +177,36 @@ class FileMode:
                 "step": step, "checkpoint_step": step, "checkpoint_seq": seq,
                 "checkpoint_s": self.capture_s,
             }  # fmt: skip
+            if not final:
+                _log.info(
+                    "files: checkpoint %d in %.2f s; the script stood still for %.0f ms",
+                    step, self.capture_s, 1000 * self._files.pause_s,
+                )  # fmt: skip
         self.progress = msgspec.structs.replace(self.progress, **changes)
+
+    def _warn(self, message: str) -> None:
+        if message not in self.progress.warnings:
+            _log.warning("%s", message)
+            self.progress = msgspec.structs.replace(
+                self.progress, warnings=(*self.progress.warnings, message)
+            )
+
+
+def worth_waiting_s(saves: list[float], now_s: float, *, is_saving: bool) -> float:
+    """How long to wait for a script's next save, before it is moved to another instance.
+
+    ``saves`` are the times of its last saves. Leaving now throws away what came since the last
+    one; waiting costs the time until the next, on two instances. So it pays when the next one is
+    nearer than the last, or under way. A save that is late by a fifth of its period is not waited
+    for.
+    """
+    if len(saves) < 2:
+        return _AGAIN_S if is_saving else 0.0
+    period_s = median(after - before for before, after in zip(saves, saves[1:], strict=False))
+    since_s = now_s - saves[-1]
+    left_s = period_s - since_s
+    if since_s > _LATE * period_s:
+        return 0.0
+    if is_saving or left_s < since_s:
+        return max(left_s, _AGAIN_S)
+    return 0.0
