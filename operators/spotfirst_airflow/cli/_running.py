@@ -15,6 +15,7 @@ from spotfirst.spec import check_run_id
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import to_request
 from spotfirst_airflow.cli._common import (
     FAILED,
     JsonOption,
@@ -24,7 +25,7 @@ from spotfirst_airflow.cli._common import (
     stderr,
     stdout,
 )
-from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs, read_spec_file
+from spotfirst_airflow.cli._specfile import assign, parse_pairs, read_spec_file
 from spotfirst_airflow.cli.display import Display
 from spotfirst_airflow.cli.foreground import Interrupts, follow, owner_name
 from spotfirst_airflow.cli.summary import print_summary
@@ -132,7 +133,7 @@ def run(
             raise InvalidSpec(msg)
         found = _take_up(place, run_id, owner)
     else:
-        request = make_request(values)
+        request = to_request(values)
         base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
         found = attach(place, base_id, request, owner=owner, environment=storage_environment())
     see_through(found, owner=owner, quiet=quiet, json=json)

@@ -100,12 +100,16 @@ class Ec2Fleet:
                 raise InvalidSpec(msg)
         types = self._types(spec.instance_types)
         for name in types:
-            self._prices.on_demand(name)
+            try:
+                self._prices.on_demand(name)
+            except InvalidSpec as error:
+                msg = f"instance_types has {name!r}: {error}"
+                raise InvalidSpec(msg) from error
         try:
             zones = self._account.subnets(self._options.subnets)
             if not self._account.offered(types, zones):
                 msg = (
-                    f"run {spec.run_id}: none of {', '.join(types)} is offered in "
+                    f"run {spec.run_id}: none of the instance_types {', '.join(types)} is offered in "
                     f"{', '.join(zones)}; give other instance types, or subnets in other zones"
                 )
                 raise InvalidSpec(msg)
