@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import msgspec
 
-from spotfirst.agent.freezing import Freezer, NotFrozen
+from spotfirst.agent.command import Command
+from spotfirst.agent.freezing import Freezer, NotFrozen, is_running
 from spotfirst.agent.periodic import Periodic
 from spotfirst.agent.retrying import until_answered
+from spotfirst.checkpoints.claiming import MOST_WAIT_S
 from spotfirst.checkpoints.files import FileCheckpoints
 from spotfirst.errors import ClaimLost
 from spotfirst.heartbeat import Progress, Timings
@@ -39,6 +42,10 @@ _LATE = 1.2
 _LOUD_PAUSE_S = 1.0
 
 
+class _Ended(Exception):
+    """The command has ended, or is about to."""
+
+
 class FileMode:
     """Restores before the command, captures beside it, and once more after it."""
 
@@ -52,12 +59,15 @@ class FileMode:
         clock: Clock = utc_now,
     ) -> None:
         self._freezer = freezer or Freezer()
-        self._files = FileCheckpoints(run, attempt, folder, freeze=self._freezer.frozen)
+        self._files = FileCheckpoints(run, attempt, folder, freeze=self._frozen)
         self._clock = clock
         self._captures = Periodic("capture", self._beat)
+        self._command: Command | None = None
+        self._is_ending = False
         self._period_s = 0.0
         self._due_at = 0.0
         self._saves: list[float] = []
+        self._waits_since: datetime | None = None
         self.superseded = False
         """Whether a newer attempt has taken the checkpoints: nothing more can be kept."""
         self.capture_s = 0.0
@@ -76,8 +86,9 @@ class FileMode:
             restored_seq=self._files.restored_seq, warnings=self._files.warnings,
         )  # fmt: skip
 
-    def start(self, period_s: float) -> None:
-        """Capture every ``period_s`` from now on."""
+    def start(self, period_s: float, command: Command) -> None:
+        """Capture every ``period_s`` from now on, as long as the command runs."""
+        self._command = command
         self._period_s = period_s
         self._due_at = time.monotonic() + period_s  # the folder is what was just restored
         self._captures.start()
@@ -87,38 +98,53 @@ class FileMode:
         self._due_at = 0.0
         self._captures.wake()
 
-    def signal(self, send: Callable[[], None]) -> None:
+    def signal(self, command: Command, number: int) -> None:
         """Send the command a signal that it may die of, while it stands still.
 
         So what it was writing at that moment is known, and is kept as it was before.
         """
+        self._is_ending = True
         try:
             with self._freezer.frozen() as pids:
                 try:
                     self._files.note_writers(pids)
                 finally:
-                    send()
+                    command.signal_stopped(number, pids)
         except NotFrozen as error:
             _log.warning("%s", error)
             self._files.note_writers(self._freezer.pids())
-            send()
+            command.signal(number)
 
-    def worth_waiting_s(self, now: datetime) -> float:
-        """How long to wait for the script's next own save before a move; 0: not at all."""
-        return worth_waiting_s(
-            self._saves, now.timestamp(), is_saving=self._files.is_waiting
-        )  # fmt: skip
+    def wait_for_save_s(self, now: datetime) -> float:
+        """How long a move should wait for the script's next own save; 0: it should not.
 
-    def finish(self, *, by_itself: bool) -> None:
+        A successor is told so, and waits as well. There is a limit to all waiting together.
+        """
+        since = self._waits_since = self._waits_since or now
+        wait_s = worth_waiting_s(self._saves, now.timestamp(), is_saving=self._files.is_waiting)
+        has_saved = bool(self._saves) and self._saves[-1] > since.timestamp()
+        if has_saved or now - since > timedelta(seconds=MOST_WAIT_S):
+            wait_s = 0.0
+        until = now + timedelta(seconds=wait_s) if wait_s else None
+        if (until is None) != (self.progress.waits_until is None):
+            if until is not None:
+                _log.info("the move waits up to %.0f s for the script's own save", wait_s)
+            self.progress = msgspec.structs.replace(self.progress, waits_until=until)
+        return wait_s
+
+    def finish(self, *, by_itself: bool, asked: bool) -> None:
         """After the command has gone: take everything, and let a successor claim.
 
-        Unless it ended ``by_itself``, what it was writing is kept as it was before.
+        Unless it ended ``by_itself``, what it was writing is kept as it was before. ``asked``: it
+        was sent a signal by :meth:`signal`; otherwise it was ended by someone else.
         """
         self._captures.stop(_CAPTURE_UNDER_WAY_S)
         if self.superseded:
             return
         if by_itself:
             self._files.forget_writers()
+        elif not asked:
+            self._files.note_death()
         try:
             until_answered("keep the last files", lambda: self._take(final=True))
             until_answered("release the checkpoints", self._files.release)
@@ -130,6 +156,19 @@ class FileMode:
         timings = msgspec.structs.replace(self.progress.timings, drained=self._clock())
         self.progress = msgspec.structs.replace(self.progress, released=True, timings=timings)
 
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[set[int]]:
+        """As :meth:`Freezer.frozen`. What was left half-written by an end looks like any other file
+        that is closed, so nothing is copied from then on; :meth:`finish` knows more.
+        """
+        with self._freezer.frozen() as pids:
+            if not self._is_running():
+                raise _Ended
+            yield pids
+
+    def _is_running(self) -> bool:
+        return not self._is_ending and self._command is not None and is_running(self._command.group)
+
     def _beat(self) -> float:
         """Capture when it is time, look otherwise; seconds until the next beat."""
         began = time.monotonic()
@@ -140,6 +179,8 @@ class FileMode:
             except ClaimLost:
                 self.superseded = True
                 return float("inf")
+            except _Ended:
+                return float("inf")
             except NotFrozen as error:
                 self._warn(f"{error}; nothing newer is kept meanwhile")
             pause_s = self._files.pause_s
@@ -148,7 +189,7 @@ class FileMode:
             self._due_at = max(self._due_at, time.monotonic() + pause_s / _MOST_PAUSED)
         else:
             with contextlib.suppress(OSError):
-                self._files.look(self._freezer.pids())
+                self._files.look(self._freezer.pids(), is_running=self._is_running)
         self._note_save()
         now = time.monotonic()
         look_s = max(_LOOK_S, (now - began) / _LOOK_SHARE)
@@ -201,8 +242,8 @@ def worth_waiting_s(saves: list[float], now_s: float, *, is_saving: bool) -> flo
     for.
     """
     if len(saves) < 2:
-        return _AGAIN_S if is_saving else 0.0
-    period_s = median(after - before for before, after in zip(saves, saves[1:], strict=False))
+        return 0.0
+    period_s = median(after - before for before, after in itertools.pairwise(saves))
     since_s = now_s - saves[-1]
     left_s = period_s - since_s
     if since_s > _LATE * period_s:

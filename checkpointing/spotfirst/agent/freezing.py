@@ -18,7 +18,7 @@ from pathlib import Path
 
 from spotfirst.errors import SpotfirstError
 
-__all__ = ["Freezer", "NotFrozen"]
+__all__ = ["Freezer", "NotFrozen", "is_running"]
 
 _LIMITS_S = (0.3, 1.0, 3.0)
 """Of each try. A process between vfork and exec holds up its parent: it is let go, and tried again."""
@@ -81,7 +81,7 @@ class Freezer:
             if not stubborn:
                 return found
             self._continue(ours)
-            time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - out of step with the script
+            time.sleep(random.uniform(0.01, 0.05))
         names = ", ".join(f"{pid} ({_name(pid)})" for pid in sorted(stubborn)[:5])
         msg = f"processes do not stop, so their files cannot be copied: {names}"
         raise NotFrozen(msg)
@@ -115,6 +115,11 @@ class Freezer:
         if ours:
             self._on_stopped(set())
         ours.clear()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; one that stands still has not."""
+    return _state(pid) not in {"", "Z", "X", "x"}
 
 
 def _is_stopped(pid: int) -> bool:

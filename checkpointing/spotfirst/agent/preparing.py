@@ -86,7 +86,9 @@ class Preparation:
         if self._spec.checkpoint_mode == "files":
             from spotfirst.agent.filemode import FileMode
 
-            files = FileMode(self._run, self._attempt, self._folder / "checkpoints", freezer=self._freezer)
+            files = FileMode(
+                self._run, self._attempt, self._folder / "checkpoints", freezer=self._freezer
+            )
             self.is_waiting = True
             until_answered("restore the files", lambda: files.restore(leave=lambda: self._leaving))
             self.files = files

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from spotfirst.checkpoints.claiming import wait_for_claim
+from spotfirst.checkpoints.containers import wholeness
 from spotfirst.checkpoints.filepacks import (
     EMPTY,
     Captured,
@@ -177,6 +178,7 @@ class FileCheckpoints:
         self._restless: set[Inode] = set()
         self._cut: dict[str, Signature] = {}
         self._cut_folders: dict[str, frozenset[tuple[str, Signature]]] = {}
+        self._last_look: tuple[dict[str, _Verdict], float] = ({}, 0.0)
         self._warned: set[str] = set()
         self.step = 0
         """Captures so far, in the run and in the checkpoint it started from."""
@@ -250,14 +252,23 @@ class FileCheckpoints:
             }
             raise
 
-    def look(self, pids: Collection[int] | None = None) -> None:
+    def look(
+        self,
+        pids: Collection[int] | None = None,
+        *,
+        is_running: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Look at the folder without copying anything, so that the next capture knows more.
 
-        ``pids`` are the processes that may write to it; ``None`` for all of this user. Cheap
-        enough for every second.
+        ``pids`` are the processes that may write to it; ``None`` for all of this user. When they
+        have ended meanwhile, nothing is learned. Cheap enough for every second.
         """
         with self._lock:
+            looked_at = self._clock().timestamp()
             decision = self._decide(pids, frozen=True, final=False, is_look=True)
+            if not is_running():
+                return
+            self._last_look = (decision.verdicts, looked_at)
         self.is_waiting = bool(decision.waiting or decision.held)
 
     def note_writers(self, pids: Collection[int] | None = None) -> None:
@@ -273,6 +284,24 @@ class FileCheckpoints:
             for path in decision.waiting
             if not decision.is_in_new(path) or self._settling.writers_of(files[path])
         }
+        self._cut_folders = {folder: _content(folder, files) for folder in decision.held}
+
+    def note_death(self) -> None:
+        """To be called when the script was ended by someone else, so nobody saw it stand still.
+
+        Whatever changed since the last look may be half-written, unless it is a log, or its format
+        says that it is whole.
+        """
+        last, looked_at = self._last_look
+        with self._lock:
+            decision = self._decide((), frozen=True, final=False)
+        files = decision.inventory.files
+        self._cut = {}
+        for path, verdict in decision.verdicts.items():
+            known = last.get(path)
+            is_old = files[path].st_mtime < looked_at - 1.0 and known != "before"
+            if verdict == "whole" and known != "log" and not is_old and not self._has_end(path):
+                self._cut[path] = signature(files[path])
         self._cut_folders = {folder: _content(folder, files) for folder in decision.held}
 
     def forget_writers(self) -> None:
@@ -443,6 +472,12 @@ class FileCheckpoints:
         names = missing_shards(data)
         return {f"{folder}/{name}" if folder else name for name in names}
 
+    def _has_end(self, path: str) -> bool:
+        with self._opened(path) as descriptor:
+            if descriptor is None:
+                return False
+            return wholeness(descriptor, path, os.fstat(descriptor).st_size) == "whole"
+
     def _head(self, path: str) -> bytes:
         with self._opened(path) as descriptor:
             return b"" if descriptor is None else os.pread(descriptor, _POINTER_BYTES, 0)
@@ -507,6 +542,8 @@ class FileCheckpoints:
                 stack.callback(staging.close)
                 with self._lock:
                     decision = self._decide(pids, frozen=frozen, final=final)
+                    if not final:
+                        self._last_look = (decision.verdicts, self._clock().timestamp())
                 sources = self._take(decision, staging, stack)
             self.pause_s = self._monotonic() - began if frozen else 0.0
             files = self._with_gone(decision)
