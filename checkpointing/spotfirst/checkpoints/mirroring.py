@@ -14,10 +14,10 @@ from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.manifest import FileRef, FilesManifest, Part, read_manifest
 from spotfirst.checkpoints.memory import Block
 from spotfirst.checkpoints.packs import PACK_BYTES, Wanted, fetch
-from spotfirst.errors import CorruptObject
+from spotfirst.errors import CorruptObject, StorageError
 from spotfirst.storage import Storage
 
-__all__ = ["mirror"]
+__all__ = ["export_files", "mirror"]
 
 _Piece = tuple[str, int, Part]
 """Path, offset in the file, and which bytes come there."""
@@ -36,26 +36,81 @@ def mirror(
     and empty folders are those that were captured. Raises what :func:`read_manifest` and
     :func:`spotfirst.checkpoints.packs.fetch` raise, and :class:`OSError`.
     """
-    manifest = read_manifest(packs, commit.manifest, commit.digest)
-    if not isinstance(manifest, FilesManifest):
-        msg = f"manifest {packs.url}/{commit.manifest} is not of files"
-        raise CorruptObject(msg)
-    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.restoring")
-    staging.mkdir(mode=0o700)
-    try:
-        _write_all(packs, manifest, staging, on_bytes)
+    manifest = _files_of(packs, commit)
+    with _staged(packs, manifest, folder, on_bytes) as staging:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
             _remove(old)
         for new in staging.iterdir():
             new.rename(folder / new.name)
-        # Last: whatever is put into a folder changes its time, and may need its permission.
-        for each in sorted(manifest.folders, key=lambda f: f.path, reverse=True):
-            (folder / each.path).chmod(each.mode)
-            os.utime(folder / each.path, ns=(each.mtime_ns, each.mtime_ns))
+        _finish_folders(manifest, folder)
+    return manifest
+
+
+def export_files(
+    packs: Storage,
+    commit: Commit,
+    folder: Path,
+    *,
+    on_bytes: Callable[[int], object] = lambda _: None,
+) -> FilesManifest:
+    """Write a checkpoint's files into ``folder``; what else is there stays.
+
+    A file of the same name is replaced, and so is a link in the place of a folder: nothing is
+    written outside. Takes and raises as :func:`mirror`; :class:`StorageError` when a folder is in
+    the place of a file, or when the files cannot be written.
+    """
+    manifest = _files_of(packs, commit)
+    try:
+        with _staged(packs, manifest, folder, on_bytes) as staging:
+            folder.mkdir(parents=True, exist_ok=True)
+            _merge(staging, folder)
+            _finish_folders(manifest, folder)
+    except OSError as error:
+        msg = f"cannot write {error.filename2 or error.filename or folder}: {error.strerror or error}"
+        raise StorageError(msg, path=str(folder)) from error
+    return manifest
+
+
+def _files_of(packs: Storage, commit: Commit) -> FilesManifest:
+    manifest = read_manifest(packs, commit.manifest, commit.digest)
+    if not isinstance(manifest, FilesManifest):
+        msg = f"manifest {packs.url}/{commit.manifest} is not of files"
+        raise CorruptObject(msg)
+    return manifest
+
+
+@contextlib.contextmanager
+def _staged(
+    packs: Storage, manifest: FilesManifest, folder: Path, on_bytes: Callable[[int], object]
+) -> Iterator[Path]:
+    """A folder beside ``folder`` with all of the files, gone afterwards."""
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.restoring")
+    staging.mkdir(mode=0o700)
+    try:
+        _write_all(packs, manifest, staging, on_bytes)
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return manifest
+
+
+def _merge(staging: Path, folder: Path) -> None:
+    for new in staging.iterdir():
+        old = folder / new.name
+        if new.is_symlink() or not new.is_dir():
+            new.replace(old)
+            continue
+        if old.is_symlink() or (old.exists() and not old.is_dir()):
+            old.unlink()
+        old.mkdir(exist_ok=True)
+        _merge(new, old)
+
+
+def _finish_folders(manifest: FilesManifest, folder: Path) -> None:
+    # Last: whatever is put into a folder changes its time, and may need its permission.
+    for each in sorted(manifest.folders, key=lambda f: f.path, reverse=True):
+        (folder / each.path).chmod(each.mode)
+        os.utime(folder / each.path, ns=(each.mtime_ns, each.mtime_ns))
 
 
 def _write_all(
