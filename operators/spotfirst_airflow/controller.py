@@ -97,7 +97,9 @@ class Controller:
         by: str = "",
     ) -> None:
         self.run = run
-        self.spec: RunSpec = run.spec()
+        self.spec: RunSpec
+        self.spec, self._spec_digest = run.spec_and_digest()
+        self._amendment = 0
         self._fleet = fleet
         self._policy = policy
         self._clock = clock
@@ -116,7 +118,7 @@ class Controller:
         """
         now = self._clock()
         try:
-            self._journal.refresh()
+            self._read_amendment(self._journal.refresh())
             beats = self._observe(now)
             wait_s = self._reconcile(now, beats)
         except LostRace:
@@ -130,6 +132,13 @@ class Controller:
             heartbeat=_trainer(beats),
             done=state.is_final and not state.open_attempts,
         )
+
+    def _read_amendment(self, state: RunState) -> None:
+        """The spec that the journal says counts; refuses an older one that was put in its place."""
+        wanted = state.reopened.amendment if state.reopened else 0
+        if wanted > self._amendment:
+            self.spec, self._spec_digest = self.run.spec_and_digest(amendments=wanted)
+            self._amendment = wanted
 
     # -- one pass ---------------------------------------------------------------------------
 
@@ -479,6 +488,7 @@ class Controller:
             others=attempt.others,
             storage_url=self.run.root.url,
             max_life_s=self.spec.max_life_s,
+            spec_digest=self._spec_digest,
             tags=self.spec.tags,
         )
         try:
