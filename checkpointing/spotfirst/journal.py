@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from spotfirst.errors import LostRace
+from spotfirst.errors import InvalidSpec, LostRace
 from spotfirst.events import Event, decode_event, encode_event
 from spotfirst.sequence import Sequence
 from spotfirst.state import RunState
 from spotfirst.storage import Storage
+from spotfirst.wire import LIMIT_BYTES
 
 __all__ = ["Journal"]
 
@@ -22,6 +23,7 @@ class Journal:
     def __init__(self, storage: Storage, prefix: str = "journal", *, by: str = "") -> None:
         self._entries = Sequence(storage, prefix)
         self._by = by
+        self._url = storage.url
         self.state = RunState()
         """The fold of what has been read so far."""
         self.events: list[Event] = []
@@ -34,7 +36,7 @@ class Journal:
         each time: a state that leaves out an event is no state to decide on.
         """
         for path, data in self._entries.unread():
-            self._take(decode_event(data, path=path))
+            self._take(decode_event(data, path=f"{self._url}/{path}"))
         return self.state
 
     def append(self, event: Event) -> RunState:
@@ -47,10 +49,16 @@ class Journal:
             event = msgspec.structs.replace(event, by=self._by)
         path = self._entries.path(self._entries.length + 1)
         data = encode_event(event, nonce=secrets.token_hex(8))
+        if len(data) > LIMIT_BYTES:
+            msg = (
+                f"{self._url}/{path} would have {len(data)} bytes, more than the {LIMIT_BYTES} that "
+                "readers take; shorten its message"
+            )
+            raise InvalidSpec(msg)
         # As every other reader will see it; and never one in their way that they cannot read.
-        event = decode_event(data, path=path)
+        event = decode_event(data, path=f"{self._url}/{path}")
         if not self._entries.append(data):
-            msg = f"{path} was decided by another controller: refresh, and decide again"
+            msg = f"{self._url}/{path} was decided by another controller: refresh, and decide again"
             raise LostRace(msg)
         self._take(event)
         return self.state
@@ -69,7 +77,7 @@ class Journal:
             except LostRace:
                 continue
         msg = (
-            f"lost {tries} races in a row for {self._entries.path(self._entries.length + 1)}: "
+            f"lost {tries} races in a row for {self._url}/{self._entries.path(self._entries.length + 1)}: "
             "another controller writes without end; stop it (its name is in the events' `by`)"
         )
         raise LostRace(msg)

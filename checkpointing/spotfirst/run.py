@@ -19,20 +19,28 @@ path below ``runs/{run_id}/``    written by               rule
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
+from collections.abc import Callable
+from typing import TypeVar
 
 from spotfirst.checkpoints.chain import CheckpointChain
-from spotfirst.errors import InvalidSpec, ObjectMissing, UnknownRun
-from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
+from spotfirst.errors import FormatError, InvalidSpec, ObjectMissing, UnknownRun
+from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, clipped
 from spotfirst.journal import Journal
 from spotfirst.sequence import Sequence
 from spotfirst.spec import RunSpec, check_run_id, is_run_id
 from spotfirst.storage import Storage
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import LIMIT_BYTES, Record, decode, encode
 
 __all__ = ["Run", "create_run", "list_runs"]
 
+SEGMENT_LIMIT_BYTES = 1 << 20
+"""Of one piece of an attempt's output: agents write a quarter of it at most."""
+
+_log = logging.getLogger(__name__)
+_C = TypeVar("_C", Heartbeat, ExitReport)
 _PIN = re.compile(r"(\d{8})-[0-9a-f]{16}\.json")
 
 
@@ -64,7 +72,7 @@ class Run:
         amendments = Sequence(self.storage, "amendments").read_new()
         if amendments:
             path, data = amendments[-1]
-            return decode(data, RunSpec, path=path)
+            return decode(data, RunSpec, path=f"{self.url}/{path}")
         return self.original_spec()
 
     def amend(self, spec: RunSpec) -> int:
@@ -130,22 +138,42 @@ class Run:
         """The path of one of an attempt's files, below :attr:`storage`."""
         return f"attempts/{number}/{name}"
 
-    def heartbeat(self, attempt: int) -> Heartbeat | None:
-        """The newest heartbeat of an attempt; ``None`` before the first."""
-        path = self.attempt_path(attempt, "heartbeat.json")
-        data = self.storage.read_or_none(path)
-        return None if data is None else decode(data, Heartbeat, path=f"{self.url}/{path}")
+    def heartbeat(
+        self, attempt: int, *, warn: Callable[[str], object] = _log.warning
+    ) -> Heartbeat | None:
+        """The newest heartbeat of an attempt; ``None`` before the first.
 
-    def exit_report(self, attempt: int) -> ExitReport | None:
-        """How an attempt ended, in its own words; ``None`` while it has not said so."""
-        path = self.attempt_path(attempt, "exit.json")
-        data = self.storage.read_or_none(path)
-        return None if data is None else decode(data, ExitReport, path=f"{self.url}/{path}")
+        It is what an instance claims: one that cannot be read counts as none, and ``warn`` is
+        called with what is wrong.
+        """
+        return self._claim(attempt, "heartbeat.json", Heartbeat, warn)
+
+    def exit_report(
+        self, attempt: int, *, warn: Callable[[str], object] = _log.warning
+    ) -> ExitReport | None:
+        """How an attempt ended, in its own words; ``None`` while it has not said so.
+
+        As with :meth:`heartbeat`, one that cannot be read counts as none.
+        """
+        return self._claim(attempt, "exit.json", ExitReport, warn)
+
+    def _claim(
+        self, attempt: int, name: str, kind: type[_C], warn: Callable[[str], object]
+    ) -> _C | None:
+        path = self.attempt_path(attempt, name)
+        try:
+            data = self.storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
+            if data is None:
+                return None
+            return clipped(decode(data, kind, path=f"{self.url}/{path}"))
+        except FormatError as error:
+            warn(str(error))
+            return None
 
     def handover(self, attempt: int) -> Handover | None:
         """The request to an attempt to checkpoint and stop; ``None`` when there is none."""
         path = self.attempt_path(attempt, "handover.json")
-        data = self.storage.read_or_none(path)
+        data = self.storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
         return None if data is None else decode(data, Handover, path=f"{self.url}/{path}")
 
     def beat(self, heartbeat: Heartbeat) -> None:
@@ -167,9 +195,18 @@ class Run:
         return self.attempt_path(attempt, f"log/{segment:08d}")
 
     def log_segment(self, attempt: int, segment: int) -> str | None:
-        """One piece of an attempt's output, from 1 on; ``None`` when it is not there (yet)."""
-        data = self.storage.read_or_none(self.log_path(attempt, segment))
-        return None if data is None else data.decode("utf-8", "replace")
+        """One piece of an attempt's output, from 1 on; ``None`` when it is not there (yet).
+
+        Of one that is larger than any that an agent writes, the beginning.
+        """
+        path = self.log_path(attempt, segment)
+        try:
+            data = self.storage.read_range(path, 0, SEGMENT_LIMIT_BYTES + 1)
+        except ObjectMissing:
+            return None
+        text = data[:SEGMENT_LIMIT_BYTES].decode("utf-8", "replace")
+        cut = f"\n[spotfirst] the rest of {self.url}/{path} is left out: it is too large\n"
+        return text + cut if len(data) > SEGMENT_LIMIT_BYTES else text
 
 
 def create_run(storage: Storage, spec: RunSpec) -> Run:
