@@ -296,19 +296,40 @@ def _unpack(archive: bytes, destination: Path, *, origin: str) -> None:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             members = tar.getmembers()
             _check_members(members, origin)
-            tar.extractall(partial, members=members, filter="data")
+            for member in members:
+                _extract(tar, member, partial / member.name)
         if destination.exists():
             shutil.rmtree(destination)
         partial.rename(destination)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, FileExistsError, NotADirectoryError) as error:
         msg = f"{origin} cannot be unpacked: {error}"
         raise CorruptObject(msg) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Write one checked member, with no more than the executable bit of its mode.
+
+    Not ``extractall``: its filters are missing from Pythons that distributions still ship, such as
+    3.10.11 and 3.11.3. Raises :class:`FileExistsError` when an earlier member has the name.
+    """
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if member.issym():
+        path.symlink_to(member.linkname)
+        return
+    content = tar.extractfile(member)
+    assert content is not None  # it is a regular file
+    with content, path.open("xb") as file:
+        shutil.copyfileobj(content, file)
+    path.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
+
+
 def _check_members(members: list[tarfile.TarInfo], origin: str) -> None:
-    """Refuse what :func:`pack` never writes. tarfile's own filter looks again, on the disk."""
+    """Refuse what :func:`pack` never writes."""
     links = {member.name for member in members if member.issym()}
     for member in members:
         problem = _problem(member, links)

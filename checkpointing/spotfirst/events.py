@@ -41,13 +41,14 @@ __all__ = [
 ]
 
 EndCause = Literal[
-    "completed",  # the command exited with 0
+    "completed",  # the work is done: the command exited with 0, unasked or after its last step
     "script_failed",  # the command exited with something else, on its own account
     "interrupted",  # the fleet took the instance back
     "handed_over",  # it stopped, checkpointed, because it was asked to
-    "killed",  # someone sent the command SIGKILL (the out-of-memory killer, an operator)
+    "killed",  # someone sent the command a signal (the out-of-memory killer, an operator)
     "lost",  # the instance or its agent is gone, and nothing says why
     "max_life",  # it ended itself at the end of its maximum life
+    "unfit",  # the agent cannot work on such an instance, and another one would be the same
 ]
 
 
@@ -116,13 +117,15 @@ class Launched(Event):
 class NotLaunched(Event):
     """The intent came to nothing; no instance exists for its token.
 
-    ``pools`` are those that had no capacity; none named: the one of the intent.
+    ``pools`` are those that had no capacity; none named: the one of the intent. ``quota``: they
+    had none for us, as the account's quota of that market is used up.
     """
 
     attempt: int
     cause: Literal["no_capacity", "rejected", "withdrawn"]
     message: str
     pools: tuple[Pool, ...] = ()
+    quota: bool = False
 
 
 class Noticed(Event):

@@ -5,17 +5,23 @@ from __future__ import annotations
 from spotfirst import events as e
 from spotfirst.state import RunState
 
-__all__ = ["describe"]
+__all__ = ["NOT_NEEDED", "describe"]
+
+NOT_NEEDED = "no longer needed"
+"""How the reason begins for which an attempt is ended without being asked for a checkpoint."""
 
 _ENDINGS = {
     "completed": "completed",
     "script_failed": "failed: its command exited with {code}",
     "interrupted": "was interrupted",
     "handed_over": "handed over",
-    "killed": "was killed (SIGKILL; out of memory?)",
+    "killed": "was killed by a signal, code {code} (out of memory?)",
     "lost": "was lost: its instance or agent is gone",
     "max_life": "ended itself at its maximum life",
+    "unfit": "could not begin",
 }
+_EXPLAINED = {"handed_over", "interrupted", "lost", "unfit"}
+"""Ends whose message says more than the cause does."""
 
 
 def describe(event: e.Event, state: RunState) -> str:
@@ -32,10 +38,12 @@ def describe(event: e.Event, state: RunState) -> str:
         when = f", instance goes at {event.notice.time:%H:%M:%S}" if event.notice.time else ""
         return f"attempt {event.attempt}: {event.notice.kind} notice{when}"
     if isinstance(event, e.HandoverRequested):
+        if event.reason.startswith(NOT_NEEDED):
+            return f"attempt {event.attempt}: {event.reason}"
         return f"attempt {event.attempt}: asked to checkpoint and stop ({event.reason})"
     if isinstance(event, e.Ended):
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)
-        if event.cause == "lost" and event.message:
+        if event.cause in _EXPLAINED and event.message:
             ending += f" ({event.message})"
         steps = f", at step {event.step}" if event.step is not None else ""
         kept = (

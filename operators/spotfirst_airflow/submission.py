@@ -29,6 +29,7 @@ from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow import secretlike
+from spotfirst_airflow.arguments import check_time
 from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
@@ -46,6 +47,7 @@ __all__ = [
     "is_run_of",
     "mark_delivered",
     "newest_generation",
+    "newest_run",
     "open_controller",
     "pinned_checkpoint",
     "request_stop",
@@ -251,9 +253,19 @@ def check_new_id(run_id: str) -> None:
 def newest_generation(storage: Storage, base_id: str) -> int:
     """How many generations of a run there are; 0 when there is none."""
     generation = 0
-    while storage.exists(f"runs/{_generation_id(base_id, generation + 1)}/spec.json"):
+    while _exists(storage, _generation_id(base_id, generation + 1)):
         generation += 1
     return generation
+
+
+def newest_run(storage: Storage, base_id: str) -> Run | None:
+    """The newest generation of a run; ``None`` when there is none."""
+    generation = newest_generation(storage, base_id)
+    return Run(storage, _generation_id(base_id, generation)) if generation else None
+
+
+def _exists(storage: Storage, run_id: str) -> bool:
+    return is_run_id(run_id) and Run(storage, run_id).exists()
 
 
 def _generation_id(base_id: str, generation: int) -> str:
@@ -269,12 +281,17 @@ def _submit(
     environment: Mapping[str, str],
     clock: Clock,
 ) -> Run:
-    spec = _plan(storage, run_id, request, environment=environment, now=clock())
+    now, until, training = clock(), request.deadline, request.training_time
+    left = until - now if isinstance(until, datetime) else timedelta(0)
+    is_ahead = left > timedelta(0)  # one that has passed is refused as such
+    if training is not None and request.resume_from is None and is_ahead:
+        check_time(training, left)
+    spec = _plan(storage, run_id, request, environment=environment, now=now)
     try:
         with pinned_checkpoint(storage, spec.resume_from, by=run_id):
             run = create_run(storage, spec)
     except InvalidSpec:
-        if not storage.exists(f"runs/{run_id}/spec.json"):
+        if not _exists(storage, run_id):
             raise
         run = Run(storage, run_id)  # a racing try of the same task was first; its spec counts
     return _take_over(run, owner=owner, clock=clock)

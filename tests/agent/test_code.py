@@ -234,3 +234,25 @@ def test_a_hostile_archive_unpacks_nothing(
     with pytest.raises(CorruptObject, match="nothing was unpacked"):
         fetch(storage, ref, tmp_path / "jail" / "out", cache=tmp_path / "cache")
     assert list((tmp_path / "jail").iterdir()) == []
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path, storage: Storage) -> None:
+    """The second must not be written through the link that the first one made."""
+    file = tarfile.TarInfo("a")
+    ref = hostile(storage, link("a", "b"), (file, b"x"))
+    with pytest.raises(CorruptObject, match="cannot be unpacked"):
+        fetch(storage, ref, tmp_path / "code", cache=tmp_path / "cache")
+    assert not (tmp_path / "code").exists()
+
+
+def test_no_bit_but_the_executable_one_is_taken_from_an_archive(
+    tmp_path: Path, storage: Storage
+) -> None:
+    program, text = tarfile.TarInfo("program"), tarfile.TarInfo("text")
+    program.mode, text.mode = 0o6777, 0o1666
+    fetch(
+        storage, hostile(storage, (program, b"x"), (text, b"x")), tmp_path / "code",
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in (tmp_path / "code").iterdir()}
+    assert modes == {"program": 0o755, "text": 0o644}

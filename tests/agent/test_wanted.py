@@ -9,6 +9,7 @@ import pytest
 from spotfirst import events as e
 from spotfirst.market import Market, Pool
 from spotfirst.run import Run
+from tests.waiting import PATIENCE_S
 
 from .conftest import Lab
 
@@ -49,7 +50,7 @@ def journal(run: Run, *events: e.Event) -> Run:
 )
 def test_an_agent_whose_attempt_is_over_leaves_no_trace(lab: Lab, event: e.Event) -> None:
     run = journal(lab.shell("echo trained"), launching(1), event)
-    assert lab.start(run).process.wait(60) == 0
+    assert lab.start(run).process.wait(PATIENCE_S) == 0
     assert "not wanted any more" in lab.output()
     assert run.storage.list("attempts/1") == []
 
@@ -62,5 +63,5 @@ def test_another_attempt_that_ended_changes_nothing(lab: Lab) -> None:
 
 def test_a_journal_of_a_newer_release_does_not_end_what_it_launched(lab: Lab) -> None:
     run = lab.shell("echo trained")
-    run.storage.create("journal/00000001.json", b'{"v": 99, "kind": "created"}')
+    run.control.create("journal/00000001.json", b'{"v": 99, "kind": "created"}')
     assert lab.start(run).exit().cause == "completed"

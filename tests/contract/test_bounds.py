@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from spotfirst import events as e
 from spotfirst.channel import Channel
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
-from spotfirst.errors import CorruptObject, InvalidSpec, SpotfirstError
+from spotfirst.errors import CorruptObject, FormatError, InvalidSpec
 from spotfirst.heartbeat import ExitReport, Heartbeat, Progress, clipped
 from spotfirst.market import Notice, Pool
 from spotfirst.run import SEGMENT_LIMIT_BYTES, Run, create_run
@@ -205,15 +205,14 @@ def test_a_piece_of_output_of_any_size_is_read_to_its_bound(run: Run) -> None:
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b" " * (LIMIT_BYTES + 1), b'{"v":99}'])
 def test_errors_name_the_whole_url_of_the_object(run: Run, data: bytes) -> None:
-    for path, read in (
-        ("journal/00000001.json", lambda: run.journal().refresh()),
-        ("checkpoints/00000001.json", lambda: run.chain().refresh()),
-        ("spec.json", run.spec),
+    for storage, path, read in (
+        (run.storage, "checkpoints/00000001.json", lambda: run.chain().refresh()),
+        (run.control, "journal/00000001.json", lambda: run.journal().refresh()),
+        (run.control, "amendments/00000001.json", run.spec),
+        (run.control, "spec.json", run.original_spec),
     ):
-        place = run.storage if run.storage.exists(path) else Run(run.root, "r").storage
-        for storage in {place, run.storage}:
-            storage.write(path, data)
-        with pytest.raises(SpotfirstError, match=f"{run.url}/{path}"):
+        storage.write(path, data)
+        with pytest.raises(FormatError, match=f"{storage.url}/{path}"):
             read()
 
 

@@ -315,8 +315,8 @@ def test_a_retry_of_the_task_that_has_its_result_does_not_run_anew(storage: Stor
 
 def test_a_submitter_that_died_after_the_spec_is_finished_by_the_next(storage: Storage) -> None:
     run = submit(storage)
-    storage.delete("runs/run/journal/00000001.json")
-    storage.delete("runs/run/journal/00000002.json")
+    storage.delete("control/runs/run/journal/00000001.json")
+    storage.delete("control/runs/run/journal/00000002.json")
     assert submit(storage, owner="try-2").run_id == run.run_id
     state = run.journal().refresh()
     assert state.created_at == NOW

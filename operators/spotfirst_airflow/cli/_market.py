@@ -18,6 +18,7 @@ from spotfirst.market import Market, Pool
 from spotfirst.run import list_runs
 from spotfirst.storage import Storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import span
 from spotfirst_airflow.cli._common import (
     JsonOption,
     find_storage,
@@ -29,7 +30,6 @@ from spotfirst_airflow.cli._common import (
 from spotfirst_airflow.markets import Course, market_options
 from spotfirst_airflow.markets.history import Line, Seen, append
 from spotfirst_airflow.reading import read_runs
-from spotfirst_airflow.rendering import parse_duration
 
 if TYPE_CHECKING:
     from spotfirst_airflow.fleets.ec2.aws import Aws
@@ -76,7 +76,7 @@ def record(
     """
     from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
 
-    pause = parse_duration(every or None, "--every")
+    pause = span("--every", every) if every else None
     aws = Aws.of(Identity(region=region, environment=os.environ))
     place = find_storage(storage) if storage else None
     try:
