@@ -13,7 +13,7 @@ import msgspec
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import FormatError, InvalidSpec
 from spotfirst.lessons import Lessons
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import LIMIT_BYTES, Claimed, Record, decode, encode
 
 __all__ = ["SPEC_DIGEST_VARIABLE", "TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
 
@@ -57,7 +57,7 @@ class ResumeFrom(Record):
     digest: str = ""
 
 
-class RunSpec(Record):
+class RunSpec(Claimed):
     """Everything that stays the same over all attempts of a run.
 
     ``deadline`` is wall-clock time; ``budget_usd`` caps the run's cost over all attempts;
@@ -191,10 +191,17 @@ def is_run_id(name: str) -> bool:
 def _as_read(spec: RunSpec) -> RunSpec:
     """What readers will see of it. Raises :class:`InvalidSpec`."""
     try:
-        return decode(encode(spec), RunSpec, path="spec.json")
+        data = encode(spec)
+        if len(data) <= LIMIT_BYTES:
+            return decode(data, RunSpec, path="spec.json")
     except (FormatError, TypeError, ValueError, RecursionError) as error:
         msg = (
             f"run {spec.run_id}: the spec cannot be written as JSON: {error}. Give options, "
             "tags and env as plain numbers, texts, lists and dicts"
         )
         raise InvalidSpec(msg) from error
+    msg = (
+        f"run {spec.run_id}: the spec has {len(data)} bytes, and readers take {LIMIT_BYTES} at "
+        "most; put what is large (in env, command or options) into the code or a dataset"
+    )
+    raise InvalidSpec(msg)
