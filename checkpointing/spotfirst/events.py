@@ -15,7 +15,7 @@ import msgspec
 
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.steptimes import StepTimes
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import Claimed, Record, decode, encode
 
 __all__ = [
     "Attached",
@@ -56,7 +56,7 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-class Event(Record, tag_field="kind", tag=_snake):
+class Event(Claimed, tag_field="kind", tag=_snake):
     """``at`` is the writer's clock; ``by`` names the process that decided."""
 
     at: datetime
@@ -117,13 +117,15 @@ class Launched(Event):
 class NotLaunched(Event):
     """The intent came to nothing; no instance exists for its token.
 
-    ``pools`` are those that had no capacity; none named: the one of the intent.
+    ``pools`` are those that had no capacity; none named: the one of the intent. ``quota``: they
+    had none for us, as the account's quota of that market is used up.
     """
 
     attempt: int
     cause: Literal["no_capacity", "rejected", "withdrawn"]
     message: str
     pools: tuple[Pool, ...] = ()
+    quota: bool = False
 
 
 class Noticed(Event):

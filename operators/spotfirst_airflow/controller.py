@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,7 @@ import msgspec
 
 from spotfirst import events as e
 from spotfirst.agent.exits import is_finished
-from spotfirst.errors import LaunchRejected, LostRace, NoCapacity
+from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt, Phase, RunState
@@ -37,12 +37,19 @@ from spotfirst_airflow.asking import (
     with_writing,
 )
 from spotfirst_airflow.costs import bill, promised_usd
-from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
+from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest, Offer
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
-from spotfirst_airflow.launches import next_launch_at
-from spotfirst_airflow.news import describe
+from spotfirst_airflow.launches import (
+    Place,
+    next_launch_at,
+    out_of_quota,
+    place_of,
+    rejections,
+    with_refusals,
+)
+from spotfirst_airflow.news import NOT_NEEDED, describe
 from spotfirst_airflow.outlook import Outlook, done_share, shutdown_s, work_left
-from spotfirst_airflow.policies import Policy, View
+from spotfirst_airflow.policies import Decision, OnDemand, Policy, SpotOnly, View
 from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
 from spotfirst_airflow.traffic import Traffic, is_priced
@@ -62,6 +69,8 @@ UNKNOWN_TO_FLEET_S = 60.0
 consistent) before it counts as gone."""
 HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
+_WARNINGS_PER_ATTEMPT = 100
+_HAS_FAILED = "the run has failed"
 _MOMENT_S = 60.0
 _CRASHES = ("script_failed", "killed", "lost")
 
@@ -97,7 +106,9 @@ class Controller:
         by: str = "",
     ) -> None:
         self.run = run
-        self.spec: RunSpec = run.spec()
+        self.spec: RunSpec
+        self.spec, self._spec_digest = run.spec_and_digest()
+        self._amendment = 0
         self._fleet = fleet
         self._policy = policy
         self._clock = clock
@@ -116,7 +127,7 @@ class Controller:
         """
         now = self._clock()
         try:
-            self._journal.refresh()
+            self._read_amendment(self._journal.refresh())
             beats = self._observe(now)
             wait_s = self._reconcile(now, beats)
         except LostRace:
@@ -131,6 +142,13 @@ class Controller:
             done=state.is_final and not state.open_attempts,
         )
 
+    def _read_amendment(self, state: RunState) -> None:
+        """The spec that the journal says counts; refuses an older one that was put in its place."""
+        wanted = state.reopened.amendment if state.reopened else 0
+        if wanted > self._amendment:
+            self.spec, self._spec_digest = self.run.spec_and_digest(amendments=wanted)
+            self._amendment = wanted
+
     # -- one pass ---------------------------------------------------------------------------
 
     def _reconcile(self, now: datetime, beats: Mapping[int, Heartbeat]) -> float:
@@ -140,10 +158,10 @@ class Controller:
             state = self._withdraw(now, state, "the run is over")
             self._fleet.terminate([attempt.token for attempt in state.open_attempts])
             return 0.5
-        if self._conclude(now, state):
+        if self._conclude(now, state, beats):
             return 0.2
         if state.phase is Phase.STOPPING:
-            self._stop(now, self._withdraw(now, state, "the run stops"), beats)
+            self._stop(now, state, beats)
             return 0.5
         outlook = Outlook.of(self.spec, state)
         if self._must_stop(now, state, outlook, beats):
@@ -170,7 +188,7 @@ class Controller:
                 if instance is not None:
                     self._append_launched(now, attempt, instance)
                 continue
-            beat = self.run.heartbeat(attempt.number)
+            beat = self.run.heartbeat(attempt.number, warn=self._doubt(now, attempt))
             if beat is not None:
                 beats[attempt.number] = beat
             self._pass_on_notice(now, attempt, instance, beat)
@@ -194,8 +212,25 @@ class Controller:
     def _pass_on_warnings(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> None:
         """What the trainer warned about goes into the journal once, for people to see."""
         for message in beat.progress.warnings if beat else ():
-            text = f"attempt {attempt.number}: {message}"
+            self._warn_of(attempt, now, message)
+
+    def _warn_of(self, attempt: Attempt, now: datetime, message: str) -> None:
+        """A warning that follows from what an attempt wrote: a script may write without end."""
+        start = f"attempt {attempt.number}: "
+        text = start + message
+        known = self._journal.state.warnings
+        if text not in known:
+            count = sum(warning.startswith(start) for warning in known)
+            if count >= _WARNINGS_PER_ATTEMPT:
+                text = start + "further warnings are left out"
             self._warn(now, text, attempt=attempt.number)
+
+    def _doubt(self, now: datetime, attempt: Attempt) -> Callable[[str], None]:
+        """What takes note of a file of an attempt that cannot be read."""
+        return lambda problem: self._warn_of(attempt, now, problem)
+
+    def _exit_report(self, now: datetime, attempt: Attempt) -> ExitReport | None:
+        return self.run.exit_report(attempt.number, warn=self._doubt(now, attempt))
 
     def _settle_end(
         self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
@@ -207,7 +242,7 @@ class Controller:
             if age_s < UNKNOWN_TO_FLEET_S:
                 return
         elif instance.state is not InstanceState.TERMINATED:
-            report = self.run.exit_report(attempt.number) if _may_have_exited(beat) else None
+            report = self._exit_report(now, attempt) if _may_have_exited(beat) else None
             if report is not None and self._keep(now, attempt, instance, beat, report):
                 return
             if (report is not None and not _leaves_free(attempt, now)) or self._is_silent(
@@ -215,7 +250,7 @@ class Controller:
             ):
                 self._fleet.terminate([attempt.token])
             return
-        report = self.run.exit_report(attempt.number)
+        report = self._exit_report(now, attempt)
         ended = _ended(now, attempt, instance, beat, report)
         ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
@@ -287,24 +322,25 @@ class Controller:
         self._beats[attempt.number] = (number, now)
         return True
 
-    def _conclude(self, now: datetime, state: RunState) -> bool:
+    def _conclude(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> bool:
         """Success, or a failure that no new attempt would mend. Whether it is either."""
         completed = next(
             (a for a in state.attempts if a.ended and a.ended.cause == "completed"), None
         )
         if completed is not None and completed.number > state.reopened_after:
-            if self._cleared(now, state, f"attempt {completed.number} completed"):
+            if self._not_needed(now, state, f"attempt {completed.number} has completed"):
                 self._append(_succeeded(now, completed, self.run))
             return True
         failure = None if state.phase is Phase.STOPPING else self._failure(state)
         if failure is None:
             return False
-        if self._cleared(now, state, "the run failed"):
+        if self._left(now, state, beats, _HAS_FAILED):
             self._append(msgspec.structs.replace(failure, at=now))
         return True
 
-    def _cleared(self, now: datetime, state: RunState, reason: str) -> bool:
-        """End what is still open, since nothing is left to do for it; whether all is gone."""
+    def _not_needed(self, now: datetime, state: RunState, reason: str) -> bool:
+        """End what is still open at once, as the work is done; whether all is gone."""
+        reason = f"{NOT_NEEDED}: {reason}"
         state = self._withdraw(now, state, reason)
         for attempt in state.open_attempts:
             if attempt.handover is None:
@@ -314,11 +350,10 @@ class Controller:
 
     def _failure(self, state: RunState) -> e.Failed | None:
         """Why the run cannot go on, if it cannot. ``at`` is to be filled in."""
-        recent = [a for a in state.attempts if a.number > state.reopened_after]
-        rejected = next((a.not_launched for a in recent if _is_rejected(a)), None)
-        if rejected is not None:
-            return e.Failed(at=rejected.at, message=rejected.message, retryable=False)
-        last = next((a.ended for a in reversed(recent) if a.ended), None)
+        recent = _recent(state)
+        # What ends only because the run has failed does not undo that.
+        ended = [a for a in recent if a.ended and a.handover != _HAS_FAILED]
+        last = ended[-1].ended if ended else None
         if last is not None and last.cause == "unfit":
             # The next instance would have the same image: more of them only cost more.
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
@@ -327,7 +362,7 @@ class Controller:
         script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")
         if last.cause == "script_failed" and script_failures > self.spec.script_retries:
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail)
-        crashes = state.fruitless(*_CRASHES)
+        crashes = state.fruitless(*_CRASHES, leave_out=_HAS_FAILED)
         if crashes >= CRASHES_WITHOUT_PROGRESS:
             message = f"{crashes} attempts in a row crashed without a new checkpoint; {_why(last)}"
             return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
@@ -336,18 +371,39 @@ class Controller:
     def _stop(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> None:
         """Ask every attempt to checkpoint and stop; end those that do not."""
         reason = state.stop.reason if state.stop else "stopped"
-        if not state.open_attempts:
+        if self._left(now, state, beats, reason):
             self._append(e.Stopped(at=now, reason=reason))
-            return
-        asked_at = state.stop.at if state.stop else now
+
+    def _left(
+        self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat], reason: str
+    ) -> bool:
+        """Ask what is open to checkpoint and stop; whether all is gone.
+
+        What has nothing to save, or does not stop, is ended.
+        """
+        state = self._withdraw(now, state, reason)
         for attempt in state.open_attempts:
-            if attempt.handover is None:
+            asked_at = self._asked_at(attempt.number)
+            if asked_at is None:
                 self.run.request_handover(attempt.number, Handover(reason=reason, at=now))
                 self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
+                asked_at = now
             beat = beats.get(attempt.number)
             may_checkpoint = beat is not None and beat.phase in {"training", "draining"}
             if not may_checkpoint or (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S:
                 self._fleet.terminate([attempt.token])
+        return not state.open_attempts
+
+    def _asked_at(self, number: int) -> datetime | None:
+        """When this attempt was asked to checkpoint and stop."""
+        return next(
+            (
+                event.at
+                for event in reversed(self._journal.events)
+                if isinstance(event, e.HandoverRequested) and event.attempt == number
+            ),
+            None,
+        )
 
     def _must_stop(
         self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
@@ -389,7 +445,9 @@ class Controller:
         free_at = next_launch_at(state.attempts, per_hour=self.spec.launches_per_hour, now=now)
         if free_at is not None:
             return self._hold(now, state, free_at, current)
+        recent = _recent(state)
         offers = tuple(self._fleet.offers(self.spec.instance_types))
+        offers = with_refusals(offers, recent, now=now)
         checkpoint_bytes = 0
         if any(map(is_priced, offers)):
             checkpoint_bytes = self._traffic.newest_bytes()
@@ -400,7 +458,7 @@ class Controller:
             now=now,
             idle_since=idle_since(state, now),
             offers=offers,
-            attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
+            attempts=recent,
             current=current,
             deadline=outlook.deadline,
             work=work_left(self.spec, state, beat),
@@ -423,6 +481,19 @@ class Controller:
                 self._append(e.StopRequested(at=now, reason=why, cause="budget"))
             return watching_s
         decision = ask(self._policy, view, budget=outlook.budget, shutdown_s=shutdown_s(beat))
+        is_stuck = decision.offer is None and not decision.stop and not state.open_attempts
+        if is_stuck and view.offers:
+            rejected = rejections(recent)
+            if rejected and not self._not_refused(view.offers, rejected):
+                message = "; ".join(dict.fromkeys(each.message for each in rejected.values()))
+                self._append(e.Failed(at=now, message=message, retryable=False))
+                return 0.1
+            # With a deadline, a policy goes elsewhere in time.
+            quotas = out_of_quota(recent) if outlook.deadline is None else set()
+            left = self._not_refused(view.offers, {*rejected, *quotas})
+            if left and len(left) < len(view.offers):
+                view = msgspec.structs.replace(view, offers=left)
+                decision = self._instead(decision, view, outlook, shutdown_s(beat))
         if decision.stop:
             self._append(e.StopRequested(at=now, reason=decision.reason, cause="policy"))
             return 0.1
@@ -444,6 +515,27 @@ class Controller:
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
         return 0.2
+
+    def _not_refused(
+        self, offers: tuple[Offer, ...], refused: Collection[Place]
+    ) -> tuple[Offer, ...]:
+        """Where a launch may yet do, of what the policy may use at all."""
+        only = getattr(self._policy, "only", None)
+        return tuple(
+            offer
+            for offer in offers
+            if place_of(offer.market, offer.pool) not in refused
+            and offer.market is (only or offer.market)
+        )
+
+    def _instead(self, decision: Decision, view: View, outlook: Outlook, end_s: float) -> Decision:
+        """What is left to launch, where the policy would wait for what is refused."""
+        for policy in (SpotOnly(), OnDemand()):
+            other = ask(policy, view, budget=outlook.budget, shutdown_s=end_s)
+            if other.offer is not None:
+                reason = f"launches in other markets are refused: {other.offer.market} instead"
+                return msgspec.structs.replace(other, reason=reason)
+        return decision
 
     def _hold(
         self, now: datetime, state: RunState, free_at: datetime, current: Attempt | None
@@ -479,12 +571,16 @@ class Controller:
             others=attempt.others,
             storage_url=self.run.root.url,
             max_life_s=self.spec.max_life_s,
+            spec_digest=self._spec_digest,
             tags=self.spec.tags,
         )
         try:
             instance = self._fleet.launch(request)
         except NoCapacity as error:
-            self._append_not_launched(now, attempt, "no_capacity", str(error), error.pools)
+            quota = isinstance(error, QuotaReached)
+            self._append_not_launched(
+                now, attempt, "no_capacity", str(error), error.pools, quota=quota
+            )
         except LaunchRejected as error:
             self._append_not_launched(now, attempt, "rejected", str(error))
         else:
@@ -527,10 +623,20 @@ class Controller:
         cause: Literal["no_capacity", "rejected", "withdrawn"],
         message: str,
         pools: tuple[Pool, ...] = (),
+        *,
+        quota: bool = False,
     ) -> None:
         self._append(
-            e.NotLaunched(at=now, attempt=attempt.number, cause=cause, message=message, pools=pools)
-        )
+            e.NotLaunched(
+                at=now, attempt=attempt.number, cause=cause, message=message, pools=pools,
+                quota=quota,
+            )
+        )  # fmt: skip
+        if cause == "rejected" or quota:
+            # What AWS says has ids and numbers in it that differ each time: once for each market.
+            start = f"{attempt.market} launches are refused, and tried again now and then: "
+            if not any(known.startswith(start) for known in self._journal.state.warnings):
+                self._warn(now, start + message)
 
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
@@ -586,8 +692,9 @@ def _leaves_free(attempt: Attempt, now: datetime) -> bool:
     return used_s * attempt.launched.clock_rate < 3600
 
 
-def _is_rejected(attempt: Attempt) -> bool:
-    return attempt.not_launched is not None and attempt.not_launched.cause == "rejected"
+def _recent(state: RunState) -> tuple[Attempt, ...]:
+    """The attempts since the run was last reopened: someone looked at the others then."""
+    return tuple(a for a in state.attempts if a.number > state.reopened_after)
 
 
 def _why(ended: e.Ended) -> str:

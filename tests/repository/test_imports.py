@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 INSTANCE = ROOT / "checkpointing" / "spotfirst"
 CONTROL = ROOT / "operators" / "spotfirst_airflow"
@@ -16,6 +18,7 @@ UI = ROOT / "plugins" / "spotfirst_ui"
 # The parts of spotfirst_airflow that are Airflow's: by nature they need it.
 AIRFLOW_PARTS = {
     "operators", "reaper", "triggers", "hooks", "links", "decorators", "notifiers", "sensors",
+    "taskrecord",
 }  # fmt: skip
 
 # Imports what it is told to, with some packages gone, and prints what went wrong for each module.
@@ -79,7 +82,7 @@ def failures(names: list[str], blocked: set[str]) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
