@@ -34,8 +34,7 @@ from spotfirst.channel import CHANNEL_VARIABLE, Channel, Drain
 from spotfirst.errors import ClaimLost, FormatError, InvalidSpec, SpotfirstError
 from spotfirst.events import EndCause
 from spotfirst.run import Run
-from spotfirst.signing import UNVERIFIED
-from spotfirst.spec import RunSpec
+from spotfirst.spec import SPEC_DIGEST_VARIABLE, RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, encode, utc_now
 
@@ -73,7 +72,7 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._attempt = settings.attempt
-        self._run = Run(storage, settings.run_id, keys=UNVERIFIED)
+        self._run = Run.on_instance(storage, settings.run_id, settings.spec_digest)
         self._guard = guard
         self._clock = clock
         self._folder = settings.folder
@@ -224,6 +223,7 @@ class Agent:
                 "SPOTFIRST_STORAGE": self._settings.storage_url,
                 "SPOTFIRST_RUN": self._settings.run_id,
                 "SPOTFIRST_ATTEMPT": str(self._attempt),
+                SPEC_DIGEST_VARIABLE: self._settings.spec_digest,
                 CHANNEL_VARIABLE: str(self._folder / "channel"),
                 "SPOTFIRST_CHECKPOINT_DIR": str(self._folder / "checkpoints"),
                 "SPOTFIRST_CHECKPOINT_PERIOD_S": repr(self._spec.checkpoint_period_s),
