@@ -67,7 +67,9 @@ def export_files(
             _merge(staging, folder)
             _finish_folders(manifest, folder)
     except OSError as error:
-        msg = f"cannot write {error.filename2 or error.filename or folder}: {error.strerror or error}"
+        msg = (
+            f"cannot write {error.filename2 or error.filename or folder}: {error.strerror or error}"
+        )
         raise StorageError(msg, path=str(folder)) from error
     return manifest
 
