@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spotfirst import events as e
 from spotfirst.state import RunState
+from spotfirst_airflow.costs import is_simulated
 
 __all__ = ["describe"]
 
@@ -28,7 +29,8 @@ def describe(event: e.Event, state: RunState) -> str:
     if isinstance(event, e.Launching):
         return f"attempt {event.attempt}: launching {event.market}, {event.pool} ({event.reason})"
     if isinstance(event, e.Launched):
-        return f"attempt {event.attempt}: running as {event.instance_id} at ${event.price_usd_h}/h"
+        price = f"${event.price_usd_h}/h{' simulated' if is_simulated(event.price_source) else ''}"
+        return f"attempt {event.attempt}: running as {event.instance_id} at {price}"
     if isinstance(event, e.NotLaunched):
         return f"attempt {event.attempt}: not launched ({event.cause}): {event.message}"
     if isinstance(event, e.Noticed):
