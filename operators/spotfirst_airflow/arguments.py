@@ -184,14 +184,14 @@ def check_export(export: str, checkpoint_mode: str) -> None:
     is_file = export.endswith(".safetensors")
     if checkpoint_mode == "trainer" and not is_file:
         msg = (
-            f"export is {export!r}, and checkpoint_mode is 'trainer', which exports the model's "
-            "weights as one file; give a name that ends in .safetensors"
+            f"export {export!r}: checkpoint_mode is 'trainer', which exports the model's weights "
+            "as one file; give a name that ends in .safetensors"
         )
         raise InvalidSpec(msg)
     if checkpoint_mode == "files" and is_file:
         msg = (
-            f"export is {export!r}, and checkpoint_mode is 'files', which exports a folder with "
-            "the script's own files; give the name of a folder"
+            f"export {export!r}: checkpoint_mode is 'files', which exports a folder with the "
+            "script's own files; give the name of a folder"
         )
         raise InvalidSpec(msg)
 
