@@ -588,7 +588,9 @@ def _raise(run: Run, state: RunState) -> NoReturn:
 
 def _extra(delivered: Mapping[str, Any]) -> dict[str, Any]:
     """What an asset's event says about the model that was made."""
-    names = ("run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd")
+    names = (
+        "run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd", "exported",
+    )  # fmt: skip
     return {name: delivered[name] for name in names} | {
         "weights_sha256": delivered["weights_sha256"]
     }
