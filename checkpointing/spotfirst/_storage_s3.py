@@ -32,14 +32,13 @@ _CONFIG = {
 }
 
 # By name: botocore must not be imported only to compare with its classes.
+_WITHOUT_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
 _UNUSABLE = {
     "InvalidConfigError",
     "InvalidEndpointConfigurationError",
     "InvalidRegionError",
-    "NoCredentialsError",
     "NoRegionError",
     "ParamValidationError",
-    "PartialCredentialsError",
     "ProfileNotFound",
     "UnknownEndpointError",
 }
@@ -53,6 +52,10 @@ _PASSING_CODES = {
     "SlowDown",
     "XAmzContentSHA256Mismatch",
 }
+
+_DENIED_STATUS = {401, 403}
+_DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+"""S3 has the status 400 for them; and as ``KMS.…`` it passes on what a key's policy says."""
 
 _DELETED_AT_ONCE = 1000
 """What one DeleteObjects takes."""
@@ -286,22 +289,35 @@ class S3Storage(Storage):
     def _translate(self, error: Exception, what: str) -> StorageError | None:
         code, status = _response(error)
         if _no_bucket(error):
-            return denied(what, "there is no such bucket", "Create it, or correct its name")
+            advice = "Create it, or correct its name"
+            return denied(what, "there is no such bucket", advice, lasting=True)
         if isinstance(error, FileNotFoundError):
             return missing(what)
-        if isinstance(error, PermissionError) or type(error).__name__ in _UNUSABLE:
+        name = type(error).__name__
+        may_pass = (
+            isinstance(error, PermissionError)
+            or name in _WITHOUT_CREDENTIALS
+            or status in _DENIED_STATUS
+            or code in _DENIED_CODES
+            or code.startswith("KMS.")
+        )
+        if may_pass or name in _UNUSABLE:
             return denied(
                 what,
-                f"{type(error).__name__}: {error}",
+                f"{name}: {error}",
                 "Check the credentials (AWS_ACCESS_KEY_ID, …, or the instance's role), what they "
                 "allow, and the endpoint (AWS_ENDPOINT_URL_S3)",
+                lasting=not may_pass,
             )
         if isinstance(error, ValueError):  # how botocore refuses an endpoint
-            return denied(what, error, "Check AWS_ENDPOINT_URL_S3 and the bucket's name")
+            advice = "Check AWS_ENDPOINT_URL_S3 and the bucket's name"
+            return denied(what, error, advice, lasting=True)
         if 400 <= status < 500 and status not in _PASSING_STATUS and code not in _PASSING_CODES:
-            return denied(what, f"{code}: {error}", "The server will not take this request")
+            advice = "The server will not take this request"
+            return denied(what, f"{code}: {error}", advice, lasting=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSYS:
-            return denied(what, f"{code}: {error}", "The server lacks what Spotfirst needs")
+            advice = "The server lacks what Spotfirst needs"
+            return denied(what, f"{code}: {error}", advice, lasting=True)
         home = type(error).__module__.partition(".")[0]
         if isinstance(error, (OSError, TimeoutError, asyncio.TimeoutError)) or home in {
             "aiobotocore",

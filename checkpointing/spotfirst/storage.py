@@ -382,8 +382,8 @@ def missing(what: str) -> ObjectMissing:
     return ObjectMissing(f"cannot {what}: there is nothing there")
 
 
-def denied(what: str, reason: object, advice: str) -> StorageDenied:
-    return StorageDenied(f"may not {what}: {reason}. {advice}")
+def denied(what: str, reason: object, advice: str, *, lasting: bool = False) -> StorageDenied:
+    return StorageDenied(f"may not {what}: {reason}. {advice}", lasting=lasting)
 
 
 def unavailable(what: str, error: Exception, advice: str = "") -> StorageUnavailable:

@@ -13,7 +13,10 @@ from spotfirst.spec import RunSpec
 from spotfirst.state import RunState
 from spotfirst_airflow.costs import is_simulated, usd
 
-__all__ = ["describe", "is_bad", "progress_line", "script_error"]
+__all__ = ["NOT_NEEDED", "describe", "is_bad", "progress_line", "script_error"]
+
+NOT_NEEDED = "no longer needed"
+"""How the reason begins for which an attempt is ended without being asked for a checkpoint."""
 
 _ENDINGS = {
     "completed": "completed",
@@ -104,6 +107,8 @@ def describe(event: e.Event, state: RunState) -> str:
         when = f", instance goes at {event.notice.time:%H:%M:%S}" if event.notice.time else ""
         return f"attempt {event.attempt}: {event.notice.kind} notice{when}"
     if isinstance(event, e.HandoverRequested):
+        if event.reason.startswith(NOT_NEEDED):
+            return f"attempt {event.attempt}: {event.reason}"
         return f"attempt {event.attempt}: asked to checkpoint and stop ({event.reason})"
     if isinstance(event, e.Ended):
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)

@@ -143,8 +143,9 @@ def test_a_server_that_ignores_the_condition_is_refused(
 def test_a_missing_bucket_is_said_at_once(s3_url: str) -> None:
     storage = open_storage("s3://no-such-bucket-here/x")
     for call in (storage.read, storage.list):  # HEAD has no body to tell by
-        with pytest.raises(StorageDenied, match="no such bucket"):
+        with pytest.raises(StorageDenied, match="no such bucket") as caught:
             call("x")
+        assert caught.value.lasting
     with pytest.raises(UnsupportedStorage, match=r"no-such-bucket-here.*no such bucket"):
         storage.probe()
 
@@ -155,8 +156,9 @@ def test_wrong_credentials_are_said_at_once(
 ) -> None:
     monkeypatch.setenv(variable, "WRONGWRONGWRONG")
     began = time.monotonic()
-    with pytest.raises(StorageDenied, match="Check the credentials"):
+    with pytest.raises(StorageDenied, match="Check the credentials") as caught:
         open_storage(s3_url).read("x")
+    assert not caught.value.lasting, "keys rotate"
     with pytest.raises(UnsupportedStorage, match=s3_url):
         open_storage(s3_url).probe()
     assert time.monotonic() - began < 30
@@ -169,8 +171,9 @@ def test_no_credentials_are_said_at_once(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(StorageDenied, match="Check the credentials"):
+    with pytest.raises(StorageDenied, match="Check the credentials") as caught:
         open_storage(s3_url).write("x", b"1")
+    assert not caught.value.lasting, "a metadata service may be slow"
 
 
 def test_an_endpoint_that_is_none_is_said(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,15 +313,15 @@ def test_a_folder_that_cannot_be_written_is_said(local: Storage, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("number", "says"),
+    ("number", "says", "lasting"),
     [
-        (errno.EACCES, "Check the owner"),
-        (errno.EROFS, "file system"),
-        (errno.ENAMETOOLONG, "length"),
+        (errno.EACCES, "Check the owner", False),
+        (errno.EROFS, "for writing", False),
+        (errno.ENAMETOOLONG, "length", True),
     ],
 )
-def test_what_cannot_get_better_is_not_tried_again(
-    local: Storage, monkeypatch: pytest.MonkeyPatch, number: int, says: str
+def test_a_refusal_is_said_at_once_and_whether_it_may_pass(
+    local: Storage, monkeypatch: pytest.MonkeyPatch, number: int, says: str, lasting: bool
 ) -> None:
     calls: list[int] = []
 
@@ -327,8 +330,9 @@ def test_what_cannot_get_better_is_not_tried_again(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(_storage_local.os, "fsync", refuse)
-    with pytest.raises(StorageDenied, match=says):
+    with pytest.raises(StorageDenied, match=says) as caught:
         local.write("x", b"1")
+    assert caught.value.lasting is lasting
     assert len(calls) == 1
     with pytest.raises(UnsupportedStorage, match="cannot be used"):
         local.probe()

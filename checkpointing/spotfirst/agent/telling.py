@@ -25,6 +25,8 @@ __all__ = ["Teller"]
 _log = logging.getLogger(__name__)
 
 _LAST_BEAT_S = 2.0
+_REPORT_DENIED_S = 3600.0
+"""Without its report a finished training is begun once more, and then has nothing to do."""
 
 
 class Teller:
@@ -112,7 +114,9 @@ class Teller:
             log_tail=self._logs.tail(), progress=self._merged(),
             log_segments=self._logs.segments, moved_bytes=self.moved_bytes,
         )  # fmt: skip
-        until_answered("report the end", lambda: self._run.report_exit(report))
+        until_answered(
+            "report the end", lambda: self._run.report_exit(report), denied_s=_REPORT_DENIED_S
+        )
         # After the report, which says more. A beat that is under way must not come after ours.
         self._beats.stop(_LAST_BEAT_S)
         self.phase = "exited"

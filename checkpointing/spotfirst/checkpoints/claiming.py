@@ -13,10 +13,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from spotfirst.checkpoints.chain import CheckpointChain
-from spotfirst.errors import FormatError, StorageUnavailable
+from spotfirst.errors import FormatError, StorageDenied, StorageUnavailable
 from spotfirst.heartbeat import Handover
 from spotfirst.journal import Journal
-from spotfirst.patience import Sleep
+from spotfirst.patience import DENIED_S, Sleep
 from spotfirst.run import Run
 from spotfirst.wire import Clock, utc_now
 
@@ -57,11 +57,12 @@ def wait_for_claim(
     wait ends without a claim and the result is ``False``.
 
     Raises :class:`ClaimLost` when a newer attempt holds the chain. An unreachable storage is
-    waited for.
+    waited for, and so is for :data:`~spotfirst.patience.DENIED_S` one that refuses.
     """
     journal = run.journal()
     asked_at: dict[int, float] = {}
     seen_at: dict[int, float] = {}
+    refused_at: float | None = None
     polls = 0
     while not leave():
         try:
@@ -86,6 +87,13 @@ def wait_for_claim(
                 return True
         except StorageUnavailable as error:
             _log.warning("the storage does not answer, waiting: %s", error)
+        except StorageDenied as error:
+            refused_at = monotonic() if refused_at is None else refused_at
+            if error.lasting or monotonic() - refused_at >= DENIED_S:
+                raise
+            _log.warning("the storage refuses, waiting: %s", error)
+        else:
+            refused_at = None
         polls += 1
         sleep(_POLL_S)
     return False

@@ -95,8 +95,10 @@ def replay(
     with pinned_checkpoint(place, source, by=new_id):
         create_run(place, spec)
     owner = owner_name()
-    run = attach(place, new_id, request, owner=owner, environment=environment)
-    see_through(run, owner=owner, quiet=quiet, json=json)
+    see_through(
+        lambda: attach(place, new_id, request, owner=owner, environment=environment),
+        owner=owner, quiet=quiet, json=json,
+    )  # fmt: skip
 
 
 def _request(old: RunSpec, changes: dict[str, str]) -> Request:

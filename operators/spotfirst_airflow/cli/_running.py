@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,24 +140,38 @@ def run(
         if not run_id:
             msg = "nothing to run: give a spec file, a command after '--', or --run-id of a run"
             raise InvalidSpec(msg)
-        found = _take_up(place, run_id, owner)
-    else:
-        request = to_request(values)
-        base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
-        found = attach(place, base_id, request, owner=owner, environment=storage_environment())
-    see_through(found, owner=owner, quiet=quiet, json=json, export=export)
+        see_through(
+            lambda: _take_up(place, run_id, owner),
+            owner=owner, quiet=quiet, json=json, export=export,
+        )  # fmt: skip
+        return
+    request = to_request(values)
+    base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
+    see_through(
+        lambda: attach(place, base_id, request, owner=owner, environment=storage_environment()),
+        owner=owner, quiet=quiet, json=json, export=export,
+    )  # fmt: skip
 
 
 def see_through(
-    found: Run, *, owner: str, quiet: bool, json: bool, export: str | None = None
+    take_over: Callable[[], Run],
+    *,
+    owner: str,
+    quiet: bool,
+    json: bool,
+    export: str | None = None,
 ) -> None:
-    """Follow a run to its end, tell how it went, and end with code 0 only for a success.
+    """Take a run over, follow it to its end, and end with code 0 only for a success.
 
-    What it trained is then exported to ``export``.
+    The signals' handlers are there before the run is taken over. What the run trained is then
+    exported to ``export``.
     """
     console = stderr() if json else stdout()
     interrupts = Interrupts()
     with interrupts.caught(), Display(console, quiet=quiet) as display:
+        interrupts.attaching = True
+        found = take_over()
+        interrupts.attaching = False
         display.say(f"run {found.run_id} in {found.root.url}", "bold")
         glance = follow(found, display, interrupts, owner=owner, from_now=_is_old(found))
     if glance is None:
