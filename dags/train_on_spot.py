@@ -31,13 +31,13 @@ def script(usd_h: float, *changes: tuple[float, int, bool]) -> list[dict[str, ob
 MARKET = {
     "kind": "scripted",
     "zones": {
-        # a third of the price on demand ($0.80), as is common for GPUs
-        # taken back with notice at 20 s; there again at 40 s; without notice at 70 s; again at 78 s
+        # A third of the price on demand ($0.80), as is common for GPUs.
+        # Taken back with notice at 20 s; there again at 40 s; without notice at 70 s; again at 78 s
         "local-a": script(
-            0.27, (0, 4, True), (20, 0, True), (40, 4, True), (70, 0, False), (78, 4, True)
+            0.25, (0, 4, True), (20, 0, True), (40, 4, True), (70, 0, False), (78, 4, True)
         ),
-        # taken back without notice at 45 s, and gone for good
-        "local-b": script(0.29, (0, 4, True), (45, 0, False)),
+        # Taken back without notice at 45 s, and gone for good
+        "local-b": script(0.27, (0, 4, True), (45, 0, False)),
     },
 }
 
