@@ -136,35 +136,41 @@ class S3Storage(Storage):
             raise InvalidSpec(msg)
         return super()._full(path)
 
-    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+    def read_many(
+        self, paths: Iterable[str], *, limit_bytes: int | None = None
+    ) -> dict[str, bytes]:
         """Several small objects at once; one that is missing raises :class:`ObjectMissing`."""
         wanted = list(dict.fromkeys(paths))
         found: dict[str, bytes] = {}
 
         def read(_: str) -> None:
             left = [path for path in wanted if path not in found]
-            for path, result in zip(left, self._fetch(left), strict=True):
+            for path, result in zip(left, self._fetch(left, limit_bytes), strict=True):
                 if isinstance(result, FileNotFoundError) and not _no_bucket(result):
                     raise ObjectMissing(str(missing(f"read {self.url}/{path}")), path=path)
                 if isinstance(result, BaseException):
                     raise result
+                if limit_bytes is not None:
+                    self._check_limit(path, result, limit_bytes)
                 found[path] = result
 
         if wanted:
             self._call("read from", "", read)
         return {path: found[path] for path in wanted}
 
-    def _fetch(self, paths: list[str]) -> list[bytes | BaseException]:
+    def _fetch(self, paths: list[str], limit_bytes: int | None) -> list[bytes | BaseException]:
         from fsspec.asyn import sync
 
         client = self._fs
+        part = {} if limit_bytes is None else {"start": 0, "end": limit_bytes + 1}
 
         async def gather() -> list[bytes | BaseException]:
             free = asyncio.Semaphore(_AT_ONCE)
 
             async def fetch(full: str) -> bytes:
                 async with free:
-                    return bytes(await client._cat_file(full, max_concurrency=1))  # noqa: SLF001 - fsspec's coroutines are named so
+                    found = await client._cat_file(full, max_concurrency=1, **part)  # noqa: SLF001 - fsspec's coroutines are named so
+                    return bytes(found)
 
             calls = [fetch(self._full(path)) for path in paths]
             return await asyncio.gather(*calls, return_exceptions=True)

@@ -15,7 +15,7 @@ import msgspec
 
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.steptimes import StepTimes
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import Claimed, Record, decode, encode
 
 __all__ = [
     "Attached",
@@ -56,7 +56,7 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-class Event(Record, tag_field="kind", tag=_snake):
+class Event(Claimed, tag_field="kind", tag=_snake):
     """``at`` is the writer's clock; ``by`` names the process that decided."""
 
     at: datetime

@@ -29,6 +29,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from spotfirst.errors import InvalidSpec, SpotfirstError
 from spotfirst.signing import ControlKeys
 from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow.controlkeys import with_keys
 
 __all__ = ["STORAGE_VARIABLE", "SpotfirstHook"]
 
@@ -113,8 +114,7 @@ class SpotfirstHook(BaseHook):
             )
             raise InvalidSpec(msg)
         storage = open_storage(url, options=self._options() if url.startswith("s3") else None)
-        storage.keys = self.control_keys()
-        return storage
+        return with_keys(storage, self.control_keys())
 
     def control_keys(self) -> ControlKeys | None:
         """The connection's control key; ``None`` means this process's own.

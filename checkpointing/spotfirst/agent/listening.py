@@ -77,6 +77,10 @@ class Listener:
                 return
             time.sleep(0.05)
 
+    def put_off_handover(self) -> None:
+        """The time for a handover begins now: until now, what is worth waiting for was waited for."""
+        self._handover_at = self._clock()
+
     @property
     def interruption(self) -> Notice | None:
         """The notice, when it is one of an interruption."""

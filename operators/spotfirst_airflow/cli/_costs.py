@@ -15,6 +15,7 @@ from spotfirst.run import Run, list_runs
 from spotfirst.spec import TAG_NAMES
 from spotfirst.wire import Record, utc_now
 from spotfirst_airflow.cli._common import (
+    FAILED,
     JsonOption,
     StorageOption,
     existing_run,
@@ -22,8 +23,10 @@ from spotfirst_airflow.cli._common import (
     moment,
     print_json,
     stdout,
+    tell_broken,
 )
 from spotfirst_airflow.costs import Bill, bill, is_simulated, usd
+from spotfirst_airflow.reading import read_runs
 
 __all__ = ["cost"]
 
@@ -53,6 +56,7 @@ def cost(
     """Show what runs cost: one row per attempt, with its price and the rule that applied.
 
     What was paid for bytes between regions is shown apart where there is any; the sums hold it.
+    A run that cannot be read is named, is missing from the sums, and makes the exit code 1.
     Prices were frozen when an instance was launched, so the answer never changes later.
 
     Examples:
@@ -64,12 +68,10 @@ def cost(
     if by and by not in TAG_NAMES:
         msg = f"--by {by!r}: costs are summed by {', '.join(TAG_NAMES)}"
         raise InvalidSpec(msg)
+    place = find_storage(storage)
     if run_ids:
-        found = [existing_run(storage, run_id) for run_id in run_ids]
-    else:
-        place = find_storage(storage)
-        found = [Run(place, name) for name in list_runs(place)]
-    accounts = [_account(run) for run in found]
+        run_ids = [existing_run(storage, run_id).run_id for run_id in run_ids]
+    accounts, broken = read_runs(place, run_ids or list_runs(place), _account)
     if by:
         _print_sums(accounts, by, json=json)
     elif json:
@@ -78,6 +80,9 @@ def cost(
         _print_rows(accounts)
     else:
         _print_runs(accounts)
+    tell_broken(broken)
+    if broken:
+        raise typer.Exit(FAILED)  # a sum that lacks a run must not pass for the whole
 
 
 def _account(run: Run) -> _Account:
