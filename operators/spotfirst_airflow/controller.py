@@ -515,6 +515,7 @@ class Controller:
             e.Launching(
                 at=now, attempt=number, token=token, market=decision.offer.market,
                 pool=decision.offer.pool, reason=decision.reason, others=decision.others,
+                price_usd_h=decision.offer.price_usd_h,
             )
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
