@@ -46,7 +46,7 @@ from spotfirst.errors import (
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, clipped
 from spotfirst.journal import Journal
 from spotfirst.sequence import Sequence
-from spotfirst.signing import ControlKeys, Seal, default_keys
+from spotfirst.signing import UNVERIFIED, ControlKeys, Seal, default_keys
 from spotfirst.spec import RunSpec, check_run_id, is_run_id
 from spotfirst.storage import Storage
 from spotfirst.wire import LIMIT_BYTES, Record, decode, encode
@@ -70,9 +70,24 @@ class Pin(Record):
 
 
 class Run:
-    """The files of one run. Opening it touches nothing."""
+    """The files of one run. Opening it touches nothing.
 
-    def __init__(self, storage: Storage, run_id: str, *, keys: ControlKeys | None = None) -> None:
+    ``spec_digest`` is for instances: the only spec that they take, from their launch.
+    """
+
+    @classmethod
+    def on_instance(cls, storage: Storage, run_id: str, spec_digest: str) -> Run:
+        """The run as an instance reads it: without a key, and with the spec of its launch only."""
+        return cls(storage, run_id, keys=UNVERIFIED, spec_digest=spec_digest)
+
+    def __init__(
+        self,
+        storage: Storage,
+        run_id: str,
+        *,
+        keys: ControlKeys | None = None,
+        spec_digest: str = "",
+    ) -> None:
         self.root = storage
         """The storage that holds all runs."""
         self.run_id = check_run_id(run_id)
@@ -81,6 +96,7 @@ class Run:
         self.control = storage.child(f"{_CONTROL}/{run_id}")
         """What its controllers write."""
         self._keys = keys
+        self._spec_digest = spec_digest
 
     @functools.cached_property
     def _seal(self) -> Seal:
@@ -107,8 +123,21 @@ class Run:
         """The spec with the SHA-256 of its object, by which an instance knows that it is the same.
 
         Raises :class:`UntrustedObject` when fewer than ``amendments`` are there: somebody removed
-        the newest, and an older one would be taken for it.
+        the newest, and an older one would be taken for it. On an instance, also for another spec
+        than that of its launch.
         """
+        path, data = self._newest_spec(amendments)
+        digest = hashlib.sha256(data).hexdigest()
+        if self._spec_digest not in {"", digest}:
+            msg = (
+                f"{self.control.url}/{path} has the SHA-256 {digest}, and this attempt was "
+                f"launched for {self._spec_digest}: the run was amended since, or somebody changed "
+                "the object. Nothing is run"
+            )
+            raise UntrustedObject(msg)
+        return self._decode_spec(path, data), digest
+
+    def _newest_spec(self, amendments: int) -> tuple[str, bytes]:
         found = Sequence(self.control, "amendments").read_new()
         if len(found) < amendments:
             msg = (
@@ -117,11 +146,7 @@ class Run:
                 "the object"
             )
             raise UntrustedObject(msg)
-        if not found:
-            data = self._read_spec()
-            return self._decode_spec("spec.json", data), _digest(data)
-        path, data = found[-1]
-        return self._decode_spec(path, data), _digest(data)
+        return found[-1] if found else ("spec.json", self._read_spec())
 
     def amend(self, spec: RunSpec) -> int:
         """Ask for other work from now on; the number of the amendment."""
@@ -298,7 +323,3 @@ def create_run(storage: Storage, spec: RunSpec) -> Run:
 def list_runs(storage: Storage) -> list[str]:
     """The ids of all runs in a storage, sorted."""
     return [name for name in storage.list(_CONTROL) if is_run_id(name)]
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -15,7 +15,10 @@ from spotfirst.errors import FormatError, InvalidSpec
 from spotfirst.lessons import Lessons
 from spotfirst.wire import LIMIT_BYTES, Claimed, Record, decode, encode
 
-__all__ = ["TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
+__all__ = ["SPEC_DIGEST_VARIABLE", "TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
+
+SPEC_DIGEST_VARIABLE = "SPOTFIRST_SPEC_SHA256"
+"""On an instance: the SHA-256 of the spec that it was launched for, and takes no other than."""
 
 TAG_NAMES = ("env", "experiment_run", "model_id", "team")
 """The tags that costs are summed by."""
@@ -32,19 +35,26 @@ class CodeRef(Record):
 
 
 class DatasetRef(Record):
-    """One immutable version of a dataset; with ``since``, only what that version lacked."""
+    """One immutable version of a dataset; with ``since``, only what that version lacked.
+
+    ``manifest`` and ``since_manifest`` are the digests of their manifests: nobody can put other
+    files in the place of those that were asked for.
+    """
 
     name: str
     version: int
     since: int | None = None
+    manifest: str = ""
+    since_manifest: str = ""
 
 
 class ResumeFrom(Record):
-    """The checkpoint of another run that this one starts from."""
+    """The checkpoint of another run that this one starts from; ``digest``: of its manifest."""
 
     run_id: str
     step: int
     seq: int
+    digest: str = ""
 
 
 class RunSpec(Claimed):

@@ -79,12 +79,14 @@ _CRASHES = ("script_failed", "killed", "lost")
 class Step(Record):
     """What one pass found. ``done``: the run is final, and every instance is gone.
 
-    ``news`` tells people what happened since the last pass, a line each.
+    ``news`` tells people what happened since the last pass, a line each; ``events`` are all that
+    happened since.
     """
 
     state: RunState
     wait_s: float
     news: tuple[str, ...] = ()
+    events: tuple[e.Event, ...] = ()
     heartbeat: Heartbeat | None = None
     done: bool = False
 
@@ -107,7 +109,9 @@ class Controller:
         by: str = "",
     ) -> None:
         self.run = run
-        self.spec: RunSpec = run.spec()
+        self.spec: RunSpec
+        self.spec, self._spec_digest = run.spec_and_digest()
+        self._amendment = 0
         self._fleet = fleet
         self._policy = policy
         self._clock = clock
@@ -126,20 +130,29 @@ class Controller:
         """
         now = self._clock()
         try:
-            self._journal.refresh()
+            self._read_amendment(self._journal.refresh())
             beats = self._observe(now)
             wait_s = self._reconcile(now, beats)
         except LostRace:
             beats, wait_s = {}, 0.05
         self._last_step_at = now
         state = self._journal.state  # with what this pass appended; the next one reads what is new
+        news, events = self._news()
         return Step(
             state=state,
             wait_s=wait_s,
-            news=self._news(),
+            news=news,
+            events=events,
             heartbeat=_trainer(beats),
             done=state.is_final and not state.open_attempts,
         )
+
+    def _read_amendment(self, state: RunState) -> None:
+        """The spec that the journal says counts; refuses an older one that was put in its place."""
+        wanted = state.reopened.amendment if state.reopened else 0
+        if wanted > self._amendment:
+            self.spec, self._spec_digest = self.run.spec_and_digest(amendments=wanted)
+            self._amendment = wanted
 
     # -- one pass ---------------------------------------------------------------------------
 
@@ -505,6 +518,7 @@ class Controller:
             e.Launching(
                 at=now, attempt=number, token=token, market=decision.offer.market,
                 pool=decision.offer.pool, reason=decision.reason, others=decision.others,
+                price_usd_h=decision.offer.price_usd_h,
             )
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
@@ -565,6 +579,7 @@ class Controller:
             others=attempt.others,
             storage_url=self.run.root.url,
             max_life_s=self.spec.max_life_s,
+            spec_digest=self._spec_digest,
             tags=self.spec.tags,
         )
         try:
@@ -634,11 +649,12 @@ class Controller:
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
 
-    def _news(self) -> tuple[str, ...]:
+    def _news(self) -> tuple[tuple[str, ...], tuple[e.Event, ...]]:
         fresh = self._journal.events[self._told :]
         state = self._journal.state
         self._told = len(self._journal.events)
-        return tuple(line for event in fresh if (line := describe(event, state)))
+        lines = tuple(line for event in fresh if (line := describe(event, state)))
+        return lines, tuple(fresh)
 
 
 # -- small pure helpers -------------------------------------------------------------------------
@@ -694,7 +710,10 @@ def _why(ended: e.Ended) -> str:
     if ended.message:
         return ended.message
     if ended.cause == "script_failed":
-        return f"the command exited with {ended.exit_code}"
+        code = ended.exit_code
+        return (
+            f"the command exited with {code}" if code is not None else "the command did not start"
+        )
     return f"attempt {ended.attempt} was {ended.cause}"
 
 
