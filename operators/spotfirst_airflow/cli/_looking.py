@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spotfirst.errors import FormatError
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.run import Run, list_runs
 from spotfirst.spec import RunSpec
@@ -257,9 +258,14 @@ def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> N
 
 
 def _print_checkpoints(console: Console, run: Run) -> None:
-    chain = run.chain().refresh()
-    commits = chain.commits
     console.print()
+    try:
+        chain = run.chain().refresh()
+    except FormatError as error:
+        text = f"checkpoints cannot be read: {error}"
+        console.print(Text(text, style="red"), soft_wrap=True)
+        return
+    commits = chain.commits
     if not commits:
         console.print("no checkpoints yet")
         return
