@@ -47,6 +47,9 @@ class Progress(Claimed):
     ``step_times`` are those of this process, but for the first ones.
     ``period`` is how often it checkpoints, and why. ``drain_s`` is how long before the end it is to
     be asked for a last checkpoint; ``leaving`` is what it then decided, with the numbers.
+    ``restored_seq`` is the checkpoint that it began with, by its number in the run's own chain.
+    In files mode a step is a capture; ``pause_s`` is how long the script stood still for the last
+    one, and ``waits_until`` says that a move waits until then for a save of the script's own.
     """
 
     phase: AgentPhase = "starting"
@@ -60,6 +63,9 @@ class Progress(Claimed):
     checkpoint_s: float | None = None
     period: Period | None = None
     drain_s: float | None = None
+    restored_seq: int | None = None
+    pause_s: float | None = None
+    waits_until: datetime | None = None
     leaving: tuple[str, ...] = ()
     released: bool = False
     timings: Timings = Timings()

@@ -19,6 +19,7 @@ from devstack.s3 import S3Server
 from spotfirst import _storage_local, _storage_s3
 from spotfirst.errors import StorageDenied, StorageUnavailable, UnsupportedStorage
 from spotfirst.storage import Storage, open_storage
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_wrong_credentials_are_said_at_once(
     assert not caught.value.lasting, "keys rotate"
     with pytest.raises(UnsupportedStorage, match=s3_url):
         open_storage(s3_url).probe()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < PATIENCE_S
 
 
 def test_no_credentials_are_said_at_once(
@@ -193,7 +194,7 @@ def test_a_dead_server_is_known_within_patience(
     began = time.monotonic()
     with pytest.raises(StorageUnavailable, match=r"could not read s3://.*EndpointConnectionError"):
         storage.read("x")
-    assert 1.0 <= time.monotonic() - began < 30
+    assert 1.0 <= time.monotonic() - began < PATIENCE_S
 
 
 @pytest.mark.slow
@@ -209,7 +210,7 @@ def test_a_server_that_never_answers_is_known_soon_after_patience(
         began = time.monotonic()
         with pytest.raises(StorageUnavailable, match="could not create"):
             storage.create("x", b"1")
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < PATIENCE_S
 
 
 def test_a_server_that_comes_back_is_not_noticed(
