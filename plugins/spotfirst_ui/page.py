@@ -175,9 +175,10 @@ def _checkpoints(view: RunView) -> str:
 
 
 def _warnings(view: RunView) -> str:
-    if not view.state.warnings:
+    texts = [*view.state.warnings[-10:], *view.problems]
+    if not texts:
         return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in view.state.warnings[-10:])
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f"<h2>Warnings</h2><ul>{items}</ul>"
 
 

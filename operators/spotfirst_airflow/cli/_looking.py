@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spotfirst.errors import FormatError
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.run import Run, list_runs
 from spotfirst.spec import RunSpec
@@ -161,6 +162,7 @@ def logs(
         state = journal.refresh()
         is_over = not follow or (state.is_final and not state.open_attempts)
         lines = output.new_lines(len(state.attempts))
+        is_over = is_over and not output.is_behind
         if is_over:
             lines += output.rest()
         for number, line in lines:
@@ -168,7 +170,8 @@ def logs(
                 typer.echo(line if attempt else f"[{number}] {line}")
         if is_over:
             break
-        time.sleep(1.0)
+        if not output.is_behind:
+            time.sleep(1.0)
     if attempt is not None and attempt > len(state.attempts):
         stderr().print(f"run {run_id} has {len(state.attempts)} attempts", style="yellow")
 
@@ -255,9 +258,14 @@ def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> N
 
 
 def _print_checkpoints(console: Console, run: Run) -> None:
-    chain = run.chain().refresh()
-    commits = chain.commits
     console.print()
+    try:
+        chain = run.chain().refresh()
+    except FormatError as error:
+        text = f"checkpoints cannot be read: {error}"
+        console.print(Text(text, style="red"), soft_wrap=True)
+        return
+    commits = chain.commits
     if not commits:
         console.print("no checkpoints yet")
         return
