@@ -35,6 +35,7 @@ __all__ = [
     "check_written",
     "is_template",
     "parse",
+    "parse_duration",
     "span",
     "suggestion",
     "to_request",
@@ -86,6 +87,17 @@ def span(name: str, text: str) -> timedelta:
         return _span(text)
     except _Wrong as wrong:
         msg = f"{name} {_shown(text)}: {wrong}; give a duration, such as 8h or 90m"
+        raise InvalidSpec(msg) from None
+
+
+def parse_duration(name: str, value: Any) -> timedelta:
+    """A duration that is no argument of a training, zero included. Raises :class:`InvalidSpec`."""
+    if value == timedelta(0):
+        return timedelta(0)
+    try:
+        return _duration(value)
+    except _Wrong as wrong:
+        msg = f"{name} {_shown(value)}: {wrong}; give a duration, such as '5m'"
         raise InvalidSpec(msg) from None
 
 
