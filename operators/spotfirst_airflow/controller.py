@@ -36,6 +36,7 @@ from spotfirst_airflow.asking import (
     why_not_begin,
     with_writing,
 )
+from spotfirst_airflow.cautions import cautions
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest, Offer
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
@@ -78,12 +79,14 @@ _CRASHES = ("script_failed", "killed", "lost")
 class Step(Record):
     """What one pass found. ``done``: the run is final, and every instance is gone.
 
-    ``news`` tells people what happened since the last pass, a line each.
+    ``news`` tells people what happened since the last pass, a line each; ``events`` are all that
+    happened since.
     """
 
     state: RunState
     wait_s: float
     news: tuple[str, ...] = ()
+    events: tuple[e.Event, ...] = ()
     heartbeat: Heartbeat | None = None
     done: bool = False
 
@@ -134,10 +137,12 @@ class Controller:
             beats, wait_s = {}, 0.05
         self._last_step_at = now
         state = self._journal.state  # with what this pass appended; the next one reads what is new
+        news, events = self._news()
         return Step(
             state=state,
             wait_s=wait_s,
-            news=self._news(),
+            news=news,
+            events=events,
             heartbeat=_trainer(beats),
             done=state.is_final and not state.open_attempts,
         )
@@ -180,6 +185,8 @@ class Controller:
         if not open_attempts:
             return {}
         recall(self._fleet, open_attempts)
+        for caution in cautions(self._fleet, self._journal.state.warnings):
+            self._warn(now, caution)
         instances = self._fleet.describe([attempt.token for attempt in open_attempts])
         beats: dict[int, Heartbeat] = {}
         for attempt in open_attempts:
@@ -642,11 +649,12 @@ class Controller:
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
 
-    def _news(self) -> tuple[str, ...]:
+    def _news(self) -> tuple[tuple[str, ...], tuple[e.Event, ...]]:
         fresh = self._journal.events[self._told :]
         state = self._journal.state
         self._told = len(self._journal.events)
-        return tuple(line for event in fresh if (line := describe(event, state)))
+        lines = tuple(line for event in fresh if (line := describe(event, state)))
+        return lines, tuple(fresh)
 
 
 # -- small pure helpers -------------------------------------------------------------------------
@@ -702,7 +710,10 @@ def _why(ended: e.Ended) -> str:
     if ended.message:
         return ended.message
     if ended.cause == "script_failed":
-        return f"the command exited with {ended.exit_code}"
+        code = ended.exit_code
+        return (
+            f"the command exited with {code}" if code is not None else "the command did not start"
+        )
     return f"attempt {ended.attempt} was {ended.cause}"
 
 

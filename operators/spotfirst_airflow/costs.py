@@ -33,6 +33,7 @@ __all__ = [
     "Charge",
     "bill",
     "egress_usd",
+    "is_simulated",
     "promised_usd",
     "usd",
 ]
@@ -75,15 +76,17 @@ class Bill(Record):
     """A run's charges and what they add up to, with what crossed between regions.
 
     ``on_demand_usd`` is what the same work would have cost on one on-demand instance without
-    interruptions: the training time whose steps were kept, and one start-up. ``lost_steps`` were
-    trained, not committed, and trained again; ``None`` where that is not known, as of a script that
-    tells no steps.
+    interruptions: the training time whose steps were kept, and one start-up; see
+    :attr:`known_on_demand_usd`. ``lost_steps`` were trained, not committed, and trained again;
+    ``None`` where that is not known, as of a script that tells no steps.
     """
 
     charges: tuple[Charge, ...]
     total_usd: Decimal
     on_demand_usd: Decimal
     lost_steps: int | None
+    is_final: bool = False
+    succeeded: bool = False
 
     @property
     def egress_usd(self) -> Decimal:
@@ -94,6 +97,33 @@ class Bill(Record):
     def saving_usd(self) -> Decimal:
         """What spot saved against on demand; negative when it cost more."""
         return self.on_demand_usd - self.total_usd
+
+    @property
+    def known_on_demand_usd(self) -> Decimal | None:
+        """What the work would have cost on demand; ``None`` until the run is over."""
+        return self.on_demand_usd if self.is_final and self.on_demand_usd else None
+
+    @property
+    def saved_usd(self) -> Decimal | None:
+        """What a success saved against on demand; ``None`` for a run that has no result."""
+        return self.saving_usd if self.succeeded and self.known_on_demand_usd else None
+
+    @property
+    def saved_share(self) -> float | None:
+        """:attr:`saved_usd` as a share of the on-demand price."""
+        return self.saving_share if self.saved_usd is not None else None
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the dollars are those of a simulated market, which nobody pays."""
+        return any(is_simulated(charge.price_source) for charge in self.charges)
+
+    @property
+    def saving_in_words(self) -> str:
+        """``62% saved`` or ``5% dearer``; empty where nothing is known."""
+        if self.saved_share is None:
+            return ""
+        return f"{abs(self.saved_share):.0%} {'saved' if self.saved_share >= 0 else 'dearer'}"
 
     @property
     def saving_share(self) -> float:
@@ -124,6 +154,8 @@ def bill(
         total_usd=sum((charge.cost_usd + charge.egress_usd for charge in charges), Decimal(0)),
         on_demand_usd=_on_demand(state.attempts, kept),
         lost_steps=_lost(state.attempts, kept),
+        is_final=state.is_final,
+        succeeded=state.result is not None,
     )
 
 
@@ -141,9 +173,17 @@ def promised_usd(state: RunState, *, now: datetime) -> Decimal:
     )
 
 
-def usd(amount: Decimal) -> str:
-    """An amount for people: cents, and more digits for amounts below a dollar."""
-    return f"${amount:.2f}" if abs(amount) >= 1 else f"${amount:.4f}"
+def usd(amount: Decimal | None, *, simulated: bool = False) -> str:
+    """An amount for people: cents, and more digits for amounts below a dollar; "-" for ``None``."""
+    if amount is None:
+        return "-"
+    text = f"${amount:.2f}" if abs(amount) >= 1 else f"${amount:.4f}"
+    return f"{text} simulated" if simulated else text
+
+
+def is_simulated(price_source: str) -> bool:
+    """Whether a price is of the local fleet, whose market is simulated."""
+    return price_source.startswith("local fleet")
 
 
 def _charge(
