@@ -130,14 +130,9 @@ def show(
     simulated = account.is_simulated
     saved = f" ({account.saving_in_words})" if account.saving_in_words else ""
     console.print(
-<<<<<<< HEAD
-        f"cost {usd(account.total_usd)}, {crossed}on demand {usd(account.on_demand_usd)}, "
-        f"steps lost {'-' if account.lost_steps is None else account.lost_steps}"
-=======
         f"cost {usd(account.total_usd, simulated=simulated)}, {crossed}on demand "
         f"{usd(account.known_on_demand_usd, simulated=simulated)}{saved}, "
-        f"steps lost {account.lost_steps}"
->>>>>>> main
+        f"steps lost {'-' if account.lost_steps is None else account.lost_steps}"
     )
     if found := changeovers(state, read_progress(run, state)):
         console.print(f"changeovers {describe_changeovers(found)}", soft_wrap=True)
