@@ -38,7 +38,9 @@ class Outlook(Record):
             deadline=spec.deadline,
             budget=None
             if spec.budget_usd is None
-            else Budget(usd=spec.budget_usd, on_budget=spec.on_budget),
+            else Budget(
+                usd=spec.budget_usd, on_budget=spec.on_budget, simulated=spec.fleet == "local"
+            ),
             changeover_s=median(startups)
             if startups
             else spec.lessons.startup_s or _DEFAULT_CHANGEOVER_S,
