@@ -199,7 +199,7 @@ def _await_run(run: Run, client: AirflowClient, display: Display, run_id: str) -
     display.stage("Airflow schedules the task")
     give_up = time.monotonic() + 120
     state: str | None = None
-    while not run.storage.exists("journal/00000001.json"):
+    while not run.control.exists("journal/00000001.json"):
         with contextlib.suppress(DevstackError):  # busy; the next answer will do
             state = client.task_state(_DAG_ID, run_id, _TASK_ID)
         if state in {"failed", "upstream_failed", "up_for_retry"} or time.monotonic() > give_up:

@@ -12,6 +12,7 @@ SpotfirstError
 ├── FormatError            an object is there, but it is not what it must be
 │   ├── NewerFormat        written by a newer Spotfirst
 │   └── CorruptObject      its bytes are not the ones that its name or its manifest promises
+│       └── UntrustedObject it is not signed by a controller, or not for this place
 ├── StateError             a training state and a checkpoint do not go together
 │   ├── UnsupportedState   the state holds something that checkpoints do not store
 │   └── StateMismatch      the checkpoint is of another model, or of other objects
@@ -55,6 +56,7 @@ __all__ = [
     "UnknownRun",
     "UnsupportedState",
     "UnsupportedStorage",
+    "UntrustedObject",
 ]
 
 
@@ -108,6 +110,10 @@ class NewerFormat(FormatError):
 
 class CorruptObject(FormatError):
     """The bytes differ from those that the object's name or manifest promises."""
+
+
+class UntrustedObject(CorruptObject):
+    """The object claims to be a controller's, and its signature does not prove it."""
 
 
 class StateError(SpotfirstError):

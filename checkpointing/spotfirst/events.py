@@ -41,13 +41,14 @@ __all__ = [
 ]
 
 EndCause = Literal[
-    "completed",  # the command exited with 0
+    "completed",  # the work is done: the command exited with 0, unasked or after its last step
     "script_failed",  # the command exited with something else, on its own account
     "interrupted",  # the fleet took the instance back
     "handed_over",  # it stopped, checkpointed, because it was asked to
-    "killed",  # someone sent the command SIGKILL (the out-of-memory killer, an operator)
+    "killed",  # someone sent the command a signal (the out-of-memory killer, an operator)
     "lost",  # the instance or its agent is gone, and nothing says why
     "max_life",  # it ended itself at the end of its maximum life
+    "unfit",  # the agent cannot work on such an instance, and another one would be the same
 ]
 
 

@@ -23,7 +23,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
 
@@ -36,6 +36,9 @@ from spotfirst.errors import (
     StorageUnavailable,
     UnsupportedStorage,
 )
+
+if TYPE_CHECKING:
+    from spotfirst.signing import ControlKeys
 
 __all__ = ["Storage", "open_storage", "safe_path"]
 
@@ -104,6 +107,8 @@ class Storage(ABC):
     patience_s = 8.0
     on_disk = False
     """Whether it is a folder of this machine."""
+    keys: ControlKeys | None = None
+    """What its controllers sign with; ``None``: this process's own (:mod:`spotfirst.signing`)."""
 
     def __init__(self, url: str, root: str) -> None:
         self.url = url.rstrip("/")
@@ -247,7 +252,7 @@ class Storage(ABC):
     def child(self, path: str) -> Storage:
         """The same storage, rooted at ``path`` below this one."""
         child = self._at(f"{self.url}/{safe_path(path)}", self._full(path))
-        child.patience_s = self.patience_s
+        child.patience_s, child.keys = self.patience_s, self.keys
         return child
 
     def probe(self) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from spotfirst import events as e
+from spotfirst.agent.exits import is_finished
 from spotfirst.errors import LaunchRejected, LostRace, NoCapacity
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Pool
@@ -61,6 +62,7 @@ UNKNOWN_TO_FLEET_S = 60.0
 consistent) before it counts as gone."""
 HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
+_MOMENT_S = 60.0
 _CRASHES = ("script_failed", "killed", "lost")
 
 
@@ -317,6 +319,9 @@ class Controller:
         if rejected is not None:
             return e.Failed(at=rejected.at, message=rejected.message, retryable=False)
         last = next((a.ended for a in reversed(recent) if a.ended), None)
+        if last is not None and last.cause == "unfit":
+            # The next instance would have the same image: more of them only cost more.
+            return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
         if last is None or last.cause not in _CRASHES:
             return None
         script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")
@@ -610,9 +615,9 @@ def _ended(
         startup_s = max(0.0, (timings.first_step - started_at).total_seconds())
         training_s = max(0.0, ((timings.last_step or now) - timings.first_step).total_seconds())
     cause: e.EndCause
-    if report is not None and not (by_fleet and report.cause == "killed"):
+    if report is not None and not (by_fleet and _may_be_of_the_end(report, instance)):
         cause = report.cause
-    elif by_fleet:  # also when the agent saw its command die a moment before itself
+    elif by_fleet:
         cause = "interrupted"
     elif attempt.handover is not None:
         cause = "handed_over"
@@ -637,6 +642,19 @@ def _ended(
         startup_s=startup_s,
         moved_bytes=(report or beat).moved_bytes if (report or beat) else 0,  # type: ignore[union-attr]
     )
+
+
+def _may_be_of_the_end(report: ExitReport, instance: Instance | None) -> bool:
+    """Whether the script may have left because its instance was taken, a moment later.
+
+    The system ends processes one by one, and only the script may have heard that it is to go.
+    """
+    gone_at = instance.ended_at if instance else None
+    if gone_at is not None and gone_at - report.at > timedelta(seconds=_MOMENT_S):
+        return False
+    if report.cause == "completed":
+        return not is_finished(report.progress)
+    return report.cause in {"script_failed", "killed"}
 
 
 def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> datetime:

@@ -9,6 +9,8 @@ Secret key (password)     ``AWS_SECRET_ACCESS_KEY``
 ``endpoint_url``          an S3 server that is not AWS
 ``region``                the region of the bucket and of the fleet
 ``fleet``                 the fleet of tasks that name none
+``control_key``           what controllers sign their decisions with, the same on every host
+                          (:mod:`spotfirst.signing`); with none, the key of the process
 ========================= ==========================================================
 
 Nothing of this is ever written into a spec, a trigger or an XCom: whoever needs it asks the
@@ -24,6 +26,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from spotfirst.errors import InvalidSpec, SpotfirstError
+from spotfirst.signing import ControlKeys
 from spotfirst.storage import Storage, open_storage
 
 __all__ = ["STORAGE_VARIABLE", "SpotfirstHook"]
@@ -108,7 +111,17 @@ class SpotfirstHook(BaseHook):
                 f"${STORAGE_VARIABLE}"
             )
             raise InvalidSpec(msg)
-        return open_storage(url, options=self._options() if url.startswith("s3") else None)
+        storage = open_storage(url, options=self._options() if url.startswith("s3") else None)
+        storage.keys = self.control_keys()
+        return storage
+
+    def control_keys(self) -> ControlKeys | None:
+        """The connection's control key; ``None`` means this process's own.
+
+        It stays in controllers: :meth:`environment`, which instances get, has no part of it.
+        """
+        key = self._extra("control_key")
+        return ControlKeys.parse(key) if key else None
 
     def test_connection(self) -> tuple[bool, str]:
         """What the *Test* button of the connection form does: write to the storage and delete."""

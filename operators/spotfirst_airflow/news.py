@@ -12,10 +12,13 @@ _ENDINGS = {
     "script_failed": "failed: its command exited with {code}",
     "interrupted": "was interrupted",
     "handed_over": "handed over",
-    "killed": "was killed (SIGKILL; out of memory?)",
+    "killed": "was killed by a signal, code {code} (out of memory?)",
     "lost": "was lost: its instance or agent is gone",
     "max_life": "ended itself at its maximum life",
+    "unfit": "could not begin",
 }
+_EXPLAINED = {"handed_over", "interrupted", "lost", "unfit"}
+"""Ends whose message says more than the cause does."""
 
 
 def describe(event: e.Event, state: RunState) -> str:
@@ -35,7 +38,7 @@ def describe(event: e.Event, state: RunState) -> str:
         return f"attempt {event.attempt}: asked to checkpoint and stop ({event.reason})"
     if isinstance(event, e.Ended):
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)
-        if event.cause == "lost" and event.message:
+        if event.cause in _EXPLAINED and event.message:
             ending += f" ({event.message})"
         steps = f", at step {event.step}" if event.step is not None else ""
         kept = (

@@ -27,6 +27,13 @@ from spotfirst_airflow.rendering import (
     parse_retention,
     parse_usd,
 )
+from spotfirst_airflow.taskrecord import (
+    RUN_XCOM_KEY,
+    TaskKey,
+    TaskRecord,
+    read_record,
+    signed_record,
+)
 from spotfirst_airflow.waking import Bell
 
 if TYPE_CHECKING:
@@ -39,9 +46,6 @@ if TYPE_CHECKING:
     from spotfirst_airflow.policies import Policy
 
 __all__ = ["RUN_XCOM_KEY", "SpotTrainingOperator"]
-
-RUN_XCOM_KEY = "spotfirst_run"
-"""Under this key the task says which run is its own, before anything is launched."""
 
 _CLEAN_UP_S = 300.0
 _KILL_S = 4.0
@@ -211,9 +215,8 @@ class SpotTrainingOperator(BaseOperator):
         except SpotfirstError as error:
             raise AirflowException(str(error)) from error
         self._held = (run, hook, owner)
-        ti.xcom_push(
-            RUN_XCOM_KEY, {"run_id": run.run_id, "storage": storage.url, "conn_id": hook.conn_id}
-        )
+        record = TaskRecord(run.run_id, storage.url, hook.conn_id)
+        ti.xcom_push(RUN_XCOM_KEY, signed_record(record, TaskKey.of(ti), hook))
         self.log.info("Run %s in %s", run.run_id, storage.url)
         if state.is_final and not state.open_attempts:
             return self._finish(context, run)
@@ -222,12 +225,18 @@ class SpotTrainingOperator(BaseOperator):
         self._wait_here(run, hook, owner)
         return self._finish(context, run)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Called when the run has ended, or when the triggerer cannot look after it."""
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], record: list[Any] | None = None
+    ) -> dict[str, Any]:
+        """Called when the run has ended, or when the triggerer cannot look after it.
+
+        ``record`` is what :meth:`execute` left with Airflow, where no user can edit it.
+        """
+        own = TaskRecord(*record) if record else None
         if event.get("error"):
             why = f"the triggerer could not look after it: {event['error']}"
-            return self._give_up(context, why)
-        run, hook = self._reopen(context)
+            return self._give_up(context, why, own)
+        run, hook = self._reopen(context, own)
         if not _state(run).is_final:  # reopened by hand in the meantime
             self._defer(run, hook, str(context["ti"].id))
         return self._finish(context, run)
@@ -311,6 +320,7 @@ class SpotTrainingOperator(BaseOperator):
                 stop_reason=self._over_time(),
             ),
             method_name="execute_complete",
+            kwargs={"record": [run.run_id, run.root.url, hook.conn_id]},
             timeout=min(limits) - now if limits else None,
         )
 
@@ -341,15 +351,42 @@ class SpotTrainingOperator(BaseOperator):
 
         return Follower(open_run, log=self.log, owner=owner, show_output=output)
 
-    def _reopen(self, context: Context) -> tuple[Run, SpotfirstHook]:
-        """The run that ``execute`` attached to, as it told in its XCom."""
+    def _reopen(self, context: Context, own: TaskRecord | None = None) -> tuple[Run, SpotfirstHook]:
+        """The run that ``execute`` attached to.
+
+        By ``own``, the record that came with the deferral. Airflow drops it when a trigger failed:
+        then by the record in the XCom, if this task signed it, or else by the task's arguments.
+        """
+        from spotfirst_airflow.submission import newest_run
+
         ti = context["ti"]
-        told = ti.xcom_pull(task_ids=ti.task_id, key=RUN_XCOM_KEY, map_indexes=ti.map_index)
-        if not told:
-            msg = f"the XCom {RUN_XCOM_KEY!r} of this task is gone; clear the task to re-attach"
+        task = TaskKey.of(ti)
+        if own is None:
+            own = self._recorded(ti, task)
+        if own is not None:
+            hook = SpotfirstHook(own.conn_id)
+            return Run(hook.open_storage(own.storage), own.run_id), hook
+        hook = SpotfirstHook.find(self.spotfirst_conn_id)
+        storage = hook.open_storage(self.storage)
+        run = newest_run(storage, task.base_run_id)
+        if run is None:
+            msg = (
+                f"there is no run {task.base_run_id!r} in {storage.url}, and it is not recorded "
+                "where else this task's run is; clear the task to begin one"
+            )
             raise AirflowException(msg)
-        hook = SpotfirstHook(told["conn_id"])
-        return Run(hook.open_storage(told["storage"]), told["run_id"]), hook
+        return run, hook
+
+    def _recorded(self, ti: Any, task: TaskKey) -> TaskRecord | None:
+        try:
+            found = ti.xcom_pull(task_ids=ti.task_id, key=RUN_XCOM_KEY, map_indexes=ti.map_index)
+        except Exception as error:  # noqa: BLE001 - Airflow's decoder on what people wrote
+            found, record = error, None
+        else:
+            record = read_record(found, task)
+        if found and record is None:
+            self.log.warning("The XCom %r is not this task's own: not used", RUN_XCOM_KEY)
+        return record
 
     def _finish(self, context: Context, run: Run) -> dict[str, Any]:
         """Deliver the result of a final run, or raise what it ended with."""
@@ -367,9 +404,9 @@ class SpotTrainingOperator(BaseOperator):
         mark_delivered(run, _delivery(context["ti"]))
         return delivered
 
-    def _give_up(self, context: Context, why: str) -> dict[str, Any]:
+    def _give_up(self, context: Context, why: str, own: TaskRecord | None = None) -> dict[str, Any]:
         """Stop the run, see its instances go, and fail; unless it has succeeded in the meantime."""
-        run, hook = self._reopen(context)
+        run, hook = self._reopen(context, own)
         self._stop(run, hook, str(context["ti"].id), reason=why, patience_s=_CLEAN_UP_S)
         state = _state(run)
         if state.result is not None:

@@ -1,8 +1,8 @@
 """The web application below ``/spotfirst``: every route asks Airflow who may see which DAG.
 
-Which run a task instance has, and where it is stored, is read from the XCom that the task pushed,
-never from the address: an address cannot make the server read another storage, or a run that
-belongs to another DAG.
+Which run a task instance has, and where it is stored, is read from the XCom that the task signed,
+never from the address: neither an address nor an edited XCom can make the server read another
+storage, use another connection, or show a run that belongs to another DAG.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from spotfirst.errors import SpotfirstError, UnknownRun
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.hooks import SpotfirstHook
+from spotfirst_airflow.taskrecord import TaskKey
 from spotfirst_ui.page import render_message, render_run
 from spotfirst_ui.told import told_about_run
 from spotfirst_ui.view import look_at
@@ -51,13 +52,13 @@ def build_app() -> FastAPI:
     def run_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> HTMLResponse:
         title = f"{dag_id} / {task_id}"
         with create_session() as session:
-            told = told_about_run(session, dag_id, run_id, task_id, map_index)
+            told = told_about_run(session, TaskKey(dag_id, run_id, task_id, map_index))
         if told is None:
             text = "This task has not attached to a run yet."
             return _page(render_message(title, text, refresh_s=3))
         try:
-            storage = SpotfirstHook(told.get("conn_id")).open_storage(str(told["storage"]))
-            view = look_at(Run(storage, str(told["run_id"])), utc_now())
+            storage = SpotfirstHook(told.conn_id).open_storage(told.storage)
+            view = look_at(Run(storage, told.run_id), utc_now())
         except UnknownRun as error:
             raise HTTPException(404, "There is no such run") from error
         except SpotfirstError as error:

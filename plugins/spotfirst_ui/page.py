@@ -26,6 +26,7 @@ _ENDS = {
     "killed": "killed",
     "lost": "lost",
     "max_life": "end of life",
+    "unfit": "could not begin",
 }
 
 

@@ -62,5 +62,5 @@ def test_another_attempt_that_ended_changes_nothing(lab: Lab) -> None:
 
 def test_a_journal_of_a_newer_release_does_not_end_what_it_launched(lab: Lab) -> None:
     run = lab.shell("echo trained")
-    run.storage.create("journal/00000001.json", b'{"v": 99, "kind": "created"}')
+    run.control.create("journal/00000001.json", b'{"v": 99, "kind": "created"}')
     assert lab.start(run).exit().cause == "completed"

@@ -10,7 +10,7 @@ from spotfirst.market import Market, Pool
 from spotfirst.run import Run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import open_storage
-from spotfirst.wire import encode, utc_now
+from spotfirst.wire import utc_now
 from spotfirst_ui.page import render_message, render_run
 from spotfirst_ui.view import look_at
 
@@ -20,7 +20,7 @@ HOSTILE = "<script>alert('&\"')</script>"
 def run_of(folder: Path) -> Run:
     run = Run(open_storage(str(folder)), "r")
     spec = RunSpec(run_id="r", created_at=utc_now(), command=("true",))
-    run.storage.create("spec.json", encode(spec))
+    run.create_spec(spec)
     run.journal().decide(lambda state: e.Created(at=utc_now()) if state.seq == 0 else None)
     return run
 

@@ -53,7 +53,7 @@ def test_many_runs_are_looked_after_without_holding_up_the_event_loop(tmp_path: 
     runs = [waiting_run(tmp_path, f"r{number}") for number in range(50)]
 
     def all_seen() -> bool:
-        return all(run.storage.exists("journal/00000003.json") for run in runs)
+        return all(run.control.exists("journal/00000003.json") for run in runs)
 
     async def triggerer() -> list[float]:
         tasks = [asyncio.ensure_future(anext(trigger_for(run).run())) for run in runs]

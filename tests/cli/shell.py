@@ -102,7 +102,7 @@ class Shell:
     def is_training(self, run_id: str) -> bool:
         """Whether a checkpoint is there, so that a stop has something to keep."""
         run = Run(open_storage(str(self.storage)), run_id)
-        return run.storage.exists("spec.json") and bool(run.chain().refresh().commits)
+        return run.exists() and bool(run.chain().refresh().commits)
 
 
 @contextmanager

@@ -304,8 +304,8 @@ def test_an_import_that_was_killed_is_completed_by_the_next(
     path = str(tmp_path / "base.safetensors")
     safetensors.torch.save_file(weights(1), path)
     ok("import", path, "--to", "base")
-    for entry in storage.list("runs/base/journal"):
-        storage.delete(f"runs/base/journal/{entry}")
+    for entry in storage.list("control/runs/base/journal"):
+        storage.delete(f"control/runs/base/journal/{entry}")
     ok("import", path, "--to", "base")
     run = Run(storage, "base")
     assert run.journal().refresh().phase is Phase.SUCCEEDED

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spotfirst.errors import FleetUnavailable, LaunchRejected
+from spotfirst.events import EndCause
 from spotfirst.market import Market
 from spotfirst.state import Phase
 from spotfirst_airflow.costs import bill
@@ -174,6 +175,38 @@ def test_a_launch_that_is_not_wanted_any_more_does_not_hide_why_the_run_failed()
     assert state.failure.log_tail == ("last words",)
     assert state.attempts[1].not_launched is not None
     assert state.attempts[1].not_launched.cause == "withdrawn"
+
+
+def test_instances_that_cannot_run_the_agent_are_paid_for_once() -> None:
+    world = World(script_retries=100)
+    while not world.alive():
+        world.reconcile()
+    world.alive()[0].exit("unfit", message="the agent cannot work with this image: no blake3")
+    state = world.until_done().state
+    assert state.failure is not None
+    assert state.failure.message == "the agent cannot work with this image: no blake3"
+    assert not state.failure.retryable
+    assert len(state.attempts) == 1
+
+
+@pytest.mark.parametrize("cause", ["script_failed", "killed", "completed"])
+def test_an_end_just_before_the_fleet_took_the_instance_was_an_interruption(
+    cause: EndCause,
+) -> None:
+    world = World()
+    world.powers_off = False
+    while not (world.alive() and world.trainer_step() >= 25):
+        world.reconcile()
+        world.tick()
+    first = world.trainer()
+    first.exit(cause, code=1)
+    first.die("fleet")
+    state = world.until_done().state
+    assert state.phase is Phase.SUCCEEDED
+    assert state.attempts[0].ended is not None
+    assert state.attempts[0].ended.cause == "interrupted"
+    assert state.result is not None
+    assert state.result.step == 60
 
 
 def test_script_retries_are_taken_when_asked_for() -> None:

@@ -168,7 +168,7 @@ def test_without_a_model_nothing_is_learnt_about_the_training(storage: Storage) 
 def test_a_run_that_cannot_be_read_teaches_nothing_and_stops_nobody(storage: Storage) -> None:
     written(storage, "dag--1", {"startup_s": 5.0})
     written(storage, "dag--2", {"startup_s": 5.0})
-    storage.write("runs/dag--2/spec.json", b"{broken")
+    storage.write("control/runs/dag--2/spec.json", b"{broken")
     assert learn(storage, "dag--3", "m").runs == ("dag--1",)
 
 

@@ -171,7 +171,7 @@ def test_a_folder_and_its_file_url_are_one_storage(tmp_path: object) -> None:
 
 def test_a_run_that_cannot_be_read_is_spared_and_does_not_save_the_others(storage: Storage) -> None:
     a_run(storage, "odd")
-    storage.write("runs/odd/journal/00000003.json", b"{")
+    storage.write("control/runs/odd/journal/00000003.json", b"{")
     end(a_run(storage), NOW - HOUR)
     found = judge(
         [instance(storage, "odd-1"), instance(storage)], storage, now=NOW, grace_s=60

@@ -73,7 +73,7 @@ class FaultyStorage:
 
     def __init__(self, inner: Storage, faults: Faults) -> None:
         self._inner, self._faults = inner, faults
-        self.url = inner.url
+        self.url, self.keys = inner.url, inner.keys
 
     def child(self, path: str) -> FaultyStorage:
         return FaultyStorage(self._inner.child(path), self._faults)

@@ -20,6 +20,8 @@ import pytest
 
 from spotfirst.errors import FleetUnavailable, LaunchRejected, NoCapacity
 from spotfirst.market import Market, Pool
+from spotfirst.run import Run
+from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets import InstanceState
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, RUN_TAG, STORAGE_TAG
@@ -120,6 +122,23 @@ def test_an_agent_that_fails_ends_the_instance_for_an_unknown_reason(world: Worl
     fleet = world.fleet(agent_command=agent("raise SystemExit(3)"))
     fleet.launch(request("t"))
     assert ended(fleet, "t").ended_by == "unknown"
+
+
+def test_an_agent_that_cannot_work_is_reported_for_with_its_reason(
+    world: World, tmp_path: Path
+) -> None:
+    code = (
+        "import os, pathlib;"
+        "pathlib.Path(os.environ['SPOTFIRST_WORKDIR'], 'unfit.txt').write_text('too old');"
+        "raise SystemExit(78)"
+    )
+    fleet = world.fleet(agent_command=agent(code))
+    storage = open_storage(str(tmp_path / "storage"))
+    fleet.launch(request("t", storage_url=storage.url))
+    assert ended(fleet, "t").ended_why == "too old"
+    report = Run(storage, "run-1").exit_report(1)
+    assert report is not None
+    assert (report.cause, report.message) == ("unfit", "too old")
 
 
 def test_an_instance_boots_for_as_long_as_it_was_told(world: World) -> None:

@@ -19,7 +19,8 @@ from datetime import datetime, timedelta
 import msgspec
 
 from spotfirst.agent.command import Command, adopt_orphans, command_environment, reap_orphans
-from spotfirst.agent.exits import Ending, classify
+from spotfirst.agent.exits import Ending, classify, is_finished
+from spotfirst.agent.fitness import environment_problem
 from spotfirst.agent.guard import Guard
 from spotfirst.agent.listening import Listener
 from spotfirst.agent.logs import LogShipper
@@ -33,6 +34,7 @@ from spotfirst.channel import CHANNEL_VARIABLE, Channel, Drain
 from spotfirst.errors import ClaimLost, FormatError, InvalidSpec, SpotfirstError
 from spotfirst.events import EndCause
 from spotfirst.run import Run
+from spotfirst.signing import UNVERIFIED
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, encode, utc_now
@@ -64,14 +66,14 @@ class AgentClaim(Record):
 
 
 class Agent:
-    """Runs one attempt to its end. Make it, and call ``run``, in the main thread."""
+    """Runs one attempt to its end. Call ``boot``, then ``run``, in the main thread."""
 
     def __init__(
         self, settings: Settings, storage: Storage, *, guard: Guard, clock: Clock = utc_now
     ) -> None:
         self._settings = settings
         self._attempt = settings.attempt
-        self._run = Run(storage, settings.run_id)
+        self._run = Run(storage, settings.run_id, keys=UNVERIFIED)
         self._guard = guard
         self._clock = clock
         self._folder = settings.folder
@@ -93,10 +95,7 @@ class Agent:
         self._heard.terminate()
 
     def run(self) -> int:
-        """The whole life; the agent's exit code, which is 0 once the end is reported."""
-        adopt_orphans()
-        if not self._boot():
-            return 0
+        """The whole life after :meth:`boot`; the agent's exit code, 0 once the end is reported."""
         self._tell.start(self._spec.heartbeat_s)
         self._heard.start(
             notice_poll_s=self._spec.notice_poll_s, handover_poll_s=self._spec.heartbeat_s
@@ -133,11 +132,12 @@ class Agent:
 
     # -- boot and preparation ---------------------------------------------------------------
 
-    def _boot(self) -> bool:
+    def boot(self) -> bool:
         """Read the spec and become this attempt's only agent.
 
         ``False`` when there is one, or when nobody waits for this attempt any more.
         """
+        adopt_orphans()
         if not until_answered("read the journal", self._is_wanted):
             _log.warning("attempt %d is not wanted any more: nothing to do here", self._attempt)
             return False
@@ -200,6 +200,9 @@ class Agent:
         if isinstance(preparation.error, SpotfirstError):
             return "script_failed", f"the attempt could not begin: {preparation.error}", None
         if preparation.error is not None:
+            if problem := environment_problem(preparation.error):
+                _log.error("the attempt cannot begin", exc_info=preparation.error)
+                return "unfit", problem, None
             raise preparation.error
         try:
             command = self._start_command()
@@ -264,8 +267,10 @@ class Agent:
             if killed or (files is not None and files.superseded):
                 break
             time.sleep(_TICK_S)
-        if code == -signal.SIGTERM and stop is None:
-            time.sleep(4 * _TICK_S)  # our own signal, of the same shutdown, may be a moment behind
+        if stop is None and code is not None:
+            self._look(command, preparation)
+            if code != 0 or not is_finished(self._tell.progress):
+                self._heard.look_again()  # what made the script leave may be a moment behind
         if files is not None and code is None:
             files.expect_end()
         code = command.end()
@@ -302,7 +307,9 @@ class Agent:
         files = preparation.files
         superseded = False
         if files is not None:
-            if ending.code == 0 or ending.terminated:
+            heard = self._heard
+            stopped = ending.terminated or heard.terminated_at or heard.interruption
+            if ending.code == 0 or stopped:
                 files.finish(by_itself=ending.code == 0)
                 self._tell.take(files.progress)
             superseded = files.superseded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _HANDOVER_POLL_S = 0.25
 _SLOW_HANDOVER_POLL_S = 5.0
+_LAST_LOOK_S = 5.0
+_SHUTDOWN_S = 1.0
 
 
 class Listener:
@@ -59,6 +62,20 @@ class Listener:
     def terminate(self) -> None:
         """The instance is being shut down. Safe in a signal handler."""
         self.terminated_at = self.terminated_at or self._clock()
+
+    def look_again(self) -> None:
+        """After the command has left unasked: had anyone else asked it to?
+
+        A script may look for notices itself, and sooner than we do; and of a shutdown, which the
+        system says to all processes, our own signal may come a moment later. Blocks for seconds.
+        """
+        self._notices.stop(_LAST_LOOK_S)
+        self._look_for_notice()
+        until = time.monotonic() + _SHUTDOWN_S
+        while self.interruption is None and self.terminated_at is None:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.05)
 
     @property
     def interruption(self) -> Notice | None:

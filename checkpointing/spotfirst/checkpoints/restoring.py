@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Generic, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing, UnknownRun
@@ -18,7 +19,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Restored(NamedTuple, Generic[_T]):
+@dataclass(frozen=True)
+class Restored(Generic[_T]):
     """What was loaded, from which entry of the chain (``None``: of another run's)."""
 
     value: _T

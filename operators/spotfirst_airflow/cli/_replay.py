@@ -23,6 +23,8 @@ from spotfirst_airflow.policies import load_policy
 from spotfirst_airflow.submission import (
     Request,
     attach,
+    check_new_id,
+    check_texts,
     pinned_checkpoint,
     resolve_checkpoint,
     storage_environment,
@@ -62,7 +64,9 @@ def replay(
     old = existing_run(storage, source.run_id).spec()
     now = utc_now()
     new_id = run_id or f"{source.run_id[:150]}-replay-{now:%Y%m%d-%H%M%S}"
+    check_new_id(new_id)
     request = _request(old, parse_pairs(set_ or [], "--set"))
+    check_texts(request)
     kind = fleet_class(request.fleet)
     load_policy(request.policy, request.policy_options)
     packed = training_code.publish(place, Path(code).expanduser()) if code else old.code

@@ -38,7 +38,7 @@ _STYLES: tuple[tuple[type[e.Event], str], ...] = (
     (e.Launched, "green"),
     (e.Launching, "cyan"),
 )
-_BAD_ENDS = {"script_failed", "killed", "lost"}
+_BAD_ENDS = {"script_failed", "killed", "lost", "unfit"}
 
 
 class Display:

@@ -134,6 +134,15 @@ def test_an_instance_that_cannot_be_set_up_says_why_and_powers_off(
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
 
 
+def test_an_agent_that_cannot_begin_is_reported_for_with_its_reason(
+    cloud: Cloud, s3: S3Server, s3_url: str
+) -> None:
+    missing = Run(open_storage(s3_url), "missing")
+    report = report_of(cloud, missing, start(cloud, missing, s3.endpoint_url))
+    assert report.cause == "unfit"
+    assert "there is no run 'missing'" in report.message
+
+
 def test_an_instance_that_nobody_waits_for_any_more_powers_off(
     cloud: Cloud, s3: S3Server, s3_url: str
 ) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 KEEP = 75
+UNFIT = 78  # see spotfirst.agent.fitness
 HOME = Path(__file__).resolve().parent
 METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
 PATIENCE_S = float(os.environ.get("SPOTFIRST_BOOT_PATIENCE_S") or 120)
@@ -335,7 +336,12 @@ def main() -> int:
     try:
         fetch_wheels(storage, settings["wheelhouse"].split(","))
         status = (run_container if settings["image"] else run_agent)(settings, attempt)
-        if status:
+        if status == UNFIT:
+            files = [f"{root}/work/unfit.txt" for root in (HOME, IMAGE_DISK / "spotfirst")]
+            texts = [Path(file).read_text() for file in files if Path(file).exists()]
+            message = (texts or ["the agent cannot work with this image"])[0]
+            report(storage, settings, attempt, "unfit", message)
+        elif status:
             report(storage, settings, attempt, "lost", f"the agent ended with {status}")
     except Problem as problem:
         message = f"the attempt could not begin: {problem}"

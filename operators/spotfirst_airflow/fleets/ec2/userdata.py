@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from spotfirst.errors import InvalidSpec
+from spotfirst_airflow import secretlike
 
 __all__ = ["LIMIT_BYTES", "condensed", "user_data"]
 
@@ -23,11 +24,6 @@ LIMIT_BYTES = 16384
 """EC2's, before base64: "Run commands when you launch an EC2 instance" in its user guide."""
 _GRACE_S = 900.0
 """The agent ends at its maximum life by itself, and was started some minutes after the boot."""
-_SECRET = re.compile(
-    r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|X-Amz-(Signature|Security-Token)=|secret_?access_?key\W",
-    re.IGNORECASE,
-)
-
 _SCRIPT = """\
 #!/bin/bash
 # Spotfirst: one attempt of a training, and then the end of this instance.
@@ -111,9 +107,9 @@ def user_data(
     }
     # In one pass: what a value holds is nobody's placeholder.
     text = re.sub(r"@([A-Z_]+)@", lambda found: values[found[1]], _SCRIPT)
-    if _SECRET.search(text.replace(values["BOOTSTRAP"], "")):
+    if secret := secretlike.in_text(text.replace(values["BOOTSTRAP"], "")):
         msg = (
-            "the instance's user data would hold what looks like a key of AWS's; leave it out of "
+            f"the instance's user data would hold what looks like {secret}; leave it out of "
             "the storage's URL and of the fleet options: the instance has a role"
         )
         raise InvalidSpec(msg)
