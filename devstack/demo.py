@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.text import Text
 
 from devstack.airflow import AirflowStandalone
+from devstack.airflow_client import PATIENCE_S
 from devstack.processes import DevstackError, wait_until_interrupted
 from devstack.s3 import S3Server
 from spotfirst.errors import SpotfirstError
@@ -197,7 +198,7 @@ def _trigger(client: AirflowClient, display: Display, *, steps: int) -> str:
 def _await_run(run: Run, client: AirflowClient, display: Display, run_id: str) -> None:
     """Until the task has written the run's spec. Raises with the task's log if it fails."""
     display.stage("Airflow schedules the task")
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + PATIENCE_S
     state: str | None = None
     while not run.control.exists("journal/00000001.json"):
         with contextlib.suppress(DevstackError):  # busy; the next answer will do
@@ -221,7 +222,7 @@ def _watch(run: Run, display: Display) -> Glance:
 
 def _compare(run: Run, reference: Reference, display: Display) -> bool:
     """Whether the final weights are those of the training without interruptions."""
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + PATIENCE_S
     while not reference.is_over() and time.monotonic() < give_up:
         display.stage("waiting for the training without interruptions")
         time.sleep(0.2)

@@ -21,6 +21,7 @@ SpotfirstError
 │   └── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
 └── FleetError
     ├── NoCapacity         the pool has no instance for us now
+    │   └── QuotaReached   because the account's quota of that market is used up
     ├── LaunchRejected     the fleet will never accept this launch as it stands
     └── FleetUnavailable   the fleet did not answer; the same call may succeed later
 """
@@ -46,6 +47,7 @@ __all__ = [
     "NewerFormat",
     "NoCapacity",
     "ObjectMissing",
+    "QuotaReached",
     "SpotfirstError",
     "StateError",
     "StateMismatch",
@@ -159,8 +161,15 @@ class NoCapacity(FleetError):
         self.pools = tuple(pools)
 
 
+class QuotaReached(NoCapacity):
+    """The account may have no more instances in this market now.
+
+    It passes when other instances end, whoever has them, or when the quota is raised.
+    """
+
+
 class LaunchRejected(FleetError):
-    """Quota, permission or configuration: the same launch will be refused again."""
+    """Permission or configuration: the same launch will be refused again."""
 
 
 class FleetUnavailable(FleetError):

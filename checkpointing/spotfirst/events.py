@@ -117,13 +117,15 @@ class Launched(Event):
 class NotLaunched(Event):
     """The intent came to nothing; no instance exists for its token.
 
-    ``pools`` are those that had no capacity; none named: the one of the intent.
+    ``pools`` are those that had no capacity; none named: the one of the intent. ``quota``: they
+    had none for us, as the account's quota of that market is used up.
     """
 
     attempt: int
     cause: Literal["no_capacity", "rejected", "withdrawn"]
     message: str
     pools: tuple[Pool, ...] = ()
+    quota: bool = False
 
 
 class Noticed(Event):

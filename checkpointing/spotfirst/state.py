@@ -115,13 +115,16 @@ class RunState(Record):
         after = _apply(self, event)
         return msgspec.structs.replace(after, seq=self.seq + 1, updated_at=event.at)
 
-    def fruitless(self, *causes: str) -> int:
+    def fruitless(self, *causes: str, leave_out: str = "") -> int:
         """How many attempts in a row, the newest first, ended so without committing a step.
 
-        Counted since the run was last reopened: someone looked at it then.
+        Counted since the run was last reopened: someone looked at it then. Attempts that were asked
+        to stop for the reason ``leave_out`` are passed over.
         """
         count = 0
         for attempt in reversed(self.attempts):
+            if leave_out and attempt.handover == leave_out:
+                continue
             if attempt.number <= self.reopened_after or attempt.progress > 0:
                 break
             if attempt.ended is not None:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,7 @@ import msgspec
 
 from spotfirst import events as e
 from spotfirst.agent.exits import is_finished
-from spotfirst.errors import LaunchRejected, LostRace, NoCapacity
+from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Pool
 from spotfirst.state import Attempt, Phase, RunState
@@ -37,12 +37,19 @@ from spotfirst_airflow.asking import (
     with_writing,
 )
 from spotfirst_airflow.costs import bill, promised_usd
-from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
+from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest, Offer
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
-from spotfirst_airflow.launches import next_launch_at
-from spotfirst_airflow.news import describe
+from spotfirst_airflow.launches import (
+    Place,
+    next_launch_at,
+    out_of_quota,
+    place_of,
+    rejections,
+    with_refusals,
+)
+from spotfirst_airflow.news import NOT_NEEDED, describe
 from spotfirst_airflow.outlook import Outlook, done_share, shutdown_s, work_left
-from spotfirst_airflow.policies import Policy, View
+from spotfirst_airflow.policies import Decision, OnDemand, Policy, SpotOnly, View
 from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
 from spotfirst_airflow.traffic import Traffic, is_priced
@@ -62,6 +69,7 @@ UNKNOWN_TO_FLEET_S = 60.0
 consistent) before it counts as gone."""
 HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
+_HAS_FAILED = "the run has failed"
 _MOMENT_S = 60.0
 _CRASHES = ("script_failed", "killed", "lost")
 
@@ -140,10 +148,10 @@ class Controller:
             state = self._withdraw(now, state, "the run is over")
             self._fleet.terminate([attempt.token for attempt in state.open_attempts])
             return 0.5
-        if self._conclude(now, state):
+        if self._conclude(now, state, beats):
             return 0.2
         if state.phase is Phase.STOPPING:
-            self._stop(now, self._withdraw(now, state, "the run stops"), beats)
+            self._stop(now, state, beats)
             return 0.5
         outlook = Outlook.of(self.spec, state)
         if self._must_stop(now, state, outlook, beats):
@@ -287,24 +295,25 @@ class Controller:
         self._beats[attempt.number] = (number, now)
         return True
 
-    def _conclude(self, now: datetime, state: RunState) -> bool:
+    def _conclude(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> bool:
         """Success, or a failure that no new attempt would mend. Whether it is either."""
         completed = next(
             (a for a in state.attempts if a.ended and a.ended.cause == "completed"), None
         )
         if completed is not None and completed.number > state.reopened_after:
-            if self._cleared(now, state, f"attempt {completed.number} completed"):
+            if self._not_needed(now, state, f"attempt {completed.number} has completed"):
                 self._append(_succeeded(now, completed, self.run))
             return True
         failure = None if state.phase is Phase.STOPPING else self._failure(state)
         if failure is None:
             return False
-        if self._cleared(now, state, "the run failed"):
+        if self._left(now, state, beats, _HAS_FAILED):
             self._append(msgspec.structs.replace(failure, at=now))
         return True
 
-    def _cleared(self, now: datetime, state: RunState, reason: str) -> bool:
-        """End what is still open, since nothing is left to do for it; whether all is gone."""
+    def _not_needed(self, now: datetime, state: RunState, reason: str) -> bool:
+        """End what is still open at once, as the work is done; whether all is gone."""
+        reason = f"{NOT_NEEDED}: {reason}"
         state = self._withdraw(now, state, reason)
         for attempt in state.open_attempts:
             if attempt.handover is None:
@@ -314,11 +323,10 @@ class Controller:
 
     def _failure(self, state: RunState) -> e.Failed | None:
         """Why the run cannot go on, if it cannot. ``at`` is to be filled in."""
-        recent = [a for a in state.attempts if a.number > state.reopened_after]
-        rejected = next((a.not_launched for a in recent if _is_rejected(a)), None)
-        if rejected is not None:
-            return e.Failed(at=rejected.at, message=rejected.message, retryable=False)
-        last = next((a.ended for a in reversed(recent) if a.ended), None)
+        recent = _recent(state)
+        # What ends only because the run has failed does not undo that.
+        ended = [a for a in recent if a.ended and a.handover != _HAS_FAILED]
+        last = ended[-1].ended if ended else None
         if last is not None and last.cause == "unfit":
             # The next instance would have the same image: more of them only cost more.
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
@@ -327,7 +335,7 @@ class Controller:
         script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")
         if last.cause == "script_failed" and script_failures > self.spec.script_retries:
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail)
-        crashes = state.fruitless(*_CRASHES)
+        crashes = state.fruitless(*_CRASHES, leave_out=_HAS_FAILED)
         if crashes >= CRASHES_WITHOUT_PROGRESS:
             message = f"{crashes} attempts in a row crashed without a new checkpoint; {_why(last)}"
             return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
@@ -336,18 +344,39 @@ class Controller:
     def _stop(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> None:
         """Ask every attempt to checkpoint and stop; end those that do not."""
         reason = state.stop.reason if state.stop else "stopped"
-        if not state.open_attempts:
+        if self._left(now, state, beats, reason):
             self._append(e.Stopped(at=now, reason=reason))
-            return
-        asked_at = state.stop.at if state.stop else now
+
+    def _left(
+        self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat], reason: str
+    ) -> bool:
+        """Ask what is open to checkpoint and stop; whether all is gone.
+
+        What has nothing to save, or does not stop, is ended.
+        """
+        state = self._withdraw(now, state, reason)
         for attempt in state.open_attempts:
-            if attempt.handover is None:
+            asked_at = self._asked_at(attempt.number)
+            if asked_at is None:
                 self.run.request_handover(attempt.number, Handover(reason=reason, at=now))
                 self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
+                asked_at = now
             beat = beats.get(attempt.number)
             may_checkpoint = beat is not None and beat.phase in {"training", "draining"}
             if not may_checkpoint or (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S:
                 self._fleet.terminate([attempt.token])
+        return not state.open_attempts
+
+    def _asked_at(self, number: int) -> datetime | None:
+        """When this attempt was asked to checkpoint and stop."""
+        return next(
+            (
+                event.at
+                for event in reversed(self._journal.events)
+                if isinstance(event, e.HandoverRequested) and event.attempt == number
+            ),
+            None,
+        )
 
     def _must_stop(
         self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
@@ -389,7 +418,9 @@ class Controller:
         free_at = next_launch_at(state.attempts, per_hour=self.spec.launches_per_hour, now=now)
         if free_at is not None:
             return self._hold(now, state, free_at, current)
+        recent = _recent(state)
         offers = tuple(self._fleet.offers(self.spec.instance_types))
+        offers = with_refusals(offers, recent, now=now)
         checkpoint_bytes = 0
         if any(map(is_priced, offers)):
             checkpoint_bytes = self._traffic.newest_bytes()
@@ -400,7 +431,7 @@ class Controller:
             now=now,
             idle_since=idle_since(state, now),
             offers=offers,
-            attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
+            attempts=recent,
             current=current,
             deadline=outlook.deadline,
             work=work_left(self.spec, state, beat),
@@ -423,6 +454,19 @@ class Controller:
                 self._append(e.StopRequested(at=now, reason=why, cause="budget"))
             return watching_s
         decision = ask(self._policy, view, budget=outlook.budget, shutdown_s=shutdown_s(beat))
+        is_stuck = decision.offer is None and not decision.stop and not state.open_attempts
+        if is_stuck and view.offers:
+            rejected = rejections(recent)
+            if rejected and not self._not_refused(view.offers, rejected):
+                message = "; ".join(dict.fromkeys(each.message for each in rejected.values()))
+                self._append(e.Failed(at=now, message=message, retryable=False))
+                return 0.1
+            # With a deadline, a policy goes elsewhere in time.
+            quotas = out_of_quota(recent) if outlook.deadline is None else set()
+            left = self._not_refused(view.offers, {*rejected, *quotas})
+            if left and len(left) < len(view.offers):
+                view = msgspec.structs.replace(view, offers=left)
+                decision = self._instead(decision, view, outlook, shutdown_s(beat))
         if decision.stop:
             self._append(e.StopRequested(at=now, reason=decision.reason, cause="policy"))
             return 0.1
@@ -444,6 +488,27 @@ class Controller:
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
         return 0.2
+
+    def _not_refused(
+        self, offers: tuple[Offer, ...], refused: Collection[Place]
+    ) -> tuple[Offer, ...]:
+        """Where a launch may yet do, of what the policy may use at all."""
+        only = getattr(self._policy, "only", None)
+        return tuple(
+            offer
+            for offer in offers
+            if place_of(offer.market, offer.pool) not in refused
+            and offer.market is (only or offer.market)
+        )
+
+    def _instead(self, decision: Decision, view: View, outlook: Outlook, end_s: float) -> Decision:
+        """What is left to launch, where the policy would wait for what is refused."""
+        for policy in (SpotOnly(), OnDemand()):
+            other = ask(policy, view, budget=outlook.budget, shutdown_s=end_s)
+            if other.offer is not None:
+                reason = f"launches in other markets are refused: {other.offer.market} instead"
+                return msgspec.structs.replace(other, reason=reason)
+        return decision
 
     def _hold(
         self, now: datetime, state: RunState, free_at: datetime, current: Attempt | None
@@ -484,7 +549,10 @@ class Controller:
         try:
             instance = self._fleet.launch(request)
         except NoCapacity as error:
-            self._append_not_launched(now, attempt, "no_capacity", str(error), error.pools)
+            quota = isinstance(error, QuotaReached)
+            self._append_not_launched(
+                now, attempt, "no_capacity", str(error), error.pools, quota=quota
+            )
         except LaunchRejected as error:
             self._append_not_launched(now, attempt, "rejected", str(error))
         else:
@@ -527,10 +595,20 @@ class Controller:
         cause: Literal["no_capacity", "rejected", "withdrawn"],
         message: str,
         pools: tuple[Pool, ...] = (),
+        *,
+        quota: bool = False,
     ) -> None:
         self._append(
-            e.NotLaunched(at=now, attempt=attempt.number, cause=cause, message=message, pools=pools)
-        )
+            e.NotLaunched(
+                at=now, attempt=attempt.number, cause=cause, message=message, pools=pools,
+                quota=quota,
+            )
+        )  # fmt: skip
+        if cause == "rejected" or quota:
+            # What AWS says has ids and numbers in it that differ each time: once for each market.
+            start = f"{attempt.market} launches are refused, and tried again now and then: "
+            if not any(known.startswith(start) for known in self._journal.state.warnings):
+                self._warn(now, start + message)
 
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
@@ -586,8 +664,9 @@ def _leaves_free(attempt: Attempt, now: datetime) -> bool:
     return used_s * attempt.launched.clock_rate < 3600
 
 
-def _is_rejected(attempt: Attempt) -> bool:
-    return attempt.not_launched is not None and attempt.not_launched.cause == "rejected"
+def _recent(state: RunState) -> tuple[Attempt, ...]:
+    """The attempts since the run was last reopened: someone looked at the others then."""
+    return tuple(a for a in state.attempts if a.number > state.reopened_after)
 
 
 def _why(ended: e.Ended) -> str:

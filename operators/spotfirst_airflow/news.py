@@ -5,7 +5,10 @@ from __future__ import annotations
 from spotfirst import events as e
 from spotfirst.state import RunState
 
-__all__ = ["describe"]
+__all__ = ["NOT_NEEDED", "describe"]
+
+NOT_NEEDED = "no longer needed"
+"""How the reason begins for which an attempt is ended without being asked for a checkpoint."""
 
 _ENDINGS = {
     "completed": "completed",
@@ -35,6 +38,8 @@ def describe(event: e.Event, state: RunState) -> str:
         when = f", instance goes at {event.notice.time:%H:%M:%S}" if event.notice.time else ""
         return f"attempt {event.attempt}: {event.notice.kind} notice{when}"
     if isinstance(event, e.HandoverRequested):
+        if event.reason.startswith(NOT_NEEDED):
+            return f"attempt {event.attempt}: {event.reason}"
         return f"attempt {event.attempt}: asked to checkpoint and stop ({event.reason})"
     if isinstance(event, e.Ended):
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)

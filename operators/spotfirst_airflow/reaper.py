@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from spotfirst.errors import FormatError, InvalidSpec, LaunchRejected, SpotfirstError, StorageDenied
 from spotfirst_airflow.hooks import SpotfirstHook
-from spotfirst_airflow.rendering import check_rendered
+from spotfirst_airflow.operators import RendersExactly
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SpotReaperOperator"]
 
 
-class SpotReaperOperator(BaseOperator):
+class SpotReaperOperator(RendersExactly, BaseOperator):
     """Ends instances that no live run of the storage owns, and counts what it found.
 
     The last line of defence: runs end their own instances, and instances end themselves at their
@@ -47,6 +47,7 @@ class SpotReaperOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("fleet", "fleet_options", "storage", "spotfirst_conn_id")
+    exact_fields: ClassVar[Sequence[str]] = template_fields
     template_fields_renderers = {"fleet_options": "json"}
     ui_color = "#d8f0e3"
 
@@ -68,7 +69,6 @@ class SpotReaperOperator(BaseOperator):
         self.grace = grace
         self.only_look = dry_run  # BaseOperator has a method dry_run
         self.spotfirst_conn_id = spotfirst_conn_id
-        self._written = {name: getattr(self, name) for name in self.template_fields}
 
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
         """One round."""
@@ -76,7 +76,6 @@ class SpotReaperOperator(BaseOperator):
         from spotfirst_airflow.reaping import reap
 
         try:
-            check_rendered(self._written, {n: getattr(self, n) for n in self.template_fields})
             hook = SpotfirstHook.find(self.spotfirst_conn_id)
             storage = hook.open_storage(self.storage)
             fleet = load_fleet(

@@ -29,6 +29,7 @@ from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow import secretlike
+from spotfirst_airflow.arguments import check_time
 from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
@@ -280,7 +281,12 @@ def _submit(
     environment: Mapping[str, str],
     clock: Clock,
 ) -> Run:
-    spec = _plan(storage, run_id, request, environment=environment, now=clock())
+    now, until, training = clock(), request.deadline, request.training_time
+    left = until - now if isinstance(until, datetime) else timedelta(0)
+    is_ahead = left > timedelta(0)  # one that has passed is refused as such
+    if training is not None and request.resume_from is None and is_ahead:
+        check_time(training, left)
+    spec = _plan(storage, run_id, request, environment=environment, now=now)
     try:
         with pinned_checkpoint(storage, spec.resume_from, by=run_id):
             run = create_run(storage, spec)

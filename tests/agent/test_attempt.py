@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from spotfirst.agent.fitness import UNFIT
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.spec import CodeRef, RunSpec
 from tests.waiting import PATIENCE_S, wait_until
@@ -133,7 +134,7 @@ def test_missing_code_is_reported_in_words(lab: Lab) -> None:
 
 def test_the_wrong_environment_is_refused_by_name(lab: Lab) -> None:
     instance = lab.start(lab.shell("true"), SPOTFIRST_ATTEMPT="first")
-    assert instance.process.wait(PATIENCE_S) == 2
+    assert instance.process.wait(PATIENCE_S) == UNFIT
     assert "SPOTFIRST_ATTEMPT is 'first'" in lab.output()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from spotfirst.agent.fitness import UNFIT, environment_problem
 from spotfirst.errors import CorruptObject
+from tests.waiting import PATIENCE_S
 
 from .conftest import Lab
 
@@ -33,7 +34,7 @@ def test_an_agent_that_cannot_be_imported_leaves_the_reason(
 ) -> None:
     path = shadow(tmp_path / "broken", "blake3", source)
     instance = lab.start(lab.shell("echo trained"), PYTHONPATH=path)
-    assert instance.process.wait(120) == UNFIT
+    assert instance.process.wait(PATIENCE_S) == UNFIT
     reason = (lab.work / "unfit.txt").read_text()
     assert "the agent cannot work with this image (Python 3." in reason
     assert sentence in reason
@@ -42,7 +43,7 @@ def test_an_agent_that_cannot_be_imported_leaves_the_reason(
 
 def test_a_spec_that_cannot_be_read_is_no_reason_for_another_instance(lab: Lab) -> None:
     instance = lab.start(lab.shell("true"), SPOTFIRST_RUN="another")
-    assert instance.process.wait(120) == UNFIT
+    assert instance.process.wait(PATIENCE_S) == UNFIT
     assert "there is no run 'another'" in (lab.work / "unfit.txt").read_text()
 
 

@@ -9,6 +9,7 @@ import pytest
 from spotfirst import events as e
 from spotfirst.market import Market, Pool
 from spotfirst.run import Run
+from tests.waiting import PATIENCE_S
 
 from .conftest import Lab
 
@@ -49,7 +50,7 @@ def journal(run: Run, *events: e.Event) -> Run:
 )
 def test_an_agent_whose_attempt_is_over_leaves_no_trace(lab: Lab, event: e.Event) -> None:
     run = journal(lab.shell("echo trained"), launching(1), event)
-    assert lab.start(run).process.wait(60) == 0
+    assert lab.start(run).process.wait(PATIENCE_S) == 0
     assert "not wanted any more" in lab.output()
     assert run.storage.list("attempts/1") == []
 

@@ -11,6 +11,7 @@ import pytest
 
 from spotfirst_airflow.links import run_page
 from tests.airflow.world import SECRET, Scenario, World
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.airflow
 
@@ -24,7 +25,7 @@ def running(world: World) -> Scenario:
 
 @pytest.fixture
 def anonymous(world: World) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=world.airflow.url, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=world.airflow.url, trust_env=False, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -38,7 +38,7 @@ from tests.checkpointing.training import (
     train_until,
     uninterrupted,
 )
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +507,7 @@ def _gated(storage: Storage, gate: threading.Event) -> Storage:
 
     def wait(verb: str, path: str) -> None:
         if (verb, path) == ("create", "checkpoints/00000002.json"):
-            gate.wait(120)
+            gate.wait(PATIENCE_S)
 
     return faulty(storage, before=wait)
 

@@ -17,7 +17,7 @@ from spotfirst_airflow.fleets import LaunchRequest
 from spotfirst_airflow.fleets.local import LocalFleet
 from tests.cli.conftest import Finished
 from tests.cli.shell import Shell
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def test_runs_lists_the_newest_first_and_by_prefix(finished: Finished) -> None:
@@ -112,7 +112,7 @@ def test_stop_waits_until_every_instance_is_gone(shell: Shell) -> None:
     out = shell.ok("stop", "busy", "--reason", "enough")
     assert "run busy stopped; its newest checkpoint is at step" in out
     assert shell.fleet().owned() == []
-    told, _ = process.communicate(timeout=30)
+    told, _ = process.communicate(timeout=PATIENCE_S)
     assert "stopped: enough" in told
 
 

@@ -15,6 +15,7 @@ from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.run import Run, create_run, list_runs
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage, open_storage
+from tests.waiting import PATIENCE_S
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
@@ -57,7 +58,7 @@ def test_racing_processes_create_one_run(storage: Storage) -> None:
         pytest.skip("memory is one process's")
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         made = pool.starmap_async(_create, [(storage.url, n) for n in range(6)])
-        assert made.get(timeout=120) == ["run-1"] * 6
+        assert made.get(timeout=PATIENCE_S) == ["run-1"] * 6
     assert list_runs(storage) == ["run-1"]
 
 

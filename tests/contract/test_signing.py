@@ -28,6 +28,7 @@ from spotfirst.signing import (
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import encode
+from tests.waiting import PATIENCE_S
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 KEY, OTHER = "k" * 40, "o" * 40
@@ -239,7 +240,7 @@ def _ids(_: int) -> tuple[str, ...]:
 
 def test_racing_processes_make_one_key(home: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        assert len(set(pool.map_async(_ids, range(12)).get(timeout=240))) == 1
+        assert len(set(pool.map_async(_ids, range(12)).get(timeout=PATIENCE_S))) == 1
 
 
 def test_a_key_that_others_can_read_is_refused(home: Path) -> None:

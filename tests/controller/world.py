@@ -18,7 +18,13 @@ import msgspec
 
 from spotfirst import events as e
 from spotfirst.checkpoints.chain import CheckpointChain
-from spotfirst.errors import ClaimLost, FleetUnavailable, NoCapacity, StorageUnavailable
+from spotfirst.errors import (
+    ClaimLost,
+    FleetError,
+    FleetUnavailable,
+    NoCapacity,
+    StorageUnavailable,
+)
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, Progress, Timings
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.run import Run, create_run
@@ -88,6 +94,7 @@ class World:
 
     ``way_usd_gb``: by zone, what a GB costs that is read there from the storage, and written to it.
     Each checkpoint has ``checkpoint_bytes``, of which ``new_bytes`` are written.
+    ``refuses``: by market, the error that every launch there ends with; ``refused`` has them.
     ``powers_off``: instances end themselves with their agent.
     """
 
@@ -106,6 +113,8 @@ class World:
         self.total_steps, self.checkpoint_every = total_steps, checkpoint_every
         self.capacity = {"zone-a": True, "zone-b": True}
         self.on_demand = True
+        self.refused: list[tuple[datetime, Market]] = []
+        self.refuses: dict[Market, FleetError] = {}
         self.powers_off = True
         self.way_usd_gb: dict[str, tuple[Decimal, Decimal]] = {}
         self.checkpoint_bytes = self.new_bytes = 0
@@ -357,6 +366,9 @@ class FakeFleet:
             world = self._world
             if request.token not in world.machines:
                 spot = request.market is Market.SPOT
+                if (refusal := world.refuses.get(request.market)) is not None:
+                    world.refused.append((world.now, request.market))
+                    raise refusal
                 if request.token in world.buried or (
                     not world.capacity[request.pool.zone] if spot else not world.on_demand
                 ):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 INSTANCE = ROOT / "checkpointing" / "spotfirst"
 CONTROL = ROOT / "operators" / "spotfirst_airflow"
@@ -79,7 +81,7 @@ def failures(names: list[str], blocked: set[str]) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -19,10 +19,10 @@ from spotfirst.market import Market, Pool
 from spotfirst.run import Run, list_runs
 from spotfirst.storage import Storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import span
 from spotfirst_airflow.cli._common import JsonOption, find_storage, print_json, stderr, stdout
 from spotfirst_airflow.markets import Course, market_options
 from spotfirst_airflow.markets.history import Line, Seen, append
-from spotfirst_airflow.rendering import parse_duration
 
 if TYPE_CHECKING:
     from spotfirst_airflow.fleets.ec2.aws import Aws
@@ -69,7 +69,7 @@ def record(
     """
     from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
 
-    pause = parse_duration(every or None, "--every")
+    pause = span("--every", every) if every else None
     aws = Aws.of(Identity(region=region, environment=os.environ))
     place = find_storage(storage) if storage else None
     try:

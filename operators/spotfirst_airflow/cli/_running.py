@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from spotfirst.spec import check_run_id
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import to_request
 from spotfirst_airflow.cli._common import (
     FAILED,
     JsonOption,
@@ -24,7 +26,7 @@ from spotfirst_airflow.cli._common import (
     stderr,
     stdout,
 )
-from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs, read_spec_file
+from spotfirst_airflow.cli._specfile import assign, parse_pairs, read_spec_file
 from spotfirst_airflow.cli.display import Display
 from spotfirst_airflow.cli.foreground import Interrupts, follow, owner_name
 from spotfirst_airflow.cli.summary import print_summary
@@ -130,19 +132,27 @@ def run(
         if not run_id:
             msg = "nothing to run: give a spec file, a command after '--', or --run-id of a run"
             raise InvalidSpec(msg)
-        found = _take_up(place, run_id, owner)
-    else:
-        request = make_request(values)
-        base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
-        found = attach(place, base_id, request, owner=owner, environment=storage_environment())
-    see_through(found, owner=owner, quiet=quiet, json=json)
+        see_through(lambda: _take_up(place, run_id, owner), owner=owner, quiet=quiet, json=json)
+        return
+    request = to_request(values)
+    base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
+    see_through(
+        lambda: attach(place, base_id, request, owner=owner, environment=storage_environment()),
+        owner=owner, quiet=quiet, json=json,
+    )  # fmt: skip
 
 
-def see_through(found: Run, *, owner: str, quiet: bool, json: bool) -> None:
-    """Follow a run to its end, tell how it went, and end with code 0 only for a success."""
+def see_through(take_over: Callable[[], Run], *, owner: str, quiet: bool, json: bool) -> None:
+    """Take a run over, follow it to its end, and end with code 0 only for a success.
+
+    The signals' handlers are there before the run is taken over.
+    """
     console = stderr() if json else stdout()
     interrupts = Interrupts()
     with interrupts.caught(), Display(console, quiet=quiet) as display:
+        interrupts.attaching = True
+        found = take_over()
+        interrupts.attaching = False
         display.say(f"run {found.run_id} in {found.root.url}", "bold")
         glance = follow(found, display, interrupts, owner=owner, from_now=_is_old(found))
     if glance is None:

@@ -24,6 +24,8 @@ __all__ = [
     "InstanceState",
     "LaunchRequest",
     "Offer",
+    "fleet_class",
+    "fleet_names",
     "load_fleet",
 ]
 
@@ -169,12 +171,21 @@ def load_fleet(name: str, options: Mapping[str, Any], *, environment: Mapping[st
     return fleet_class(name)(options, environment=environment)
 
 
-def fleet_class(name: str) -> type[Fleet]:
-    """The class behind a fleet's name."""
+def fleet_names() -> list[str]:
+    """The fleets that are installed."""
+    return sorted(_installed())
+
+
+def _installed() -> dict[str, Any]:
     # Late: a quarter of what a local instance's supervisor, which has no use for it, would import.
     from importlib.metadata import entry_points
 
-    found = {entry.name: entry for entry in entry_points(group="spotfirst.fleets")}
+    return {entry.name: entry for entry in entry_points(group="spotfirst.fleets")}
+
+
+def fleet_class(name: str) -> type[Fleet]:
+    """The class behind a fleet's name."""
+    found = _installed()
     if name not in found:
         msg = f"unknown fleet {name!r}; installed are: {', '.join(sorted(found)) or 'none'}"
         raise InvalidSpec(msg)

@@ -34,7 +34,7 @@ from tests.fleets.ec2.harness import PYTHON, PYTHON_TAG, REGION, Cloud, no_keys,
 from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[3] / "dags/training/gpt"
-PATIENCE_S = 90.0
+PATIENCE_S = 900.0
 STEP = r"step (\d+)/100  loss ([\d.]+)"
 COUNTER = '''
 """Counts; attempt 1 without an end, the next one until it has done 20 more."""

@@ -26,7 +26,7 @@ from tests.fakes.clients import QUEUE_URL, FakeAws
 from tests.fakes.cloud import Cloud, CloudInstance, Weather
 from tests.fakes.faults import client_error
 from tests.fleets.ec2.wire import moto_aws
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 POOL = ("g6.xlarge", "us-east-1a")
 WARNING = "EC2 Spot Instance Interruption Warning"
@@ -507,7 +507,7 @@ class TestHurry:
         bell = Bell("r")
         began = time.monotonic()
         world.cloud.enqueue(warning(instance.instance_id))
-        bell.wait(30)
+        bell.wait(PATIENCE_S)
         took_s = time.monotonic() - began
         assert len(world.notices()) == 1
         assert took_s < 1
@@ -591,7 +591,7 @@ class TestOnTheWire:
         at = datetime.now(timezone.utc)
         began = time.monotonic()
         sqs.send_message(QueueUrl=url, MessageBody=warning(instance_id, at=at.isoformat()))
-        bell.wait(30)
+        bell.wait(PATIENCE_S)
         took_s = time.monotonic() - began
         (noticed,) = world.notices()
         assert noticed.notice.time == at + timedelta(seconds=120)

@@ -13,6 +13,7 @@ import pytest
 from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.fleets.ec2 import userdata
 from spotfirst_airflow.fleets.ec2.userdata import LIMIT_BYTES, condensed, user_data
+from tests.waiting import PATIENCE_S
 
 SOURCE = Path(userdata.__file__).with_name("bootstrap.py").read_text()
 DEFAULTS: dict[str, Any] = {
@@ -108,7 +109,7 @@ class Computer:
     def boot(self, text: str) -> list[str]:
         """What `shutdown` was asked for."""
         environment = {"PATH": f"{self.programs}:/usr/bin:/bin", "SPOTFIRST_HOME": str(self.home)}
-        subprocess.run(["bash", "-c", text], env=environment, check=False, timeout=60)
+        subprocess.run(["bash", "-c", text], env=environment, check=False, timeout=PATIENCE_S)
         path = self.folder / "shutdowns"
         return path.read_text().splitlines() if path.exists() else []
 
