@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
 from benchmarks._figures import console
@@ -30,7 +32,7 @@ from benchmarks.compatibility.driving import Outcome, moments, plain, play
 from benchmarks.compatibility.programs import Program, load, ours
 
 _MOMENTS = 20
-_PER_RUN = 5
+_PER_RUN = 7
 _QUICK = ("shell", "torch_loop")
 _MOST_RUNS = 3
 """Of a program that ends before all its moments have come: times the runs that it would take."""
@@ -117,11 +119,32 @@ def examine(program: Program, folder: Path, *, count: int, seed: int, per_run: i
     return verdict
 
 
+def faster(program: Program) -> Program:
+    """With shorter pauses between its steps, where it has any."""
+    pace_s = float(program.env.get("PACE_S", "0")) / 3
+    env = program.env | ({"PACE_S": f"{pace_s:.3f}"} if pace_s else {})
+    return msgspec.structs.replace(program, env=env)
+
+
 def show(verdicts: Sequence[Verdict]) -> None:
     """One row per program."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("program", "mode", "alone", "interruptions", "with notice", "runs", "compared with", "result"):
-        table.add_column(name, justify="right" if name in {"alone", "interruptions", "with notice", "runs"} else "left")
+    for name in (
+        "program",
+        "mode",
+        "alone",
+        "interruptions",
+        "with notice",
+        "runs",
+        "compared with",
+        "result",
+    ):
+        table.add_column(
+            name,
+            justify="right"
+            if name in {"alone", "interruptions", "with notice", "runs"}
+            else "left",
+        )
     for verdict in verdicts:
         program = verdict.program
         table.add_row(
@@ -138,19 +161,45 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compatibility", description=__doc__)
     known = {program.name: program for program in ours()}
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
-    parser.add_argument("--program", action="append", default=[], type=Path, metavar="DIR", help="another program: a folder with a program.yaml")
-    parser.add_argument("--quick", action="store_true", help="two programs, three interruptions each, within 50 s")
-    parser.add_argument("--interruptions", type=int, default=_MOMENTS, metavar="N", help=f"of each program ({_MOMENTS})")
-    parser.add_argument("--per-run", type=int, default=_PER_RUN, metavar="N", help=f"at most, of one run ({_PER_RUN})")
+    parser.add_argument(
+        "--program",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="another program: a folder with a program.yaml",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="two programs, two interruptions each, within 50 s"
+    )
+    parser.add_argument(
+        "--interruptions",
+        type=int,
+        default=_MOMENTS,
+        metavar="N",
+        help=f"of each program ({_MOMENTS})",
+    )
+    parser.add_argument(
+        "--per-run",
+        type=int,
+        default=_PER_RUN,
+        metavar="N",
+        help=f"at most, of one run ({_PER_RUN})",
+    )
     parser.add_argument("--seed", type=int, default=0, help="for other moments")
-    parser.add_argument("--keep", type=Path, help="a folder in which everything stays that went wrong")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder in which everything stays that went wrong"
+    )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
     if unknown := sorted(set(options.names) - set(known)):
         parser.error(f"no program {', '.join(unknown)}; there are: {', '.join(known)}")
     chosen = [known[name] for name in options.names] + [load(folder) for folder in options.program]
     if not chosen:
         chosen = [known[name] for name in _QUICK] if options.quick else list(known.values())
-    count = 3 if options.quick else options.interruptions
+    if options.quick:
+        chosen = [faster(program) for program in chosen]
+    count = 2 if options.quick else options.interruptions
     verdicts = []
     folder = options.keep or Path(tempfile.mkdtemp(prefix="spotfirst-compatibility-"))
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,19 +23,21 @@ from pathlib import Path
 from benchmarks.compatibility.comparing import difference, result_line
 from benchmarks.compatibility.programs import Program
 from benchmarks.compatibility.watching import Watch, digests
-from spotfirst.run import Run
 from spotfirst.checkpoints.mirroring import mirror
+from spotfirst.run import Run
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.storage import open_storage
 from spotfirst_airflow.fleets.local import LocalFleet
 from spotfirst_airflow.following import Follower
 from spotfirst_airflow.submission import Request, attach
 
-__all__ = ["MOMENTS", "Moment", "Outcome", "moments", "play", "plain"]
+__all__ = ["MOMENTS", "Moment", "Outcome", "moments", "plain", "play"]
 
 MOMENTS = ("boot", "training", "saving", "training", "end")
 """While the instance starts; at any time; while a checkpoint is written; near the end."""
 _TICK_S = 0.01
+_NOTICE_S = 5.0
+"""Short, so that a program of a quarter of a minute is not over before."""
 _LIMIT_S = 900.0
 """Ends a run that hangs."""
 
@@ -173,7 +176,7 @@ class _Drive:
             checkpoint_period_s=program.period_s,
             policy="spot_only",
             heartbeat_s=0.5,
-            fleet_options={"root": str(self.folder / "fleet"), "notice_s": 8.0},
+            fleet_options={"root": str(self.folder / "fleet"), "notice_s": _NOTICE_S},
         )
 
     # -- the controller -----------------------------------------------------------------------
@@ -222,7 +225,7 @@ class _Drive:
 
     # -- moments ------------------------------------------------------------------------------
 
-    def _while_booting(self, number: int, chance: float) -> Iterator[None]:
+    def _while_booting(self, _: int, chance: float) -> Iterator[None]:
         yield from self._pass(chance * 3.0)
 
     def _while_training(self, number: int, chance: float) -> Iterator[None]:
@@ -246,7 +249,10 @@ class _Drive:
         yield from self._until(lambda: self._is_training(number))
         output = self.output(number)
         folder = output.parent / "checkpoints"
-        if self.program.mode == "lines":
+        if self.program.nearly_done:
+            pattern = re.compile(self.program.nearly_done)
+            yield from self._until(lambda: any(map(pattern.match, _lines(output))))
+        elif self.program.mode == "lines":
             yield from self._until(lambda: self._left_steps(number) <= 1 + 4 * chance)
         else:
             yield from self._until(lambda: any(any(folder.glob(g)) for g in self.program.result))
@@ -329,16 +335,28 @@ class _Drive:
         lines = []
         for attempt in self.state.attempts:
             ended = attempt.ended
-            lines.append(f"attempt {attempt.number}: {ended.cause if ended else 'open'} {ended.message if ended else ''}")
-            for path in (self._instance(attempt.number) / "instance.log", self.output(attempt.number)):
+            lines.append(
+                f"attempt {attempt.number}: {ended.cause if ended else 'open'} {ended.message if ended else ''}"
+            )
+            for path in (
+                self._instance(attempt.number) / "instance.log",
+                self.output(attempt.number),
+            ):
                 if path.exists():
-                    lines += [f"    {line}" for line in path.read_text(errors="replace").splitlines()[-12:]]
+                    lines += [
+                        f"    {line}"
+                        for line in path.read_text(errors="replace").splitlines()[-12:]
+                    ]
         return "\n".join(lines)
 
     def close(self) -> None:
         for watch in self._watches.values():
             watch.close()
         self._fleet.terminate([instance.token for instance in self._fleet.owned()])
+
+
+def _lines(output: Path) -> list[str]:
+    return output.read_text(errors="replace").splitlines() if output.exists() else []
 
 
 class _Quiet:

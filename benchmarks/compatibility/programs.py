@@ -26,6 +26,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``equals`` is ``uninterrupted``, or ``restarted`` for a program that does not resume exactly by
     itself: its result is compared with that of a plain restart from what the last attempt found.
+    Of dictionaries of tensors, ``keys`` are compared: others hold paths and times. ``nearly_done`` is a
+    pattern for the line of output with which the end is near; without it that is when there is a result.
     ``held_open`` are files (globs) that the script does not close between writes, so that nobody can
     say which versions it wrote. ``changes`` says for people what was changed in the script.
     """
@@ -40,7 +42,9 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str = "."
     equals: Literal["uninterrupted", "restarted"] = "uninterrupted"
     compare: Literal["bytes", "tensors"] = "bytes"
+    keys: tuple[str, ...] = ()
     held_open: tuple[str, ...] = ()
+    nearly_done: str = ""
     period_s: float = 1.0
     env: dict[str, str] = {}
     name: str = ""

@@ -46,7 +46,7 @@ class Watch:
         self._folder = folder
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._folders: dict[int, Path] = {}
+        self.folders: dict[int, Path] = {}
         self._ended = threading.Event()
         self._add(folder)
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -63,7 +63,7 @@ class Watch:
         number = self._libc.inotify_add_watch(self._descriptor, os.fsencode(folder), mask)
         if number < 0:
             return
-        self._folders[number] = folder
+        self.folders[number] = folder
         for path in folder.iterdir():
             if path.is_dir():
                 self._add(path)
@@ -90,7 +90,7 @@ class Watch:
             number, mask, _, length = _EVENT.unpack_from(data, at)
             name = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
             at += _EVENT.size + length
-            folder = self._folders.get(number)
+            folder = self.folders.get(number)
             if folder is None or not name:
                 continue
             path = folder / os.fsdecode(name)

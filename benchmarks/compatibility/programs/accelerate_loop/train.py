@@ -1,5 +1,6 @@
 """A loop with Accelerate: prepared objects, accumulation, clipping, shuffled data."""
 
+import os
 import time
 
 import torch
@@ -21,6 +22,8 @@ data = torch.utils.data.TensorDataset(x, x.cumsum(1))
 model = torch.nn.Sequential(
     torch.nn.Linear(12, 32), torch.nn.GELU(), torch.nn.Dropout(0.1), torch.nn.Linear(32, 12)
 )
+
+PACE_S = float(os.environ["PACE_S"])
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.5)
 loader = torch.utils.data.DataLoader(data, 8, shuffle=True)
@@ -41,7 +44,7 @@ for _ in range(loader.epoch, EPOCHS):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-        time.sleep(0.04)
+        time.sleep(PACE_S)
         if accelerator.sync_gradients:
             done += 1
             checkpointer.step(done, loss=loss)

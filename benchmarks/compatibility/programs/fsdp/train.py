@@ -1,5 +1,6 @@
 """A transformer sharded by fully_shard over two processes (gloo); each has its own part of the data."""
 
+import os
 import time
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from spotfirst import Checkpointer
 from spotfirst.checkpointer import weights_sha256
+
+PACE_S = float(os.environ["PACE_S"])
 
 STEPS, BATCH, BLOCK, WIDTH, TOKENS = 60, 4, 16, 32, 64
 
@@ -68,7 +71,7 @@ for step in checkpointer.steps(STEPS):
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     scheduler.step()
-    time.sleep(0.08)
+    time.sleep(PACE_S)
     checkpointer.report(loss=loss)
 
 full = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}

@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
+PACE_S = float(os.environ["PACE_S"])
+
 STEPS, EVERY = 60, 8
 FOLDER = Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"])
 
@@ -53,7 +55,7 @@ for step in range(first, STEPS):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    time.sleep(0.1)
+    time.sleep(PACE_S)
     if (step + 1) % EVERY == 0:
         dist.barrier()
         dcp.save(state(), checkpoint_id=str(FOLDER / f"step-{step + 1}"))

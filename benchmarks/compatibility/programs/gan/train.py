@@ -1,5 +1,6 @@
 """A GAN on small pictures: two networks, two optimizers, shuffled data with noise from workers, an EMA."""
 
+import os
 import time
 
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 from spotfirst import Checkpointer
 from spotfirst.checkpointer import weights_sha256
 from spotfirst.integrations.dataloader import ResumableLoader
+
+PACE_S = float(os.environ["PACE_S"])
 
 EPOCHS, BATCH, NOISE = 4, 16, 16
 
@@ -29,14 +32,24 @@ class Pictures(torch.utils.data.Dataset):
 
 
 generator = nn.Sequential(
-    nn.ConvTranspose2d(NOISE, 32, 4, 1), nn.BatchNorm2d(32), nn.ReLU(),
-    nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
-    nn.ConvTranspose2d(16, 1, 4, 2, 1), nn.Tanh(),
+    nn.ConvTranspose2d(NOISE, 32, 4, 1),
+    nn.BatchNorm2d(32),
+    nn.ReLU(),
+    nn.ConvTranspose2d(32, 16, 4, 2, 1),
+    nn.BatchNorm2d(16),
+    nn.ReLU(),
+    nn.ConvTranspose2d(16, 1, 4, 2, 1),
+    nn.Tanh(),
 )
 discriminator = nn.Sequential(
-    nn.Conv2d(1, 16, 4, 2, 1), nn.LeakyReLU(0.2), nn.Dropout(0.2),
-    nn.Conv2d(16, 32, 4, 2, 1), nn.BatchNorm2d(32), nn.LeakyReLU(0.2),
-    nn.Conv2d(32, 1, 4), nn.Flatten(0),
+    nn.Conv2d(1, 16, 4, 2, 1),
+    nn.LeakyReLU(0.2),
+    nn.Dropout(0.2),
+    nn.Conv2d(16, 32, 4, 2, 1),
+    nn.BatchNorm2d(32),
+    nn.LeakyReLU(0.2),
+    nn.Conv2d(32, 1, 4),
+    nn.Flatten(0),
 )
 average = torch.optim.swa_utils.AveragedModel(
     generator, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
@@ -49,8 +62,12 @@ loader = ResumableLoader(
 )
 
 checkpointer = Checkpointer(
-    generator=generator, discriminator=discriminator, average=average,
-    optimizer_g=optimizer_g, optimizer_d=optimizer_d, loader=loader,
+    generator=generator,
+    discriminator=discriminator,
+    average=average,
+    optimizer_g=optimizer_g,
+    optimizer_d=optimizer_d,
+    loader=loader,
 )
 checkpointer.expect(EPOCHS * len(loader))
 done = checkpointer.restore()
@@ -68,8 +85,10 @@ for _ in range(loader.epoch, EPOCHS):
             loss_g.backward()
             optimizer_g.step()
             average.update_parameters(generator)
-        time.sleep(0.06)
+        time.sleep(PACE_S)
         done += 1
         checkpointer.step(done, loss_d=loss_d)
 checkpointer.close()
-print(f"weights {weights_sha256(generator)} {weights_sha256(discriminator)} {weights_sha256(average)}")
+print(
+    f"weights {weights_sha256(generator)} {weights_sha256(discriminator)} {weights_sha256(average)}"
+)

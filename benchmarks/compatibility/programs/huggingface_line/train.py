@@ -1,5 +1,6 @@
 """A small GPT-2 with the Trainer: dropout, accumulation, cosine, clipping, evaluation on the way."""
 
+import os
 import tempfile
 import time
 
@@ -15,6 +16,8 @@ from transformers import (
 
 from spotfirst.checkpointer import weights_sha256
 from spotfirst.integrations.huggingface import resume
+
+PACE_S = float(os.environ["PACE_S"])
 
 torch.set_num_threads(1)
 set_seed(8)
@@ -34,15 +37,26 @@ class Tokens(torch.utils.data.Dataset):
 
 class Pace(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
-        time.sleep(0.05)
+        time.sleep(PACE_S)
 
 
 model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=24, n_embd=32, n_layer=2, n_head=2))
 arguments = TrainingArguments(
-    tempfile.mkdtemp(), num_train_epochs=4, per_device_train_batch_size=8,
-    gradient_accumulation_steps=2, learning_rate=3e-3, lr_scheduler_type="cosine",
-    warmup_steps=5, eval_strategy="steps", eval_steps=10, logging_steps=5, save_strategy="no",
-    report_to=[], use_cpu=True, disable_tqdm=True, seed=8,
+    tempfile.mkdtemp(),
+    num_train_epochs=4,
+    per_device_train_batch_size=8,
+    gradient_accumulation_steps=2,
+    learning_rate=3e-3,
+    lr_scheduler_type="cosine",
+    warmup_steps=5,
+    eval_strategy="steps",
+    eval_steps=10,
+    logging_steps=5,
+    save_strategy="no",
+    report_to=[],
+    use_cpu=True,
+    disable_tqdm=True,
+    seed=8,
 )
 trainer = Trainer(
     model, arguments, train_dataset=Tokens(250), eval_dataset=Tokens(30), callbacks=[Pace()]

@@ -1,6 +1,7 @@
 """A LightningModule with a scheduler, accumulation, a metric, validation, and averaged weights."""
 
 import logging
+import os
 import time
 import warnings
 
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from spotfirst.checkpointer import weights_sha256
 from spotfirst.integrations.lightning import SpotfirstCallback
 
+PACE_S = float(os.environ["PACE_S"])
+
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 torch.set_num_threads(1)
@@ -22,15 +25,18 @@ class Module(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.net = torch.nn.Sequential(
-            torch.nn.Linear(16, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(),
-            torch.nn.Dropout(0.2), torch.nn.Linear(32, 4),
+            torch.nn.Linear(16, 32),
+            torch.nn.BatchNorm1d(32),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.2),
+            torch.nn.Linear(32, 4),
         )
 
     def training_step(self, batch, number):
         x, y = batch
         loss = F.cross_entropy(self.net(x + 0.1 * torch.randn_like(x)), y)
         self.log("loss", loss)
-        time.sleep(0.04)
+        time.sleep(PACE_S)
         return loss
 
     def validation_step(self, batch, number):
@@ -52,9 +58,15 @@ train, test = torch.utils.data.random_split(data, [320, 80])
 module = Module()
 average = EMAWeightAveraging(decay=0.95)
 trainer = Trainer(
-    max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2,
-    gradient_clip_val=1.0, callbacks=[SpotfirstCallback(), average],
+    max_epochs=6,
+    accelerator="cpu",
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+    accumulate_grad_batches=2,
+    gradient_clip_val=1.0,
+    callbacks=[SpotfirstCallback(), average],
 )
 trainer.fit(
     module,

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
+PACE_S = float(os.environ["PACE_S"])
+
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 torch.set_num_threads(1)
@@ -22,14 +24,17 @@ class Module(LightningModule):
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Sequential(
-            torch.nn.Linear(16, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
+            torch.nn.Linear(16, 32),
+            torch.nn.BatchNorm1d(32),
+            torch.nn.ReLU(),
+            torch.nn.Linear(32, 4),
         )
 
     def training_step(self, batch, number):
         x, y = batch
         loss = F.cross_entropy(self.net(x), y)
         self.log("loss", loss)
-        time.sleep(0.04)
+        time.sleep(PACE_S)
         return loss
 
     def configure_optimizers(self):
@@ -55,8 +60,12 @@ class Batches(torch.utils.data.Dataset):
 seed_everything(7, verbose=False)
 module = Module()
 trainer = Trainer(
-    max_epochs=10, accelerator="cpu", logger=CSVLogger(FOLDER, "logs"), log_every_n_steps=5,
-    enable_progress_bar=False, enable_model_summary=False,
+    max_epochs=10,
+    accelerator="cpu",
+    logger=CSVLogger(FOLDER, "logs"),
+    log_every_n_steps=5,
+    enable_progress_bar=False,
+    enable_model_summary=False,
     callbacks=[ModelCheckpoint(FOLDER / "checkpoints", save_last=True, save_top_k=1)],
 )
 trainer.fit(module, torch.utils.data.DataLoader(Batches(), 16), ckpt_path="last")

@@ -8,6 +8,8 @@ from pathlib import Path
 import optuna
 import torch
 
+PACE_S = float(os.environ["PACE_S"])
+
 FOLDER = Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"])
 GRID = {"lr": [0.003, 0.01, 0.03, 0.1], "width": [4, 8], "momentum": [0.0, 0.9]}
 
@@ -22,7 +24,9 @@ def objective(trial):
     torch.manual_seed(5)
     x = torch.randn(64, 4)
     y = x.prod(1, keepdim=True)
-    model = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1)
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     for epoch in range(10):
         loss = (model(x) - y).square().mean()
@@ -30,7 +34,7 @@ def objective(trial):
         loss.backward()
         optimizer.step()
         trial.report(loss.item(), epoch)
-        time.sleep(0.04)
+        time.sleep(PACE_S)
     return loss.item()
 
 

@@ -10,6 +10,8 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import SGDClassifier
 from sklearn.preprocessing import StandardScaler
 
+PACE_S = float(os.environ["PACE_S"])
+
 FOLDER = Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"])
 BATCHES = 40
 
@@ -26,7 +28,7 @@ for number in range(len(scores), BATCHES):
     scaler.partial_fit(X[chosen])
     model.partial_fit(scaler.transform(X[chosen]), y[chosen], classes=[0, 1, 2])
     scores.append(model.score(scaler.transform(X[3000:]), y[3000:]))
-    time.sleep(0.2)
+    time.sleep(PACE_S)
     joblib.dump((scaler, model, chance, scores), FOLDER / f"batch-{number:03d}.joblib", compress=3)
     for old in sorted(FOLDER.glob("batch-*.joblib"))[:-2]:
         old.unlink()

@@ -6,7 +6,7 @@ mkdir -p parts
 for part in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16; do
     [ -e "parts/$part.txt" ] && continue
     seq 1 "${part#0}" | awk '{ n = (n * 31 + $1) % 1000003; print n }' > "parts/$part.tmp"
-    sleep 0.7
+    sleep "$PACE_S"
     sort -n "parts/$part.tmp" > "parts/$part.part"
     mv "parts/$part.part" "parts/$part.txt"
     rm "parts/$part.tmp"

@@ -1,5 +1,6 @@
 """Image classification as timm's train.py does it, in little: an epoch, an evaluation, the best score."""
 
+import os
 import random
 import time
 
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from spotfirst import Checkpointer
 from spotfirst.checkpointer import weights_sha256
 from spotfirst.integrations.dataloader import ResumableLoader
+
+PACE_S = float(os.environ["PACE_S"])
 
 EPOCHS, BATCH, CLASSES = 4, 16, 5
 
@@ -56,14 +59,24 @@ class Best:
 
 
 model = nn.Sequential(
-    nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout2d(0.1),
-    nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(),
-    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(32, CLASSES),
+    nn.Conv2d(3, 16, 3, 2, 1),
+    nn.BatchNorm2d(16),
+    nn.ReLU(),
+    nn.Dropout2d(0.1),
+    nn.Conv2d(16, 32, 3, 2, 1),
+    nn.BatchNorm2d(32),
+    nn.ReLU(),
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
+    nn.Dropout(0.2),
+    nn.Linear(32, CLASSES),
 )
 ema = torch.optim.swa_utils.AveragedModel(
     model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.95), use_buffers=True
 )
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+optimizer = torch.optim.SGD(
+    model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+)
 train = ResumableLoader(
     torch.utils.data.DataLoader(
         Pictures(250, train=True), BATCH, shuffle=True, drop_last=True, num_workers=2
@@ -112,7 +125,7 @@ for epoch in range(train.epoch, EPOCHS):
             score = validate(ema)
             if score > best.score:
                 best.score, best.epoch = score, epoch
-        time.sleep(0.06)
+        time.sleep(PACE_S)
         done += 1
         checkpointer.step(done, loss=loss)
 checkpointer.close()

@@ -1,6 +1,7 @@
 """A small GPT on characters: batches by chance, dropout, AdamW, warm-up and cosine, clipping."""
 
 import math
+import os
 import time
 
 import torch
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 
 from spotfirst import Checkpointer
 from spotfirst.checkpointer import weights_sha256
+
+PACE_S = float(os.environ["PACE_S"])
 
 STEPS, BATCH, BLOCK, WIDTH = 80, 8, 32, 32
 
@@ -71,6 +74,6 @@ for step in checkpointer.steps(STEPS):
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     scheduler.step()
-    time.sleep(0.08)
+    time.sleep(PACE_S)
     checkpointer.report(loss=loss)
 print(f"weights {weights_sha256(model)} loss {loss.item()!r}")
