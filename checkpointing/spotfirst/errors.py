@@ -7,7 +7,7 @@ SpotfirstError
 │   └── UnsupportedStorage the storage cannot do what a run needs of it
 ├── StorageError
 │   ├── ObjectMissing      there is no object at this path
-│   ├── StorageDenied      the storage refused us; retrying does not help
+│   ├── StorageDenied      the storage refused us: people must act, or it passes (a key rotates)
 │   └── StorageUnavailable the storage did not answer; the same call may succeed later
 ├── FormatError            an object is there, but it is not what it must be
 │   ├── NewerFormat        written by a newer Spotfirst
@@ -95,7 +95,16 @@ class ObjectMissing(StorageError):
 
 
 class StorageDenied(StorageError):
-    """The storage refused the call: credentials or permissions."""
+    """The storage refused the call.
+
+    Credentials, permissions and read-only mounts change while a training runs, and are worth
+    waiting for. ``lasting``: this one is not, as the call can never be taken (a name that is too
+    long, a bucket that does not exist).
+    """
+
+    def __init__(self, message: str, *, path: str = "", lasting: bool = False) -> None:
+        super().__init__(message, path=path)
+        self.lasting = lasting
 
 
 class StorageUnavailable(StorageError):

@@ -15,7 +15,7 @@ import msgspec
 
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.steptimes import StepTimes
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import Claimed, Record, decode, encode
 
 __all__ = [
     "Attached",
@@ -56,7 +56,7 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-class Event(Record, tag_field="kind", tag=_snake):
+class Event(Claimed, tag_field="kind", tag=_snake):
     """``at`` is the writer's clock; ``by`` names the process that decided."""
 
     at: datetime
@@ -82,7 +82,8 @@ class Waiting(Event):
 class Launching(Event):
     """The intent to launch: from here on an instance with this token may exist.
 
-    It is in ``pool``, or in one of ``others``, where the fleet may choose.
+    It is in ``pool``, or in one of ``others``, where the fleet may choose. ``price_usd_h`` is what
+    ``pool`` was offered for; what counts is frozen with the launch.
     """
 
     attempt: int
@@ -91,6 +92,7 @@ class Launching(Event):
     pool: Pool
     reason: str
     others: tuple[Pool, ...] = ()
+    price_usd_h: Decimal | None = None
 
 
 class Launched(Event):

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from spotfirst.errors import LostRace
+from spotfirst.errors import InvalidSpec, LostRace
 from spotfirst.events import Event, decode_event, encode_event
 from spotfirst.sequence import Sequence
 from spotfirst.signing import Seal, default_keys
 from spotfirst.state import RunState
 from spotfirst.storage import Storage
+from spotfirst.wire import LIMIT_BYTES
 
 __all__ = ["Journal"]
 
@@ -36,6 +37,7 @@ class Journal:
         self._seal = seal or Seal(storage.keys or default_keys(), "", storage.url)
         self._mac = ""
         self._by = by
+        self._url = storage.url
         self.state = RunState()
         """The fold of what has been read so far."""
         self.events: list[Event] = []
@@ -50,7 +52,7 @@ class Journal:
         """
         for path, data in self._entries.unread():
             body, mac = self._seal.open(data, path=path, after=self._mac)
-            self._take(decode_event(body, path=path), mac)
+            self._take(decode_event(body, path=f"{self._url}/{path}"), mac)
         return self.state
 
     def append(self, event: Event) -> RunState:
@@ -64,10 +66,16 @@ class Journal:
         path = self._entries.path(self._entries.length + 1)
         body = encode_event(event, nonce=secrets.token_hex(8))
         # As every other reader will see it; and never one in their way that they cannot read.
-        event = decode_event(body, path=path)
+        event = decode_event(body, path=f"{self._url}/{path}")
         data, mac = self._seal.close(body, path=path, after=self._mac)
+        if len(data) > LIMIT_BYTES:
+            msg = (
+                f"{self._url}/{path} would have {len(data)} bytes, more than the {LIMIT_BYTES} that "
+                "readers take; shorten its message"
+            )
+            raise InvalidSpec(msg)
         if not self._entries.append(data):
-            msg = f"{path} was decided by another controller: refresh, and decide again"
+            msg = f"{self._url}/{path} was decided by another controller: refresh, and decide again"
             raise LostRace(msg)
         self._take(event, mac)
         return self.state
@@ -86,7 +94,7 @@ class Journal:
             except LostRace:
                 continue
         msg = (
-            f"lost {tries} races in a row for {self._entries.path(self._entries.length + 1)}: "
+            f"lost {tries} races in a row for {self._url}/{self._entries.path(self._entries.length + 1)}: "
             "another controller writes without end; stop it (its name is in the events' `by`)"
         )
         raise LostRace(msg)

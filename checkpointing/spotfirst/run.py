@@ -29,23 +29,37 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import re
 import secrets
+from collections.abc import Callable
+from typing import TypeVar
 
 from spotfirst.checkpoints.chain import CheckpointChain
-from spotfirst.errors import InvalidSpec, ObjectMissing, UnknownRun, UntrustedObject
-from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
+from spotfirst.errors import (
+    FormatError,
+    InvalidSpec,
+    ObjectMissing,
+    UnknownRun,
+    UntrustedObject,
+)
+from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, clipped
 from spotfirst.journal import Journal
 from spotfirst.sequence import Sequence
-from spotfirst.signing import ControlKeys, Seal, default_keys
+from spotfirst.signing import UNVERIFIED, ControlKeys, Seal, default_keys
 from spotfirst.spec import RunSpec, check_run_id, is_run_id
 from spotfirst.storage import Storage
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import LIMIT_BYTES, Record, decode, encode
 
 __all__ = ["Run", "create_run", "list_runs"]
 
 _CONTROL = "control/runs"
 
+SEGMENT_LIMIT_BYTES = 1 << 20
+"""Of one piece of an attempt's output: agents write a quarter of it at most."""
+
+_log = logging.getLogger(__name__)
+_C = TypeVar("_C", Heartbeat, ExitReport)
 _PIN = re.compile(r"(\d{8})-[0-9a-f]{16}\.json")
 
 
@@ -56,9 +70,24 @@ class Pin(Record):
 
 
 class Run:
-    """The files of one run. Opening it touches nothing."""
+    """The files of one run. Opening it touches nothing.
 
-    def __init__(self, storage: Storage, run_id: str, *, keys: ControlKeys | None = None) -> None:
+    ``spec_digest`` is for instances: the only spec that they take, from their launch.
+    """
+
+    @classmethod
+    def on_instance(cls, storage: Storage, run_id: str, spec_digest: str) -> Run:
+        """The run as an instance reads it: without a key, and with the spec of its launch only."""
+        return cls(storage, run_id, keys=UNVERIFIED, spec_digest=spec_digest)
+
+    def __init__(
+        self,
+        storage: Storage,
+        run_id: str,
+        *,
+        keys: ControlKeys | None = None,
+        spec_digest: str = "",
+    ) -> None:
         self.root = storage
         """The storage that holds all runs."""
         self.run_id = check_run_id(run_id)
@@ -67,6 +96,7 @@ class Run:
         self.control = storage.child(f"{_CONTROL}/{run_id}")
         """What its controllers write."""
         self._keys = keys
+        self._spec_digest = spec_digest
 
     @functools.cached_property
     def _seal(self) -> Seal:
@@ -93,8 +123,21 @@ class Run:
         """The spec with the SHA-256 of its object, by which an instance knows that it is the same.
 
         Raises :class:`UntrustedObject` when fewer than ``amendments`` are there: somebody removed
-        the newest, and an older one would be taken for it.
+        the newest, and an older one would be taken for it. On an instance, also for another spec
+        than that of its launch.
         """
+        path, data = self._newest_spec(amendments)
+        digest = hashlib.sha256(data).hexdigest()
+        if self._spec_digest not in {"", digest}:
+            msg = (
+                f"{self.control.url}/{path} has the SHA-256 {digest}, and this attempt was "
+                f"launched for {self._spec_digest}: the run was amended since, or somebody changed "
+                "the object. Nothing is run"
+            )
+            raise UntrustedObject(msg)
+        return self._decode_spec(path, data), digest
+
+    def _newest_spec(self, amendments: int) -> tuple[str, bytes]:
         found = Sequence(self.control, "amendments").read_new()
         if len(found) < amendments:
             msg = (
@@ -103,11 +146,7 @@ class Run:
                 "the object"
             )
             raise UntrustedObject(msg)
-        if not found:
-            data = self._read_spec()
-            return self._decode_spec("spec.json", data), _digest(data)
-        path, data = found[-1]
-        return self._decode_spec(path, data), _digest(data)
+        return found[-1] if found else ("spec.json", self._read_spec())
 
     def amend(self, spec: RunSpec) -> int:
         """Ask for other work from now on; the number of the amendment."""
@@ -130,7 +169,7 @@ class Run:
 
     def _read_spec(self) -> bytes:
         try:
-            return self.control.read("spec.json")
+            return self.control.read("spec.json", limit_bytes=LIMIT_BYTES)
         except ObjectMissing as error:
             msg = f"there is no run {self.run_id!r} in {self.root.url}; `spotfirst runs` lists them"
             raise UnknownRun(msg) from error
@@ -179,7 +218,7 @@ class Run:
     def pins(self) -> dict[int, list[str]]:
         """The same with the runs that start from each, sorted."""
         names = [name for name in self.control.list("pins") if _PIN.fullmatch(name)]
-        found = self.control.read_many([f"pins/{name}" for name in names])
+        found = self.control.read_many([f"pins/{name}" for name in names], limit_bytes=LIMIT_BYTES)
         runs: dict[int, set[str]] = {}
         for name in names:
             path = f"pins/{name}"
@@ -192,22 +231,42 @@ class Run:
         """The path of one of an attempt's files, below :attr:`storage`."""
         return f"attempts/{number}/{name}"
 
-    def heartbeat(self, attempt: int) -> Heartbeat | None:
-        """The newest heartbeat of an attempt; ``None`` before the first."""
-        path = self.attempt_path(attempt, "heartbeat.json")
-        data = self.storage.read_or_none(path)
-        return None if data is None else decode(data, Heartbeat, path=f"{self.url}/{path}")
+    def heartbeat(
+        self, attempt: int, *, warn: Callable[[str], object] = _log.warning
+    ) -> Heartbeat | None:
+        """The newest heartbeat of an attempt; ``None`` before the first.
 
-    def exit_report(self, attempt: int) -> ExitReport | None:
-        """How an attempt ended, in its own words; ``None`` while it has not said so."""
-        path = self.attempt_path(attempt, "exit.json")
-        data = self.storage.read_or_none(path)
-        return None if data is None else decode(data, ExitReport, path=f"{self.url}/{path}")
+        It is what an instance claims: one that cannot be read counts as none, and ``warn`` is
+        called with what is wrong.
+        """
+        return self._claim(attempt, "heartbeat.json", Heartbeat, warn)
+
+    def exit_report(
+        self, attempt: int, *, warn: Callable[[str], object] = _log.warning
+    ) -> ExitReport | None:
+        """How an attempt ended, in its own words; ``None`` while it has not said so.
+
+        As with :meth:`heartbeat`, one that cannot be read counts as none.
+        """
+        return self._claim(attempt, "exit.json", ExitReport, warn)
+
+    def _claim(
+        self, attempt: int, name: str, kind: type[_C], warn: Callable[[str], object]
+    ) -> _C | None:
+        path = self.attempt_path(attempt, name)
+        try:
+            data = self.storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
+            if data is None:
+                return None
+            return clipped(decode(data, kind, path=f"{self.url}/{path}"))
+        except FormatError as error:
+            warn(str(error))
+            return None
 
     def handover(self, attempt: int) -> Handover | None:
         """The request to an attempt to checkpoint and stop; ``None`` when there is none."""
         path = self.attempt_path(attempt, "handover.json")
-        data = self.storage.read_or_none(path)
+        data = self.storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
         return None if data is None else decode(data, Handover, path=f"{self.url}/{path}")
 
     def beat(self, heartbeat: Heartbeat) -> None:
@@ -229,9 +288,18 @@ class Run:
         return self.attempt_path(attempt, f"log/{segment:08d}")
 
     def log_segment(self, attempt: int, segment: int) -> str | None:
-        """One piece of an attempt's output, from 1 on; ``None`` when it is not there (yet)."""
-        data = self.storage.read_or_none(self.log_path(attempt, segment))
-        return None if data is None else data.decode("utf-8", "replace")
+        """One piece of an attempt's output, from 1 on; ``None`` when it is not there (yet).
+
+        Of one that is larger than any that an agent writes, the beginning.
+        """
+        path = self.log_path(attempt, segment)
+        try:
+            data = self.storage.read_range(path, 0, SEGMENT_LIMIT_BYTES + 1)
+        except ObjectMissing:
+            return None
+        text = data[:SEGMENT_LIMIT_BYTES].decode("utf-8", "replace")
+        cut = f"\n[spotfirst] the rest of {self.url}/{path} is left out: it is too large\n"
+        return text + cut if len(data) > SEGMENT_LIMIT_BYTES else text
 
 
 def create_run(storage: Storage, spec: RunSpec) -> Run:
@@ -255,7 +323,3 @@ def create_run(storage: Storage, spec: RunSpec) -> Run:
 def list_runs(storage: Storage) -> list[str]:
     """The ids of all runs in a storage, sorted."""
     return [name for name in storage.list(_CONTROL) if is_run_id(name)]
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -76,7 +76,7 @@ def parse(name: str, value: Any) -> Any:
     try:
         return argument.parse(value)
     except _Wrong as wrong:
-        msg = f"{name} is {_shown(value)}: {wrong}; give {argument.example}"
+        msg = f"{name} {_shown(value)}: {wrong}; give {argument.example}"
         raise InvalidSpec(msg) from None
 
 
@@ -85,7 +85,7 @@ def span(name: str, text: str) -> timedelta:
     try:
         return _span(text)
     except _Wrong as wrong:
-        msg = f"{name} is {_shown(text)}: {wrong}; give a duration, such as 8h or 90m"
+        msg = f"{name} {_shown(text)}: {wrong}; give a duration, such as 8h or 90m"
         raise InvalidSpec(msg) from None
 
 
@@ -184,14 +184,14 @@ def check_export(export: str, checkpoint_mode: str) -> None:
     is_file = export.endswith(".safetensors")
     if checkpoint_mode == "trainer" and not is_file:
         msg = (
-            f"export is {export!r}, and checkpoint_mode is 'trainer', which exports the model's "
-            "weights as one file; give a name that ends in .safetensors"
+            f"export {export!r}: checkpoint_mode is 'trainer', which exports the model's weights "
+            "as one file; give a name that ends in .safetensors"
         )
         raise InvalidSpec(msg)
     if checkpoint_mode == "files" and is_file:
         msg = (
-            f"export is {export!r}, and checkpoint_mode is 'files', which exports a folder with "
-            "the script's own files; give the name of a folder"
+            f"export {export!r}: checkpoint_mode is 'files', which exports a folder with the "
+            "script's own files; give the name of a folder"
         )
         raise InvalidSpec(msg)
 
@@ -237,7 +237,7 @@ def _in_words(policy: Any, options: Mapping[str, Any]) -> tuple[str, dict[str, A
     try:
         return in_words(policy, options)
     except InvalidSpec as error:
-        msg = f"policy is {_shown(policy)}: {error}"
+        msg = f"policy {_shown(policy)}: {error}"
         raise InvalidSpec(msg) from error
 
 
@@ -256,7 +256,7 @@ def _check_policy(known: Mapping[str, Any]) -> None:
         load_policy(policy, options)
     except InvalidSpec as error:
         name = "policy" if str(error).startswith("unknown policy") else "policy_options"
-        msg = f"{name} is {_shown(known.get(name))}: {error}"
+        msg = f"{name} {_shown(known.get(name))}: {error}"
         raise InvalidSpec(msg) from error
 
 
@@ -269,14 +269,14 @@ def _check_fleet(known: Mapping[str, Any]) -> None:
     names = fleet_names()
     if fleet not in names:
         there = ", ".join(names) or "none"
-        msg = f"fleet is {fleet!r}{suggestion([fleet], names)}; installed are: {there}"
+        msg = f"fleet {fleet!r} is unknown{suggestion([fleet], names)}; installed are: {there}"
         raise InvalidSpec(msg)
     if not options or options is UNKNOWN:
         return
     try:
         fleet_class(fleet).settle(options, now=utc_now())
     except InvalidSpec as error:
-        msg = f"fleet_options is {_shown(options)}: {error}"
+        msg = f"fleet_options {_shown(options)}: {error}"
         raise InvalidSpec(msg) from error
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -69,6 +69,7 @@ UNKNOWN_TO_FLEET_S = 60.0
 consistent) before it counts as gone."""
 HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
+_WARNINGS_PER_ATTEMPT = 100
 _HAS_FAILED = "the run has failed"
 _MOMENT_S = 60.0
 _CRASHES = ("script_failed", "killed", "lost")
@@ -77,12 +78,14 @@ _CRASHES = ("script_failed", "killed", "lost")
 class Step(Record):
     """What one pass found. ``done``: the run is final, and every instance is gone.
 
-    ``news`` tells people what happened since the last pass, a line each.
+    ``news`` tells people what happened since the last pass, a line each; ``events`` are all that
+    happened since.
     """
 
     state: RunState
     wait_s: float
     news: tuple[str, ...] = ()
+    events: tuple[e.Event, ...] = ()
     heartbeat: Heartbeat | None = None
     done: bool = False
 
@@ -105,7 +108,9 @@ class Controller:
         by: str = "",
     ) -> None:
         self.run = run
-        self.spec: RunSpec = run.spec()
+        self.spec: RunSpec
+        self.spec, self._spec_digest = run.spec_and_digest()
+        self._amendment = 0
         self._fleet = fleet
         self._policy = policy
         self._clock = clock
@@ -124,20 +129,29 @@ class Controller:
         """
         now = self._clock()
         try:
-            self._journal.refresh()
+            self._read_amendment(self._journal.refresh())
             beats = self._observe(now)
             wait_s = self._reconcile(now, beats)
         except LostRace:
             beats, wait_s = {}, 0.05
         self._last_step_at = now
         state = self._journal.state  # with what this pass appended; the next one reads what is new
+        news, events = self._news()
         return Step(
             state=state,
             wait_s=wait_s,
-            news=self._news(),
+            news=news,
+            events=events,
             heartbeat=_trainer(beats),
             done=state.is_final and not state.open_attempts,
         )
+
+    def _read_amendment(self, state: RunState) -> None:
+        """The spec that the journal says counts; refuses an older one that was put in its place."""
+        wanted = state.reopened.amendment if state.reopened else 0
+        if wanted > self._amendment:
+            self.spec, self._spec_digest = self.run.spec_and_digest(amendments=wanted)
+            self._amendment = wanted
 
     # -- one pass ---------------------------------------------------------------------------
 
@@ -178,7 +192,7 @@ class Controller:
                 if instance is not None:
                     self._append_launched(now, attempt, instance)
                 continue
-            beat = self.run.heartbeat(attempt.number)
+            beat = self.run.heartbeat(attempt.number, warn=self._doubt(now, attempt))
             if beat is not None:
                 beats[attempt.number] = beat
             self._pass_on_notice(now, attempt, instance, beat)
@@ -202,8 +216,25 @@ class Controller:
     def _pass_on_warnings(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> None:
         """What the trainer warned about goes into the journal once, for people to see."""
         for message in beat.progress.warnings if beat else ():
-            text = f"attempt {attempt.number}: {message}"
+            self._warn_of(attempt, now, message)
+
+    def _warn_of(self, attempt: Attempt, now: datetime, message: str) -> None:
+        """A warning that follows from what an attempt wrote: a script may write without end."""
+        start = f"attempt {attempt.number}: "
+        text = start + message
+        known = self._journal.state.warnings
+        if text not in known:
+            count = sum(warning.startswith(start) for warning in known)
+            if count >= _WARNINGS_PER_ATTEMPT:
+                text = start + "further warnings are left out"
             self._warn(now, text, attempt=attempt.number)
+
+    def _doubt(self, now: datetime, attempt: Attempt) -> Callable[[str], None]:
+        """What takes note of a file of an attempt that cannot be read."""
+        return lambda problem: self._warn_of(attempt, now, problem)
+
+    def _exit_report(self, now: datetime, attempt: Attempt) -> ExitReport | None:
+        return self.run.exit_report(attempt.number, warn=self._doubt(now, attempt))
 
     def _settle_end(
         self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
@@ -215,7 +246,7 @@ class Controller:
             if age_s < UNKNOWN_TO_FLEET_S:
                 return
         elif instance.state is not InstanceState.TERMINATED:
-            report = self.run.exit_report(attempt.number) if _may_have_exited(beat) else None
+            report = self._exit_report(now, attempt) if _may_have_exited(beat) else None
             if report is not None and self._keep(now, attempt, instance, beat, report):
                 return
             if (report is not None and not _leaves_free(attempt, now)) or self._is_silent(
@@ -223,7 +254,7 @@ class Controller:
             ):
                 self._fleet.terminate([attempt.token])
             return
-        report = self.run.exit_report(attempt.number)
+        report = self._exit_report(now, attempt)
         ended = _ended(now, attempt, instance, beat, report)
         ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
@@ -484,6 +515,7 @@ class Controller:
             e.Launching(
                 at=now, attempt=number, token=token, market=decision.offer.market,
                 pool=decision.offer.pool, reason=decision.reason, others=decision.others,
+                price_usd_h=decision.offer.price_usd_h,
             )
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
@@ -544,6 +576,7 @@ class Controller:
             others=attempt.others,
             storage_url=self.run.root.url,
             max_life_s=self.spec.max_life_s,
+            spec_digest=self._spec_digest,
             tags=self.spec.tags,
         )
         try:
@@ -613,11 +646,12 @@ class Controller:
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
 
-    def _news(self) -> tuple[str, ...]:
+    def _news(self) -> tuple[tuple[str, ...], tuple[e.Event, ...]]:
         fresh = self._journal.events[self._told :]
         state = self._journal.state
         self._told = len(self._journal.events)
-        return tuple(line for event in fresh if (line := describe(event, state)))
+        lines = tuple(line for event in fresh if (line := describe(event, state)))
+        return lines, tuple(fresh)
 
 
 # -- small pure helpers -------------------------------------------------------------------------
@@ -673,7 +707,10 @@ def _why(ended: e.Ended) -> str:
     if ended.message:
         return ended.message
     if ended.cause == "script_failed":
-        return f"the command exited with {ended.exit_code}"
+        code = ended.exit_code
+        return (
+            f"the command exited with {code}" if code is not None else "the command did not start"
+        )
     return f"attempt {ended.attempt} was {ended.cause}"
 
 

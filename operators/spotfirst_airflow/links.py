@@ -13,7 +13,7 @@ from spotfirst_airflow.operators import SpotTrainingOperator
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["UI_PREFIX", "SpotRunLink", "run_page"]
+__all__ = ["UI_PREFIX", "SpotRunLink", "run_address", "run_page"]
 
 UI_PREFIX = "/spotfirst"
 """Where the plugin mounts its pages on Airflow's API server."""
@@ -39,3 +39,12 @@ def run_page(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str
         quote(part, safe="") for part in ("dags", dag_id, "runs", run_id, "tasks", task_id)
     )
     return f"{base}{UI_PREFIX}/{parts}/{map_index}"
+
+
+def run_address(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    """The page's whole URL, as far as ``[api] base_url`` says where the web server is."""
+    from airflow.configuration import conf
+
+    base = urlsplit(conf.get("api", "base_url", fallback="/"))
+    path = run_page(dag_id, run_id, task_id, map_index)
+    return f"{base.scheme}://{base.netloc}{path}" if base.netloc else path

@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import (
     AirflowTaskTimeout,
 )
 
-from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError
+from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError, StateError
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.arguments import check_written, parse, suggestion, to_request
@@ -95,7 +95,8 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
     A retry or a clear comes back to the same run: it re-attaches to what is training, goes on
     from the newest checkpoint when the run had failed or been stopped, and trains anew only when
     the result had been delivered and the task was cleared. The return value describes the result:
-    ``run_id``, ``checkpoint``, ``step``, ``metrics``, ``cost_usd`` and more.
+    ``run_id``, ``checkpoint``, ``step``, ``metrics``, ``cost_usd`` and more; ``docs/airflow.md``
+    lists its keys.
 
     Args:
         command: what to run on the instance, such as ``["python", "train.py"]``.
@@ -245,12 +246,16 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Attach to the run of this task, then wait for its end."""
+        from spotfirst_airflow.exports import check_target
         from spotfirst_airflow.submission import attach
 
         ti = context["ti"]
         owner = str(ti.id)
+        self.log.info("Run page: %s", _run_page(ti))
         hook = SpotfirstHook.find(self.spotfirst_conn_id)
         try:
+            if self.export is not None:
+                check_target(parse("export", self.export), hook.open_storage)
             storage = hook.open_storage(parse("storage", self.storage))
             run = attach(
                 storage,
@@ -443,13 +448,31 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
         state = _state(run)
         if state.result is None:
             _raise(run, state)
-        delivered = result(run, state, now=utc_now())
+        exported = self._exported(run)
+        delivered = result(run, state, now=utc_now(), exported=exported)
         events = context["outlet_events"]
         for outlet in self.outlets:
             events[outlet].extra.update(_extra(delivered))
         # Last: whoever dies before this line delivers again, whoever dies after it has delivered.
         mark_delivered(run, _delivery(context))
         return delivered
+
+    def _exported(self, run: Run) -> str | None:
+        from spotfirst_airflow.exports import export_result
+
+        if self.export is None:
+            return None
+        hook = SpotfirstHook.find(self.spotfirst_conn_id)
+        target = parse("export", self.export)
+        try:
+            place = export_result(run, target, open_url=hook.open_storage)
+        except (InvalidSpec, FormatError, StateError) as error:
+            raise AirflowFailException(str(error)) from error
+        except SpotfirstError as error:
+            # The training is done, and its result not delivered: a retry only exports again.
+            raise AirflowException(str(error)) from error
+        self.log.info("Exported to %s", place)
+        return place
 
     def _is_retry_of(self, delivered_to: str, context: Context) -> bool:
         """Whether the result went to an earlier try of this task, and it was not cleared since.
@@ -516,6 +539,13 @@ def _delivery(context: Context) -> str:
     return f"max_tries={ti.max_tries};clears={clears}"
 
 
+def _run_page(ti: Any) -> str:
+    """The address of the run's page in Airflow's web server."""
+    from spotfirst_airflow.links import run_address
+
+    return run_address(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+
+
 def _refuse_misspelt(kwargs: Mapping[str, Any], known: Sequence[str]) -> None:
     """Name the argument that was probably meant; Airflow only names what it does not know."""
     own = inspect.signature(BaseOperator.__init__).parameters
@@ -532,10 +562,12 @@ def _state(run: Run) -> RunState:
 
 def _raise(run: Run, state: RunState) -> NoReturn:
     """Fail the task with what the run ended with."""
-    from spotfirst_airflow.costs import bill
+    from spotfirst_airflow.costs import bill, usd
     from spotfirst_airflow.keeping import still_kept
+    from spotfirst_airflow.news import script_error
 
-    cost = f"It cost ${bill(state, now=utc_now()).total_usd:.4f} so far."
+    account = bill(state, now=utc_now())
+    cost = f"It cost {usd(account.total_usd, simulated=account.is_simulated)} so far."
     if state.failure is None:
         reason = state.stop.reason if state.stop else "it was stopped"
         msg = f"run {run.run_id} has stopped: {reason}. {cost} Clear the task to continue it"
@@ -545,15 +577,20 @@ def _raise(run: Run, state: RunState) -> NoReturn:
         raise AirflowFailException(msg)
     tail = "".join(f"\n    {line}" for line in state.failure.log_tail[-_LOG_TAIL:])
     kept = still_kept(state, now=utc_now())
-    msg = f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip() + (
-        f"\nThe last lines of its output:{tail}" if tail else ""
+    # First the script's own error: many tools show no more than this line.
+    own = script_error(state.failure.log_tail)
+    msg = (f"{own}\n" if own else "") + (
+        f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip()
+        + (f"\nThe last lines of its output:{tail}" if tail else "")
     )
     raise (AirflowException if state.failure.retryable else AirflowFailException)(msg)
 
 
 def _extra(delivered: Mapping[str, Any]) -> dict[str, Any]:
     """What an asset's event says about the model that was made."""
-    names = ("run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd")
+    names = (
+        "run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd", "exported",
+    )  # fmt: skip
     return {name: delivered[name] for name in names} | {
         "weights_sha256": delivered["weights_sha256"]
     }

@@ -6,7 +6,7 @@ from datetime import datetime
 from statistics import median
 
 from spotfirst import events as e
-from spotfirst.heartbeat import Heartbeat
+from spotfirst.heartbeat import Heartbeat, Progress
 from spotfirst.spec import RunSpec
 from spotfirst.state import RunState
 from spotfirst.steptimes import StepTimes
@@ -45,9 +45,12 @@ class Outlook(Record):
 
 
 def shutdown_s(beat: Heartbeat | None) -> float:
-    """How long a trainer takes to write a checkpoint and end, by what its last one took."""
-    checkpoint_s = beat.progress.checkpoint_s if beat else None
-    return SHUTDOWN_S if checkpoint_s is None else 2 * checkpoint_s + _DRAIN_MARGIN_S
+    """How long a trainer takes to end its step, write a checkpoint and end, by what they took."""
+    progress = beat.progress if beat else Progress()
+    step_s = progress.step_times.mean_s if progress.step_times else 0.0
+    if progress.checkpoint_s is None:
+        return step_s + SHUTDOWN_S
+    return step_s + 2 * progress.checkpoint_s + _DRAIN_MARGIN_S
 
 
 def work_left(spec: RunSpec, state: RunState, beat: Heartbeat | None) -> Work | None:

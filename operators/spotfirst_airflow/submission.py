@@ -386,7 +386,7 @@ def _resolve_dataset(storage: Storage, request: Request) -> DatasetRef | None:
     if since.name != found.name:
         msg = f"dataset_since={text!r} is another dataset than {request.dataset!r}"
         raise InvalidSpec(msg)
-    return msgspec.structs.replace(found, since=since.version)
+    return msgspec.structs.replace(found, since=since.version, since_manifest=since.manifest)
 
 
 def resolve_checkpoint(storage: Storage, text: str) -> ResumeFrom:
@@ -398,7 +398,7 @@ def resolve_checkpoint(storage: Storage, text: str) -> ResumeFrom:
         msg = f'resume_from={text!r} must read "RUN@STEP" or "RUN@latest"; `spotfirst runs` lists runs'
         raise InvalidSpec(msg)
     run, seq, commit = select(storage, text)
-    return ResumeFrom(run_id=run.run_id, step=commit.step, seq=seq)
+    return ResumeFrom(run_id=run.run_id, step=commit.step, seq=seq, digest=commit.digest)
 
 
 @contextmanager

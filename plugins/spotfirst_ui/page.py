@@ -14,6 +14,7 @@ from spotfirst_ui.view import RunView
 __all__ = ["render_message", "render_run"]
 
 _REFRESH_S = 4
+_SIMULATED = "simulated"
 _STYLE = """
 .succeeded { color: var(--good); } .failed, .stopped { color: var(--bad); }
 .active, .stopping { color: var(--busy); }
@@ -93,17 +94,21 @@ def _figures(view: RunView) -> str:
     metrics = (
         view.state.result.metrics if view.state.result else progress.metrics if progress else {}
     )
-    saving = view.bill.saving_share
+    simulated = view.bill.is_simulated
     budget, egress_usd = view.spec.budget_usd, view.bill.egress_usd
     of_budget = f"of {usd(budget)}" if budget is not None else ""
     crossed = f"{usd(egress_usd)} between regions" if egress_usd else ""
     cards = [
         ("Step", f"{step if step is not None else '-'}", f"of {total}" if total else ""),
-        ("Cost", usd(view.bill.total_usd), ", ".join(filter(None, (of_budget, crossed)))),
+        (
+            "Cost",
+            usd(view.bill.total_usd if view.bill.charges else None),
+            ", ".join(filter(None, (_SIMULATED if simulated else "", of_budget, crossed))),
+        ),
         (
             "On demand",
-            usd(view.bill.on_demand_usd),
-            f"{saving:.0%} saved" if view.bill.on_demand_usd else "",
+            usd(view.bill.known_on_demand_usd),
+            view.bill.saving_in_words,
         ),
         ("Attempts", str(len(view.bill.charges)), f"{view.bill.lost_steps} steps lost"),
     ]
@@ -117,7 +122,8 @@ def _figures(view: RunView) -> str:
 
 def _attempts(view: RunView) -> str:
     charges = {charge.attempt: charge for charge in view.bill.charges}
-    head = ("#", "Market", "Pool", "Started", "Ran", "Steps", "Cost", "Notice", "End", "Why")
+    cost = "Simulated cost" if view.bill.is_simulated else "Cost"
+    head = ("#", "Market", "Pool", "Started", "Ran", "Steps", cost, "Notice", "End", "Why")
     rows = [_attempt(a, charges.get(a.number), view.now) for a in view.state.attempts]
     return table(head, rows) if rows else "<p class=soft>None yet.</p>"
 

@@ -251,12 +251,11 @@ def test_a_trainer_that_was_overtaken_has_handed_over(lab: Lab) -> None:
 
 
 def test_a_script_that_knows_no_checkpointer_is_not_waited_for_in_a_handover(lab: Lab) -> None:
-    instance = lab.start(lab.shell("sleep 300"))
+    # A trainer would be waited for as long as this.
+    instance = lab.start(lab.shell("sleep 7200"), SPOTFIRST_DRAIN_PATIENCE_S="7200")
     instance.until_running()
-    start = time.monotonic()
     instance.hand_over(to=2)
     assert instance.exit().cause == "handed_over"
-    assert time.monotonic() - start < 60
 
 
 def test_a_life_ends_with_a_checkpoint(lab: Lab) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+import msgspec
 import pytest
 
 from spotfirst import events as e
+from spotfirst.agent.fitness import UNFIT
 from spotfirst.market import Market, Pool
 from spotfirst.run import Run
+from spotfirst.wire import encode
 from tests.waiting import PATIENCE_S
 
 from .conftest import Lab
@@ -65,3 +68,27 @@ def test_a_journal_of_a_newer_release_does_not_end_what_it_launched(lab: Lab) ->
     run = lab.shell("echo trained")
     run.control.create("journal/00000001.json", b'{"v": 99, "kind": "created"}')
     assert lab.start(run).exit().cause == "completed"
+
+
+def test_an_instance_runs_the_spec_that_it_was_launched_for(lab: Lab) -> None:
+    run = lab.shell('echo "digest $SPOTFIRST_SPEC_SHA256"')
+    digest = run.spec_and_digest()[1]
+    instance = lab.start(run, SPOTFIRST_SPEC_SHA256=digest)
+    assert instance.exit().cause == "completed"
+    assert f"digest {digest}" in instance.log()
+
+
+@pytest.mark.parametrize("how", ["amended", "forged"])
+def test_an_instance_runs_no_other_spec(lab: Lab, how: str) -> None:
+    """It has no key to see who wrote it: what it was launched for is all that it goes by."""
+    run = lab.shell("echo trained")
+    digest = run.spec_and_digest()[1]
+    other = msgspec.structs.replace(run.spec(), command=("sh", "-c", "echo something else"))
+    if how == "amended":
+        run.amend(other)
+    else:
+        run.control.write("amendments/00000001.json", encode(other))
+    instance = lab.start(run, SPOTFIRST_SPEC_SHA256=digest)
+    assert instance.process.wait(60) == UNFIT
+    assert f"launched for {digest}" in lab.output()
+    assert run.storage.list("attempts/1") == []

@@ -151,6 +151,19 @@ def test_a_run_can_start_from_another_runs_checkpoint(
     assert Trainer(attempt(replay, 2, tmp_path / "replay")).train() == expected
 
 
+def test_a_replay_starts_from_the_very_checkpoint_that_was_named(
+    run: Run, storage: Storage, tmp_path: Path
+) -> None:
+    """Whoever writes to the parent's chain does not choose what the child begins with."""
+    train_until(attempt(run, 1, tmp_path), 4)
+    seq, commit = _commits(run)[0]
+    source = ResumeFrom(run_id="r", step=commit.step, seq=seq, digest="0" * 64)
+    spec = msgspec.structs.replace(run.spec(), run_id="replay", resume_from=source)
+    replay = create_run(storage, spec)
+    with pytest.raises(CorruptObject, match=r"another than the one .* somebody replaced it"):
+        Trainer(attempt(replay, 1, tmp_path / "replay")).train()
+
+
 # -- saving ---------------------------------------------------------------------------------
 
 

@@ -169,10 +169,12 @@ def test_a_replay_pins_its_checkpoint_before_it_begins(storage: Storage) -> None
             submission, "create_run", lambda s, spec: Watching(s, create_run(s, spec).run_id)
         )
         child = replay(storage, "run@20")
-    [(seq, _)] = [entry for entry in chain.commits if entry[1].step == 20]
+    [(seq, commit)] = [entry for entry in chain.commits if entry[1].step == 20]
     assert seen[0] == {seq}, "pinned when Created is written"
     assert parent.pins() == {seq: ["replay"]}
-    assert child.spec().resume_from == ResumeFrom(run_id="run", step=20, seq=seq)
+    assert child.spec().resume_from == ResumeFrom(
+        run_id="run", step=20, seq=seq, digest=commit.digest
+    )
 
 
 def test_the_best_checkpoint_is_that_of_the_parents_retention(storage: Storage) -> None:

@@ -86,7 +86,9 @@ class FaultyStorage:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._inner, name)
-        return lambda *args: self._faults.around(lambda: call(*args), StorageUnavailable)
+        return lambda *args, **more: self._faults.around(
+            lambda: call(*args, **more), StorageUnavailable
+        )
 
 
 class World:

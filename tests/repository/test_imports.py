@@ -18,6 +18,7 @@ UI = ROOT / "plugins" / "spotfirst_ui"
 # The parts of spotfirst_airflow that are Airflow's: by nature they need it.
 AIRFLOW_PARTS = {
     "operators", "reaper", "triggers", "hooks", "links", "decorators", "notifiers", "sensors",
+    "taskrecord",
 }  # fmt: skip
 
 # Imports what it is told to, with some packages gone, and prints what went wrong for each module.

@@ -36,12 +36,14 @@ class Listener:
         self._settings = settings
         self._clock = clock
         self._on_notice = on_notice
-        self._booted = clock()
+        self.booted = clock()
         self._source = NoticeSource(settings.metadata_url, clock=clock)
         self._notices = Periodic("look for notices", self._look_for_notice)
         self._handovers = Periodic("look for a handover", self._look_for_handover)
         self._notice_poll_s = self._handover_poll_s = 1.0
         self.life_s = settings.max_life_s
+        self.deadline: datetime | None = None
+        self.budget_ends: Callable[[], datetime | None] = lambda: None
         self.notice: Notice | None = None
         self.handover: Handover | None = None
         self._handover_at: datetime | None = None
@@ -77,6 +79,10 @@ class Listener:
                 return
             time.sleep(0.05)
 
+    def put_off_handover(self) -> None:
+        """The time for a handover begins now: until now, what is worth waiting for was waited for."""
+        self._handover_at = self._clock()
+
     @property
     def interruption(self) -> Notice | None:
         """The notice, when it is one of an interruption."""
@@ -87,8 +93,10 @@ class Listener:
         """All of it, as what decides when to stop."""
         interruption = self.interruption
         return Watch(
-            booted=self._booted,
-            life_ends=self._booted + timedelta(seconds=self.life_s),
+            booted=self.booted,
+            life_ends=self.booted + timedelta(seconds=self.life_s),
+            deadline=self.deadline,
+            budget_ends=self.budget_ends(),
             interruption_at=interruption.time if interruption else None,
             interruption_seen=interruption.seen_at if interruption else None,
             terminated_at=self.terminated_at,

@@ -73,6 +73,13 @@ def _parents_commit(parent: Run, resume_from: ResumeFrom) -> Commit:
     chain = parent.chain().refresh()
     # One that is pruned is there as long as it is pinned, which the replay has done.
     commit = dict(chain.commits).get(resume_from.seq) or chain.pruned.get(resume_from.seq)
+    if commit is not None and resume_from.digest not in {"", commit.digest}:
+        msg = (
+            f"checkpoint {resume_from.seq} of {parent.url} is another than the one that this run "
+            "was made to start from: somebody replaced it. Restore the object from an older "
+            "version, or replay from a checkpoint that is there"
+        )
+        raise CorruptObject(msg)
     if commit is not None:
         return commit
     msg = (

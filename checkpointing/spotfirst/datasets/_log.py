@@ -143,7 +143,7 @@ class VersionLog:
     def _hint(self) -> int:
         data = self.storage.read_or_none("root.json")
         try:
-            return decode(data, _Root, path="root.json").version if data else 0
+            return decode(data, _Root, path=f"{self.storage.url}/root.json").version if data else 0
         except FormatError:
             return 0  # a hint only: the listing tells the truth
 

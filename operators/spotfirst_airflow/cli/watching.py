@@ -35,6 +35,7 @@ class Glance(Record):
     spec: RunSpec
     at: datetime
     cost_usd: Decimal
+    is_simulated: bool = False
     news: tuple[News, ...] = ()
     lines: tuple[tuple[int, str], ...] = ()
     beat: Heartbeat | None = None
@@ -87,11 +88,13 @@ class Watcher:
             if is_over:
                 lines += self._output.rest()
         now = self._clock()
+        account = bill(state, now=now)
         return Glance(
             state=state,
             spec=self._current_spec(state),
             at=now,
-            cost_usd=bill(state, now=now).total_usd,
+            cost_usd=account.total_usd,
+            is_simulated=account.is_simulated,
             news=self._news(),
             lines=tuple(lines),
             beat=_trainer(beats),

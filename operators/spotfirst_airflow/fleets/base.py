@@ -69,6 +69,8 @@ class Offer(Record):
 class LaunchRequest(Record):
     """One attempt to launch. The same token always means the same instance.
 
+    ``spec_digest`` is for the agent: the SHA-256 of the only spec that it may run.
+
     A fleet that knows better than by price where capacity will last may take one of ``others``
     instead of ``pool``. They are the same whenever the same token is asked for.
     """
@@ -81,6 +83,7 @@ class LaunchRequest(Record):
     others: tuple[Pool, ...] = ()
     storage_url: str
     max_life_s: float
+    spec_digest: str = ""
     tags: dict[str, str] = {}
 
 

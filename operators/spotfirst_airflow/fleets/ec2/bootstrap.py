@@ -175,10 +175,14 @@ def fetch_wheels(storage: Files | S3, keys: list[str]) -> None:
             raise OSError(f"{file['path']} is not what its manifest says")
         (folder / Path(file["path"]).name).write_bytes(data)
 
-    for key in keys:
+    for name in keys:
+        key, _, digest = name.partition("@")
+        data = storage.get(f"wheelhouse/{key}.json")
+        if digest and hashlib.sha256(data).hexdigest() != digest:
+            raise Problem(f"wheelhouse/{key}.json was changed after the launch: nothing is run")
         folder = HOME / "wheels" / key.rpartition("-")[2]
         folder.mkdir(parents=True, exist_ok=True)
-        files = json.loads(storage.get(f"wheelhouse/{key}.json"))["files"]
+        files = json.loads(data)["files"]
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(fetch, [folder] * len(files), files))
 
@@ -251,6 +255,7 @@ def run_agent(settings: dict[str, Any], attempt: str) -> int:
         "SPOTFIRST_STORAGE": settings["storage_url"],
         "SPOTFIRST_RUN": settings["run_id"],
         "SPOTFIRST_ATTEMPT": attempt,
+        "SPOTFIRST_SPEC_SHA256": settings.get("spec_digest", ""),
         "SPOTFIRST_MAX_LIFE_S": str(settings["max_life_s"]),
         "SPOTFIRST_WORKDIR": str(data / "work"),
         "SPOTFIRST_CACHE": str(data / "cache"),

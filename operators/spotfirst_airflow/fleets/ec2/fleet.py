@@ -314,6 +314,7 @@ class Ec2Fleet:
             region=options.storage_region or self._aws.region,
             run_id=request.run_id,
             max_life_s=request.max_life_s,
+            spec_digest=request.spec_digest,
             wheelhouse=self._publish(storage, options.python_versions),
             python=options.python,
             image=options.image,

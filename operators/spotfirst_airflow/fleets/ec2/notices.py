@@ -37,6 +37,7 @@ from spotfirst.spec import is_run_id
 from spotfirst.state import RunState
 from spotfirst.storage import Storage, open_storage
 from spotfirst.wire import Clock, Record, prepared, utc_now
+from spotfirst_airflow.controlkeys import with_known_keys
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, RUN_TAG, STORAGE_TAG
 from spotfirst_airflow.fleets.ec2.aws import call
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG
@@ -358,4 +359,4 @@ def open_with(url: str, environment: Mapping[str, str]) -> Storage:
             options[name] = environment[variable]
     if region := environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
-    return open_storage(url, options=options if url.startswith("s3") else None)
+    return with_known_keys(open_storage(url, options=options if url.startswith("s3") else None))

@@ -25,6 +25,7 @@ from spotfirst.heartbeat import ExitReport
 from spotfirst.market import INTERRUPTION_MEAN_VARIABLE, Notice
 from spotfirst.market import Market as Purchase
 from spotfirst.run import Run
+from spotfirst.spec import SPEC_DIGEST_VARIABLE
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets.base import EndedBy
@@ -210,6 +211,7 @@ class _Supervisor:
             "SPOTFIRST_STORAGE": request.storage_url,
             "SPOTFIRST_RUN": request.run_id,
             "SPOTFIRST_ATTEMPT": str(request.attempt),
+            SPEC_DIGEST_VARIABLE: request.spec_digest,
             "SPOTFIRST_MAX_LIFE_S": f"{request.max_life_s:g}",
             "SPOTFIRST_CACHE": str(self._registry.cache),
             "SPOTFIRST_WORKDIR": str(self._folder.work),
