@@ -36,6 +36,7 @@ from spotfirst_airflow.asking import (
     why_not_begin,
     with_writing,
 )
+from spotfirst_airflow.cautions import cautions
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest, Offer
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
@@ -184,6 +185,8 @@ class Controller:
         if not open_attempts:
             return {}
         recall(self._fleet, open_attempts)
+        for caution in cautions(self._fleet, self._journal.state.warnings):
+            self._warn(now, caution)
         instances = self._fleet.describe([attempt.token for attempt in open_attempts])
         beats: dict[int, Heartbeat] = {}
         for attempt in open_attempts:

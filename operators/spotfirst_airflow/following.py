@@ -150,11 +150,13 @@ class Follower:
     def _show(self, attempts: int, *, is_last: bool) -> None:
         if self._output is None:
             return
-        lines = self._output.new_lines(attempts)
-        if is_last:
-            lines += self._output.rest()
-        # What was there before this process looked is in the log of whoever looked then.
-        most = _LINES_PER_LOOK if self._shown_before else _LINES_BEFORE
+        most = _LINES_PER_LOOK
+        if not self._shown_before:
+            # What was there before this process looked is in the log of the one that looked then.
+            most = _LINES_BEFORE
+            if self._output.skip_to_end(attempts, keep=1):
+                self._log.info("(earlier output left out here)")
+        lines = self._output.newest_lines(attempts, is_last=is_last)
         self._shown_before = True
         if len(lines) > most:
             self._log.info("(%d lines of output left out here)", len(lines) - most)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from spotfirst.checkpoints.retention import Retention
     from spotfirst.state import RunState
+    from spotfirst.storage import Storage
     from spotfirst_airflow.budget import OnBudget
     from spotfirst_airflow.following import Follower
     from spotfirst_airflow.policies import Policy
@@ -229,6 +230,7 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
         self.spotfirst_conn_id = spotfirst_conn_id
         self.deferrable = deferrable
         self._held: tuple[Run, SpotfirstHook, str] | None = None
+        self._attaching: tuple[Storage, SpotfirstHook, str, str] | None = None
         self._killed = False
         self._check_arguments()
 
@@ -257,9 +259,11 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
             if self.export is not None:
                 check_target(parse("export", self.export), hook.open_storage)
             storage = hook.open_storage(parse("storage", self.storage))
+            base_id = self._base_run_id(ti)
+            self._attaching = (storage, hook, owner, base_id)
             run = attach(
                 storage,
-                self._base_run_id(ti),
+                base_id,
                 self._request(hook),
                 owner=owner,
                 environment=hook.environment(),
@@ -309,11 +313,26 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
     def on_kill(self) -> None:
         """The worker was told to end this task. Airflow grants about five seconds."""
         self._killed = True
-        if self._held is None:
+        held = self._held or self._half_attached()
+        if held is None:
             return
-        run, hook, owner = self._held
+        run, hook, owner = held
         self.log.info("Asking run %s to stop", run.run_id)
         self._stop(run, hook, owner, reason="its task in Airflow was ended", patience_s=_KILL_S)
+
+    def _half_attached(self) -> tuple[Run, SpotfirstHook, str] | None:
+        """The run that this try may have taken over a moment before it was ended."""
+        from spotfirst_airflow.submission import newest_run
+
+        if self._attaching is None:
+            return None
+        storage, hook, owner, base_id = self._attaching
+        try:
+            run = newest_run(storage, base_id)
+        except SpotfirstError as error:
+            self.log.error("Run %s could not be stopped: %s", base_id, error)  # noqa: TRY400
+            return None
+        return None if run is None else (run, hook, owner)
 
     # -- the parts --------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
@@ -18,8 +18,10 @@ from spotfirst import events as e
 from spotfirst.errors import InvalidSpec
 from spotfirst.market import Market, Pool
 from spotfirst.run import Run
+from spotfirst.state import Phase
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow import submission
 from spotfirst_airflow.exports import check_target, export_result
 from spotfirst_airflow.hooks import SpotfirstHook
 from spotfirst_airflow.operators import SpotTrainingOperator
@@ -281,3 +283,38 @@ def test_exporting_and_reading_weights_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "15.0"
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_task_that_is_ended_while_it_attaches_stops_the_run_that_it_has_just_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = operator_for(tmp_path)
+    attach = submission.attach
+
+    def ended_in_it(*args: Any, **kwargs: Any) -> NoReturn:
+        attach(*args, **kwargs)
+        operator.on_kill()
+        raise SystemExit
+
+    monkeypatch.setattr(submission, "attach", ended_in_it)
+    with pytest.raises(SystemExit):
+        operator.execute(context())  # type: ignore[arg-type]
+    base_id = submission.base_run_id("d", "r", "t")
+    state = Run(open_storage(str(tmp_path)), base_id).journal().refresh()
+    assert state.phase is Phase.STOPPED
+
+
+def test_a_task_that_is_ended_before_it_attaches_leaves_the_run_to_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = attached(operator_for(tmp_path), context(1), tmp_path)
+    operator = operator_for(tmp_path)
+
+    def ended_in_it(*_: Any, **__: Any) -> NoReturn:
+        operator.on_kill()
+        raise SystemExit
+
+    monkeypatch.setattr(submission, "attach", ended_in_it)
+    with pytest.raises(SystemExit):
+        operator.execute(context(2))  # type: ignore[arg-type]
+    assert run.journal().refresh().phase is Phase.ACTIVE

@@ -92,10 +92,16 @@ class Agent:
         self._housekeeping_at = 0.0
         self.logs = LogShipper(self._put_segment, local=self._folder / "output.log")
         self._shipping = Periodic("ship the log", self._ship)
-        self._heard = Listener(self._run, settings, clock=clock, on_notice=self._on_notice)
         self._guarded_s = 0.0
         self._tell = Teller(
             self._run, self._attempt, self.logs, clock=clock, notice=lambda: self._heard.notice
+        )
+        self._heard = Listener(
+            self._run,
+            settings,
+            clock=clock,
+            on_notice=self._on_notice,
+            warn=self._tell.warn,
         )
 
     def terminate(self) -> None:

@@ -161,6 +161,7 @@ def logs(
         state = journal.refresh()
         is_over = not follow or (state.is_final and not state.open_attempts)
         lines = output.new_lines(len(state.attempts))
+        is_over = is_over and not output.is_behind
         if is_over:
             lines += output.rest()
         for number, line in lines:
@@ -168,7 +169,8 @@ def logs(
                 typer.echo(line if attempt else f"[{number}] {line}")
         if is_over:
             break
-        time.sleep(1.0)
+        if not output.is_behind:
+            time.sleep(1.0)
     if attempt is not None and attempt > len(state.attempts):
         stderr().print(f"run {run_id} has {len(state.attempts)} attempts", style="yellow")
 

@@ -84,9 +84,7 @@ class Watcher:
         is_over = state.is_final and not state.open_attempts
         lines: list[tuple[int, str]] = []
         if self._output is not None:
-            lines = self._output.new_lines(len(state.attempts))
-            if is_over:
-                lines += self._output.rest()
+            lines = self._output.newest_lines(len(state.attempts), is_last=is_over)
         now = self._clock()
         account = bill(state, now=now)
         return Glance(
