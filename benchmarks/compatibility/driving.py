@@ -23,7 +23,9 @@ from pathlib import Path
 from benchmarks.compatibility.comparing import difference, result_line
 from benchmarks.compatibility.programs import Program
 from benchmarks.compatibility.watching import Watch, digests
+from spotfirst.channel import Channel
 from spotfirst.checkpoints.mirroring import mirror
+from spotfirst.heartbeat import Progress
 from spotfirst.run import Run
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.storage import open_storage
@@ -229,12 +231,10 @@ class _Drive:
         yield from self._pass(chance * 3.0)
 
     def _while_training(self, number: int, chance: float) -> Iterator[None]:
-        yield from self._until(lambda: self._is_training(number))
-        yield from self._pass(chance * self._alone_s * 0.4)
+        yield from self._some_way(number, chance * 0.6)
 
     def _while_saving(self, number: int, chance: float) -> Iterator[None]:
-        yield from self._until(lambda: self._is_training(number))
-        yield from self._pass(chance * self._alone_s * 0.2)
+        yield from self._some_way(number, chance * 0.3)
         if self.program.mode == "files":
             watch = self._watches.get(number)
             if watch is not None:
@@ -258,12 +258,30 @@ class _Drive:
             yield from self._until(lambda: any(any(folder.glob(g)) for g in self.program.result))
         yield from self._pass(chance * 0.1)
 
+    def _some_way(self, number: int, part: float) -> Iterator[None]:
+        """Until an attempt has done this part of what is left for it."""
+        yield from self._until(lambda: self._is_training(number))
+        progress = self._progress(number)
+        if progress is None or progress.total_steps is None or progress.step is None:
+            yield from self._pass(part * self._alone_s * 0.5)
+        else:
+            until = progress.step + part * (progress.total_steps - progress.step)
+            yield from self._until(lambda: self._step(number) >= until)
+
+    def _step(self, number: int) -> float:
+        progress = self._progress(number)
+        return progress.step or 0 if progress is not None else 0
+
     def _left_steps(self, number: int) -> float:
-        beat = self.run.heartbeat(number)
-        progress = beat.progress if beat else None
+        progress = self._progress(number)
         if progress is None or progress.step is None or progress.total_steps is None:
             return float("inf") if not result_line(self.program, self.output(number)) else 0.0
         return progress.total_steps - progress.step
+
+    def _progress(self, number: int) -> Progress | None:
+        """What the script has said, before it is in a heartbeat."""
+        found = list(self._instance(number).glob("work/*/channel"))
+        return Channel(found[0]).progress() if found else None
 
     def _pass(self, seconds: float) -> Iterator[None]:
         until = time.monotonic() + seconds
@@ -289,8 +307,8 @@ class _Drive:
             return True
         if self.program.mode == "files":
             return (self.folder / f"restored-{number}").exists()
-        beat = self.run.heartbeat(number)
-        return beat is not None and beat.progress.timings.first_step is not None
+        progress = self._progress(number)
+        return progress is not None and progress.timings.first_step is not None
 
     def _packs(self) -> set[Path]:
         return set((self.folder / "storage").glob("runs/*/packs/**/*"))

@@ -55,7 +55,7 @@ def test_half_of_the_moments_have_a_notice_and_all_kinds_occur(seed: int) -> Non
 def test_versions_are_noted_when_a_file_is_closed_or_moved_into_place(tmp_path: Path) -> None:
     watch = Watch(tmp_path)
     (tmp_path / "sub").mkdir()
-    wait_until(lambda: tmp_path / "sub" in watch.folders, "the folder to be watched")
+    wait_until(lambda: tmp_path / "sub" in watch.folders.values(), "the folder to be watched")
     with (tmp_path / "sub" / "whole").open("w") as file:
         file.write("half")
         file.flush()
@@ -106,10 +106,10 @@ def test_a_program_that_goes_on_from_its_files_is_equal_and_one_that_notes_its_r
     bad = program(tmp_path / "bad", COUNTS.replace("RESULT", 'echo "$SPOTFIRST_ATTEMPT" > result'))
     wrong = {}
     for each in (good, bad):
-        alone = tmp_path / each.name / "alone"
+        alone = tmp_path / "alone" / each.name
         alone_s = plain(each, alone)
         plan = moments(2, seed=3)[:1]
-        outcome = play(each, plan, tmp_path / each.name / "run", alone=alone, alone_s=alone_s)
+        outcome = play(each, plan, tmp_path / "run" / each.name, alone=alone, alone_s=alone_s)
         assert outcome.done == plan, outcome.story
         assert not outcome.refused
         wrong[each.name] = outcome.wrong

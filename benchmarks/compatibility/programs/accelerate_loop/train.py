@@ -49,4 +49,4 @@ for _ in range(loader.epoch, EPOCHS):
             done += 1
             checkpointer.step(done, loss=loss)
 checkpointer.close()
-print(f"weights {weights_sha256(accelerator.unwrap_model(model))} loss {loss.item()!r}")
+print(f"weights {weights_sha256(accelerator.unwrap_model(model))}")

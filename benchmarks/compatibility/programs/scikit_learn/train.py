@@ -34,4 +34,7 @@ for number in range(len(scores), BATCHES):
         old.unlink()
 np.savetxt(FOLDER / "scores.csv", scores)
 joblib.dump((scaler, model), FOLDER / "model.joblib")
+# A pickle of equal values may have other bytes, once one of them was loaded.
+values = (scaler.mean_, scaler.var_, model.coef_, model.intercept_)
+np.save(FOLDER / "values.npy", np.concatenate([each.ravel() for each in values]))
 time.sleep(0.5)

@@ -76,4 +76,4 @@ for step in checkpointer.steps(STEPS):
     scheduler.step()
     time.sleep(PACE_S)
     checkpointer.report(loss=loss)
-print(f"weights {weights_sha256(model)} loss {loss.item()!r}")
+print(f"weights {weights_sha256(model)}")
