@@ -7,9 +7,6 @@ from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperatorLink
 
-from spotfirst_airflow.decorators import SpotTrainingDecoratedOperator
-from spotfirst_airflow.operators import SpotTrainingOperator
-
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
@@ -20,10 +17,13 @@ UI_PREFIX = "/spotfirst"
 
 
 class SpotRunLink(BaseOperatorLink):
-    """Registered by the plugin, so that it is computed live, from the task's first second on."""
+    """On the operators, and registered by the plugin as well, which computes it live.
+
+    So it is there from the task's first second on; for an operator of your own that derives from
+    ours, which the plugin does not know, once the task has been deferred or is done.
+    """
 
     name = "Spotfirst run"
-    operators = [SpotTrainingOperator, SpotTrainingDecoratedOperator]
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
         """The page of the run that this task instance has, or will have."""

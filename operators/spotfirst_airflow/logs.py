@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from spotfirst.run import Run
 
-__all__ = ["LogFollower"]
+__all__ = ["LogFollower", "shown_lines"]
 
 _CHARACTERS_PER_CALL = 8 << 20
 _LINES_PER_CALL = 20_000
@@ -96,6 +96,11 @@ class LogFollower:
                 break
         self._next[attempt] = number
         return found + line.glimpse(self._monotonic())
+
+
+def shown_lines(text: str) -> list[str]:
+    """A piece of output as lines, each as a terminal would show it, and of a bounded length."""
+    return [_visible(line)[:_LINE_CHARACTERS] for line in text.removesuffix("\n").split("\n")]
 
 
 class _Terminal:

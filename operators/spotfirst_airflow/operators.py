@@ -23,6 +23,7 @@ from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.arguments import check_written, parse, suggestion, to_request
 from spotfirst_airflow.hooks import SpotfirstHook
+from spotfirst_airflow.links import SpotRunLink, run_address
 from spotfirst_airflow.rendering import render_exactly
 from spotfirst_airflow.taskrecord import (
     RUN_XCOM_KEY,
@@ -167,6 +168,7 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
         "tags": "json",
     }
     ui_color = "#d8f0e3"
+    operator_extra_links = (SpotRunLink(),)
     grace = timedelta(minutes=30)
     """How long after its limits Airflow ends the trigger, should nobody have stopped the run."""
 
@@ -253,7 +255,10 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
 
         ti = context["ti"]
         owner = str(ti.id)
-        self.log.info("Run page: %s", _run_page(ti))
+        page = run_address(
+            ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index
+        )
+        self.log.info("Run page: %s", page)
         hook = SpotfirstHook.find(self.spotfirst_conn_id)
         try:
             if self.export is not None:
@@ -556,13 +561,6 @@ def _delivery(context: Context) -> str:
     if clears is None:  # a retry cannot be told from a clear, so each try is its own
         return f"try={ti.id}"
     return f"max_tries={ti.max_tries};clears={clears}"
-
-
-def _run_page(ti: Any) -> str:
-    """The address of the run's page in Airflow's web server."""
-    from spotfirst_airflow.links import run_address
-
-    return run_address(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
 
 def _refuse_misspelt(kwargs: Mapping[str, Any], known: Sequence[str]) -> None:
