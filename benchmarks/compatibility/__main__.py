@@ -83,8 +83,10 @@ class Verdict:
         }  # fmt: skip
 
 
-def examine(program: Program, folder: Path, *, count: int, seed: int, per_run: int) -> Verdict:
-    """Run it alone, then interrupted so many times in all."""
+def examine(
+    program: Program, folder: Path, *, count: int, seed: int, per_run: int, most_runs: int
+) -> Verdict:
+    """Run it alone, then interrupted so many times in all, in at most so many runs."""
     if program.missing:
         return Verdict(program, skipped=f"needs {', '.join(program.missing)}")
     verdict = Verdict(program)
@@ -98,7 +100,7 @@ def examine(program: Program, folder: Path, *, count: int, seed: int, per_run: i
     chance = random.Random(seed)
     left = moments(count, seed)
     runs = 0
-    while left and runs < _MOST_RUNS * -(-count // per_run):
+    while left and runs < most_runs:
         runs += 1
         # One of those near the end, if there are any left, and any others before it.
         chance.shuffle(left)
@@ -209,7 +211,12 @@ def main() -> int:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             verdict = examine(
-                program, place, count=count, seed=options.seed, per_run=options.per_run
+                program,
+                place,
+                count=count,
+                seed=options.seed,
+                per_run=options.per_run,
+                most_runs=1 if options.quick else _MOST_RUNS * -(-count // options.per_run),
             )
             verdicts.append(verdict)
             print(
