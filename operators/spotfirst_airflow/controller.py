@@ -436,7 +436,7 @@ class Controller:
             + last_usd,
             shutdown_usd=shutdown_usd,
         )
-        for alert in outlook.budget.alerts(outlook.budget.usd if why else spent_usd):
+        for alert in outlook.budget.alerts(spent_usd):
             self._warn(now, alert)
         if not why:
             return False

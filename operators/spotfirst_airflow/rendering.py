@@ -29,8 +29,12 @@ def render_exactly(
     """
     import jinja2
 
+    own = jinja_env.finalize  # of the DAG's jinja_environment_kwargs
+
     def finalize(value: Any) -> Any:
-        return mark if value is None or isinstance(value, jinja2.Undefined) else value
+        if value is None or isinstance(value, jinja2.Undefined):
+            return mark
+        return value if own is None else own(value)
 
     mark = f"\0{secrets.token_hex(8)}\0"
     written = getattr(owner, name)
