@@ -51,6 +51,8 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=3650)
 _MOST_USD = 10**9
 _MOST = 10**6
+_LONGEST_BYTES = 128 * 1024 - 1
+"""Of one word or variable: Linux's MAX_ARG_STRLEN."""
 _MOMENT = "'2030-01-31T18:00:00+00:00'"
 
 
@@ -309,10 +311,23 @@ def _text(value: Any) -> str:
     if not value.strip():
         msg = "it is empty"
         raise _Wrong(msg)
-    if "\0" in value:
+    return _plain(value)
+
+
+def _plain(text: str) -> str:
+    """Text that a process can be given. Raises :class:`_Wrong`."""
+    if "\0" in text:
         msg = "it has a NUL character"
         raise _Wrong(msg)
-    return value
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError:
+        msg = "it is no valid Unicode"
+        raise _Wrong(msg) from None
+    if size_bytes > _LONGEST_BYTES:
+        msg = f"it has {size_bytes} bytes, more than Linux hands to a program"
+        raise _Wrong(msg)
+    return text
 
 
 def _kind(value: Any) -> str:
@@ -330,10 +345,7 @@ def _word(value: Any) -> str:
     if not isinstance(value, str):
         msg = f"{_shown(value)} is {_kind(value)}, not text or a number"
         raise _Wrong(msg)
-    if "\0" in value:
-        msg = "it has a NUL character"
-        raise _Wrong(msg)
-    return value
+    return _plain(value)
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -382,13 +394,16 @@ def _from_json(text: str, what: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         msg = f"it is {what}"
+        if text.lstrip().startswith(("[", "{", "(")):
+            # What Jinja makes of a list or a mapping.
+            msg += ", and no JSON; a template gives JSON as {{ … | tojson }}"
         raise _Wrong(msg) from None
 
 
 def _env(value: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, each in _mapping(value).items():
-        if "=" in name or "\0" in name:
+        if "=" in name or "\0" in name or not name.isprintable():
             msg = f"no variable can have the name {name!r}"
             raise _Wrong(msg)
         try:
@@ -562,6 +577,14 @@ def _place(value: Any) -> str:
     return text
 
 
+def _code(value: Any) -> str:
+    text = _text(value)
+    if "://" in text:
+        msg = "the code is sent from a folder of the worker, not from a URL"
+        raise _Wrong(msg)
+    return text
+
+
 def _retention(value: Any) -> Retention:
     names = Retention.__struct_fields__
     if not isinstance(value, Retention):
@@ -591,7 +614,7 @@ _BESIDE = {"storage", "export"}
 
 ARGUMENTS: dict[str, Argument] = {
     "command": Argument(_words, "a list of words, such as ['python', 'train.py']"),
-    "code": Argument(_text, "a folder, such as './training'"),
+    "code": Argument(_code, "a folder, such as './training'"),
     "storage": Argument(_place, "a URL or an absolute path, such as 's3://BUCKET/spotfirst'"),
     "fleet": Argument(_text, "a fleet's name, 'ec2' or 'local'"),
     "fleet_options": Argument(_mapping, "a mapping, such as {'region': 'us-east-1'}"),

@@ -77,14 +77,14 @@ class Bill(Record):
 
     ``on_demand_usd`` is what the same work would have cost on one on-demand instance without
     interruptions: the training time whose steps were kept, and one start-up; see
-    :attr:`known_on_demand_usd`. ``lost_steps`` were
-    trained, not committed, and trained again.
+    :attr:`known_on_demand_usd`. ``lost_steps`` were trained, not committed, and trained again;
+    ``None`` where that is not known, as of a script that tells no steps.
     """
 
     charges: tuple[Charge, ...]
     total_usd: Decimal
     on_demand_usd: Decimal
-    lost_steps: int
+    lost_steps: int | None
     is_final: bool = False
     succeeded: bool = False
 
@@ -153,7 +153,7 @@ def bill(
         charges=charges,
         total_usd=sum((charge.cost_usd + charge.egress_usd for charge in charges), Decimal(0)),
         on_demand_usd=_on_demand(state.attempts, kept),
-        lost_steps=sum(trained - kept_steps for _, trained, kept_steps in kept),
+        lost_steps=_lost(state.attempts, kept),
         is_final=state.is_final,
         succeeded=state.result is not None,
     )
@@ -247,6 +247,21 @@ def _kept(attempts: Iterable[Attempt]) -> list[tuple[Attempt, int, int]]:
         resumed = last if following is None else min(last, following.start_step or 0)
         rows.append((attempt, max(0, last - start), max(0, resumed - start)))
     return rows
+
+
+def _lost(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> int | None:
+    """How many steps were trained more than once; ``None`` when nothing tells.
+
+    A first step has a time, and it is what ends the start-up. What the files of a script were
+    captured to has none: its numbers are no steps.
+    """
+    ended = [a for a in attempts if a.launched and a.ended]
+    tells = [a for a, trained, _ in kept if trained and a.ended]
+    if any(a.ended and not a.ended.startup_s for a in tells):
+        return None
+    if ended and not kept:
+        return None
+    return sum(trained - kept_steps for _, trained, kept_steps in kept)
 
 
 def _on_demand(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> Decimal:

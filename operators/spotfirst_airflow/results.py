@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -37,7 +38,10 @@ def result(
         "resume_from": f"{run.run_id}@{newest[1].step}" if newest else None,
         "weights_sha256": weights_digest(run),
         "exported": exported,
-        "metrics": dict(done.metrics) if done else {},
+        # JSON knows no NaN, and a database that is given one refuses the whole result.
+        "metrics": {k: v if math.isfinite(v) else None for k, v in done.metrics.items()}
+        if done
+        else {},
         "attempts": len(account.charges),
         "lost_steps": account.lost_steps,
         "duration_s": (ended - began).total_seconds() if began and ended else None,

@@ -9,6 +9,7 @@ from html import escape
 from spotfirst.state import Attempt, Phase
 from spotfirst_airflow.costs import Charge, usd
 from spotfirst_airflow.htmlpages import card, document, table
+from spotfirst_airflow.outlook import past_limits
 from spotfirst_ui.view import RunView
 
 __all__ = ["render_message", "render_run"]
@@ -75,16 +76,15 @@ def _phase(view: RunView) -> str:
 
 
 def _problem(view: RunView) -> str:
-    state = view.state
+    state, texts = view.state, []
     if state.failure is not None:
-        text = state.failure.message
+        texts.append(state.failure.message)
     elif state.stop is not None:
-        text = state.stop.reason
+        texts.append(state.stop.reason)
     elif state.waiting is not None and not state.open_attempts:
-        text = f"waiting: {state.waiting.reason}"
-    else:
-        return ""
-    return f"<p><strong>{escape(text)}</strong></p>"
+        texts.append(f"waiting: {state.waiting.reason}")
+    texts += past_limits(view.spec, state, now=view.now)
+    return "".join(f"<p><strong>{escape(text)}</strong></p>" for text in texts)
 
 
 def _figures(view: RunView) -> str:
@@ -98,6 +98,7 @@ def _figures(view: RunView) -> str:
     budget, egress_usd = view.spec.budget_usd, view.bill.egress_usd
     of_budget = f"of {usd(budget)}" if budget is not None else ""
     crossed = f"{usd(egress_usd)} between regions" if egress_usd else ""
+    lost = "" if view.bill.lost_steps is None else f"{view.bill.lost_steps} steps lost"
     cards = [
         ("Step", f"{step if step is not None else '-'}", f"of {total}" if total else ""),
         (
@@ -110,7 +111,7 @@ def _figures(view: RunView) -> str:
             usd(view.bill.known_on_demand_usd),
             view.bill.saving_in_words,
         ),
-        ("Attempts", str(len(view.bill.charges)), f"{view.bill.lost_steps} steps lost"),
+        ("Attempts", str(len(view.bill.charges)), lost),
     ]
     if view.spec.deadline is not None:
         left = view.spec.deadline - view.now

@@ -59,6 +59,8 @@ WRONG: list[tuple[str, Any]] = [
     ("training_time", 8), ("training_time", "never"), ("training_time", "0h"),
     ("max_life", 86400), ("max_life", "a week"), ("max_life", timedelta(0)),
     ("env", ["A=1"]), ("env", "A=1"), ("env", {"A": None}), ("env", {"A": {"b": 1}}),
+    ("env", {"A": "x" * 200_000}), ("env", {"A": "\ud800"}), ("command", ["x" * 200_000]),
+    ("code", "s3://bucket/code"), ("instance_types", "['g6.xlarge']"),
     ("env", {"A=B": "1"}), ("env", {"": "1"}), ("env", {1: "1"}), ("env", {"A": "a\0b"}),
     ("tags", ["a"]), ("tags", {"model": "x"}), ("tags", {"team": None}), ("tags", {"team": ""}),
     ("tags", "team=a"),
@@ -139,6 +141,13 @@ def test_any_value_at_all_is_taken_or_refused_by_name(name: str, value: Any) -> 
     except InvalidSpec as error:
         said = str(error)
     assert not said or said.startswith(f"{name} ")
+
+
+def test_a_list_that_a_template_made_text_of_comes_with_the_way_to_write_it() -> None:
+    with pytest.raises(InvalidSpec, match=r"\| tojson"):
+        parse("instance_types", "['g6.xlarge', 'g5.xlarge']")
+    with pytest.raises(InvalidSpec, match=r"\| tojson"):
+        parse("fleet_options", "{'time_scale': 2}")
 
 
 def test_every_argument_of_the_operator_has_a_row_in_the_table() -> None:

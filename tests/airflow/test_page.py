@@ -116,6 +116,16 @@ def test_an_attempt_that_was_launched_after_it_had_been_given_up_is_not_called_u
     assert "<td>not launched" not in page
 
 
+def test_a_run_past_its_deadline_is_said_to_be(tmp_path: Path) -> None:
+    run = Run(open_storage(str(tmp_path)), "r")
+    began = utc_now() - timedelta(hours=2)
+    deadline = began + timedelta(hours=1)
+    run.create_spec(RunSpec(run_id="r", created_at=began, command=("true",), deadline=deadline))
+    append(run, e.Created(at=began))
+    assert "has passed" in render_run("r", look_at(run, utc_now()))
+    assert "has passed" not in render_run("r", look_at(run, began))
+
+
 def test_amounts_that_are_not_known_are_a_dash_and_a_failure_has_saved_nothing(
     tmp_path: Path,
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import msgspec
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
@@ -165,6 +166,44 @@ def test_a_clear_trains_again_and_a_retry_delivers_again(
         assert attached(operator, second, tmp_path).run_id == f"{run.run_id}.g2"
     else:
         assert operator.execute(second)["run_id"] == run.run_id  # type: ignore[arg-type]
+
+
+def test_a_metric_that_json_lacks_is_nothing(tmp_path: Path) -> None:
+    run = attached(operator_for(tmp_path), context(), tmp_path)
+    journal = run.journal()
+    journal.refresh()
+    done = e.Succeeded(at=utc_now(), attempt=1, step=1, metrics={"loss": 0.5})
+    state = msgspec.structs.replace(
+        journal.state,
+        result=msgspec.structs.replace(done, metrics={"loss": float("nan"), "a": 1.0}),
+    )
+    found = result(run, state, now=utc_now())
+    assert json.loads(json.dumps(found, allow_nan=False))["metrics"] == {"loss": None, "a": 1.0}
+
+
+# -- what cannot be gone on from ----------------------------------------------------------------
+
+
+def test_a_checkpoint_of_the_other_mode_is_refused_before_the_launch(tmp_path: Path) -> None:
+    run = attached(operator_for(tmp_path), context(), tmp_path)
+    with_checkpoint(run)
+    operator = operator_for(tmp_path, resume_from=f"{run.run_id}@latest", checkpoint_mode="files")
+    given = context()
+    given["ti"].run_id = "another"
+    with pytest.raises(AirflowFailException, match="checkpoint_mode is 'files'"):
+        operator.execute(given)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_the_arguments_name(tmp_path: Path) -> None:
+    operator = operator_for(tmp_path, resume_from="nothing@latest")
+    with pytest.raises(AirflowFailException, match="resume_from 'nothing@latest'"):
+        operator.execute(context())  # type: ignore[arg-type]
+
+
+def test_code_that_is_not_there_is_refused_with_the_arguments_name(tmp_path: Path) -> None:
+    operator = operator_for(tmp_path, code=str(tmp_path / "none"))
+    with pytest.raises(AirflowFailException, match="code '"):
+        operator.execute(context())  # type: ignore[arg-type]
 
 
 # -- weights ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +99,29 @@ def test_the_same_work_on_demand_counts_kept_steps_and_one_startup() -> None:
     assert found.on_demand_usd == Decimal("0.6800")
     assert found.total_usd == Decimal("0.2400")
     assert found.saving_usd == Decimal("0.4400")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "lost"),
+    [
+        ([], 0),
+        ([{}], 0),
+        ([{"used_s": 60}], None),
+        (
+            [
+                {"used_s": 60, "start": 5, "step": 5},
+                {"used_s": 60, "start": 5, "step": 9, "startup_s": 9.0},
+            ],
+            0,
+        ),
+        # In files mode the numbers are captures: how much was trained between them is not known.
+        ([{"used_s": 60, "start": 0, "step": 3}, {"used_s": 60, "start": 3, "step": 5}], None),
+    ],
+)
+def test_lost_steps_are_counted_where_steps_are_told(
+    attempts: list[dict[str, Any]], lost: int | None
+) -> None:
+    assert account(*attempts).lost_steps == lost
 
 
 def test_a_run_without_steps_compares_all_its_seconds() -> None:

@@ -38,6 +38,7 @@ from spotfirst_airflow.cli.summary import attempts_table, between_regions, descr
 from spotfirst_airflow.costs import bill, usd
 from spotfirst_airflow.logs import LogFollower
 from spotfirst_airflow.news import describe
+from spotfirst_airflow.outlook import passed, past_limits
 from spotfirst_airflow.reading import read_runs
 from spotfirst_airflow.results import result
 
@@ -92,6 +93,10 @@ def runs(
     for each in broken:
         table.add_row(Text(each.run_id), Text("unreadable", style="red"), *["-"] * 5)
     console.print(table)
+    for row in found:
+        if row["passed"] and row["phase"] in {"active", "stopping"}:
+            text = f"{row['run_id']} is past its {' and '.join(row['passed'])}"
+            console.print(Text(f"{text}: see `spotfirst show`", style="bold red"))
 
 
 def show(
@@ -127,7 +132,7 @@ def show(
     console.print(
         f"cost {usd(account.total_usd, simulated=simulated)}, {crossed}on demand "
         f"{usd(account.known_on_demand_usd, simulated=simulated)}{saved}, "
-        f"steps lost {account.lost_steps}"
+        f"steps lost {'-' if account.lost_steps is None else account.lost_steps}"
     )
     if found := changeovers(state, read_progress(run, state)):
         console.print(f"changeovers {describe_changeovers(found)}", soft_wrap=True)
@@ -191,6 +196,7 @@ def _row(run: Run) -> dict[str, Any]:
         "created_at": began,
         "took_s": (until - began).total_seconds(),
         "tags": spec.tags,
+        "passed": sorted(passed(spec, state, now=utc_now())),
     }
 
 
@@ -251,6 +257,8 @@ def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> N
         ("metrics", _metrics(run, state)),
         ("storage", run.url),
         ("failed", state.failure.message if state.failure else ""),
+        ("stopped" if state.is_final else "stopping", state.stop.reason if state.stop else ""),
+        *(("passed", text) for text in past_limits(spec, state, now=utc_now())),
         ("waiting", state.waiting.reason if state.waiting and not state.is_final else ""),
     ):
         if text:
@@ -287,6 +295,7 @@ def _everything(
         **result(run, state, now=now),
         "spec": spec,
         "state": state,
+        "passed": passed(spec, state, now=now),
         "charges": bill(state, now=now, tags=spec.tags).charges,
         "changeovers": changeovers(state, read_progress(run, state)),
         "checkpoints": [

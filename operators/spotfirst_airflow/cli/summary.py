@@ -121,7 +121,7 @@ def _facts(
         facts.append(("finished", f"step {state.result.step}{', ' if metrics else ''}{metrics}"))
     if state.created_at and state.updated_at:
         facts.append(("took", duration(_end(state) - state.created_at)))
-    facts.append(("steps lost", str(account.lost_steps)))
+    facts.append(("steps lost", "-" if account.lost_steps is None else str(account.lost_steps)))
     found = changeovers(state, read_progress(run, state))
     if found:
         facts.append(("changeovers", describe_changeovers(found)))
