@@ -22,7 +22,7 @@ from spotfirst import events as e
 from spotfirst.agent.exits import is_finished
 from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
-from spotfirst.market import Market, Pool
+from spotfirst.market import Market, Notice, Pool
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.asking import (
@@ -68,6 +68,7 @@ CRASHES_WITHOUT_PROGRESS = 3
 UNKNOWN_TO_FLEET_S = 60.0
 """How long a launched instance may be missing from the fleet's answers (AWS is eventually
 consistent) before it counts as gone."""
+_FARTHEST_NOTICE = timedelta(minutes=15)
 HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
 _WARNINGS_PER_ATTEMPT = 100
@@ -213,6 +214,8 @@ class Controller:
             if notice and (
                 known is None or (known.kind, notice.kind) == ("rebalance", "interruption")
             ):
+                if instance is None or notice is not instance.notice:
+                    notice = _bounded(notice, now)  # noqa: PLW2901
                 self._append(e.Noticed(at=now, attempt=attempt.number, notice=notice))
                 return
 
@@ -776,6 +779,16 @@ def _may_be_of_the_end(report: ExitReport, instance: Instance | None) -> bool:
     return report.cause in {"script_failed", "killed"}
 
 
+def _bounded(notice: Notice, now: datetime) -> Notice:
+    """What an instance says of its notice: an interruption is no farther away than any fleet's.
+
+    Until then the instance is left to the fleet where that is free.
+    """
+    if notice.time is None:
+        return notice
+    return msgspec.structs.replace(notice, time=min(notice.time, now + _FARTHEST_NOTICE))
+
+
 def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> datetime:
     """When an instance ended whose fleet does not say: EC2 forgets, and nobody may have looked.
 
@@ -785,7 +798,9 @@ def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> d
         return now
     notice = attempt.notice
     told = notice.time if report.cause == "interrupted" and notice else None
-    return min(now, max(report.at, told or report.at))
+    # What it says is billed by, so not before it was there.
+    began = attempt.launched.at if attempt.launched else attempt.intended_at
+    return min(now, max(began, report.at, told or report.at))
 
 
 def _succeeded(now: datetime, attempt: Attempt, run: Run) -> e.Succeeded:
