@@ -92,6 +92,7 @@ def test_the_probe_notices_a_blocked_import() -> None:
     assert "import of torch halted" in failures(["torch"], {"torch"})["torch"]
 
 
+@pytest.mark.torch
 def test_the_instance_side_imports_without_airflow_and_boto3() -> None:
     blocked = {"airflow", "boto3", "spotfirst_airflow", "spotfirst_ui"}
     assert failures(modules(INSTANCE), blocked) == {}
