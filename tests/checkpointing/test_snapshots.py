@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from spotfirst.checkpoints.containers import wholeness
 from spotfirst.checkpoints.files import FileCheckpoints
-from spotfirst.checkpoints.foldersets import FolderSets, Unit, unit_of
+from spotfirst.checkpoints.foldersets import FolderSets, Unit, missing_shards, unit_of
 from spotfirst.checkpoints.manifest import FilesManifest, read_manifest, stays_inside
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.run import Run
@@ -373,19 +373,33 @@ def test_a_file_that_is_saved_again_and_again_in_a_folder_of_its_own_is_taken(bo
 
 
 @pytest.mark.parametrize(
-    ("path", "known", "unit"),
+    ("path", "known", "with_files", "unit"),
     [
-        ("ckpt.pt", set(), None),
-        ("out/ckpt.pt", set(), "out"),
-        ("out/ckpt.pt", {"out"}, "out"),
-        ("out/step-1/a/b", {"out"}, "out/step-1"),
-        ("out/step-1/a/b", {"out", "out/step-1", "out/step-1/a"}, "out/step-1/a"),
+        ("ckpt.pt", "", "", None),
+        ("out/ckpt.pt", "", "out", "out"),
+        ("out/ckpt.pt", "out", "out", "out"),
+        ("best/deep/a", "", "best best/deep", "best"),
+        ("out/step-1/a/b", "", "out/step-1/a", "out/step-1"),
+        ("out/step-1/a/b", "out", "out/step-1 out/step-1/a", "out/step-1"),
+        ("out/step-1/a/b", "out out/step-1 out/step-1/a", "out/step-1/a", "out/step-1/a"),
+        ("exp7/checkpoint-5/a", "", "exp7 exp7/checkpoint-5", "exp7/checkpoint-5"),
+        ("runs/exp7/a", "", "runs/exp7", "runs/exp7"),
+        ("checkpoint-5/global_step5/a", "", "checkpoint-5/global_step5", "checkpoint-5"),
+        ("500/default/d/a", "", "500/default/d", "500"),
     ],
 )
-def test_files_are_taken_with_the_highest_folder_that_is_new(
-    path: str, known: set[str], unit: str | None
+def test_files_are_taken_with_the_folder_that_is_the_checkpoint(
+    path: str, known: str, with_files: str, unit: str | None
 ) -> None:
-    assert unit_of(path, known, root_is_one=False) == unit
+    found = unit_of(path, known.split(), with_files=with_files.split(), root_is_one=False)
+    assert found == unit
+
+
+def test_checkpoints_that_come_every_second_below_a_new_folder_are_taken(box: Box) -> None:
+    for number in range(1, 5):
+        _save(box.folder / "run" / f"checkpoint-{number}", "model.bin", "state.json")
+        box.capture(after_s=5)
+        assert f"run/checkpoint-{number}/state.json" in box.names()
 
 
 def test_a_folder_that_gets_a_file_every_second_is_taken_after_a_minute() -> None:
@@ -468,6 +482,22 @@ def test_any_bytes_can_be_looked_at(tmp_path_factory: Any, data: bytes, name: st
         path.write_bytes(head + data)
         with path.open("rb") as file:
             wholeness(file.fileno(), name, path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" * 8, struct.pack("<Q", 200_000) + b"[" * 200_000,
+        struct.pack("<Q", 40) + b'{"w":{"data_offsets":[0,1e999]}}'.ljust(40),
+        b"\x93NUMPY\x01\x00\xff\xff{'descr': '<f8', 'shape': (" + b"9" * 9000 + b"), }",
+    ],
+)  # fmt: skip
+def test_a_format_that_lies_is_only_unknown_or_torn(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        assert wholeness(file.fileno(), path.name, len(data)) in {"torn", "unknown"}
+    assert missing_shards(data) == set()
 
 
 # -- attributes ------------------------------------------------------------------------------

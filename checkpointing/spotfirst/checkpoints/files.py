@@ -334,8 +334,9 @@ class FileCheckpoints:
             for path in inventory.files
         )
         units: dict[str, Unit] = {}
+        with_files = {p.rpartition("/")[0] for p in inventory.files if not is_log_name(p)}
         for path, status in inventory.files.items():
-            place = unit_of(path, known, root_is_one=root_is_one)
+            place = unit_of(path, known, with_files=with_files, root_is_one=root_is_one)
             unit = None
             if place is not None:
                 unit = units.setdefault(place, Unit(place, bool(place) and place not in known))
