@@ -82,7 +82,8 @@ class Waiting(Event):
 class Launching(Event):
     """The intent to launch: from here on an instance with this token may exist.
 
-    It is in ``pool``, or in one of ``others``, where the fleet may choose.
+    It is in ``pool``, or in one of ``others``, where the fleet may choose. ``price_usd_h`` is what
+    ``pool`` was offered for; what counts is frozen with the launch.
     """
 
     attempt: int
@@ -91,6 +92,7 @@ class Launching(Event):
     pool: Pool
     reason: str
     others: tuple[Pool, ...] = ()
+    price_usd_h: Decimal | None = None
 
 
 class Launched(Event):

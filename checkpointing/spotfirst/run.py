@@ -55,8 +55,8 @@ __all__ = ["Run", "create_run", "list_runs"]
 
 _CONTROL = "control/runs"
 
-SEGMENT_LIMIT_BYTES = 1 << 20
-"""Of one piece of an attempt's output: agents write a quarter of it at most."""
+SEGMENT_LIMIT_BYTES = 512 * 1024
+"""Of one piece of an attempt's output: agents write half of it at most."""
 
 _log = logging.getLogger(__name__)
 _C = TypeVar("_C", Heartbeat, ExitReport)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from datetime import datetime
+from decimal import Decimal
 from functools import reduce
 
 import msgspec
@@ -39,6 +40,7 @@ class Attempt(Record):
     reason: str
     intended_at: datetime
     others: tuple[Pool, ...] = ()
+    asked_usd_h: Decimal | None = None
     launched: e.Launched | None = None
     not_launched: e.NotLaunched | None = None
     notice: Notice | None = None
@@ -155,6 +157,7 @@ def _apply(state: RunState, event: e.Event) -> RunState:
         attempt = Attempt(
             number=event.attempt, token=event.token, market=event.market, pool=event.pool,
             reason=event.reason, intended_at=event.at, others=event.others,
+            asked_usd_h=event.price_usd_h,
         )  # fmt: skip
         return change(state, attempts=(*state.attempts, attempt), waiting=None)
     if isinstance(event, e.Launched):

@@ -35,6 +35,7 @@ __all__ = [
     "check_written",
     "is_template",
     "parse",
+    "parse_duration",
     "span",
     "suggestion",
     "to_request",
@@ -50,6 +51,8 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=3650)
 _MOST_USD = 10**9
 _MOST = 10**6
+_LONGEST_BYTES = 128 * 1024 - 1
+"""Of one word or variable: Linux's MAX_ARG_STRLEN."""
 _MOMENT = "'2030-01-31T18:00:00+00:00'"
 
 
@@ -76,7 +79,7 @@ def parse(name: str, value: Any) -> Any:
     try:
         return argument.parse(value)
     except _Wrong as wrong:
-        msg = f"{name} is {_shown(value)}: {wrong}; give {argument.example}"
+        msg = f"{name} {_shown(value)}: {wrong}; give {argument.example}"
         raise InvalidSpec(msg) from None
 
 
@@ -85,7 +88,18 @@ def span(name: str, text: str) -> timedelta:
     try:
         return _span(text)
     except _Wrong as wrong:
-        msg = f"{name} is {_shown(text)}: {wrong}; give a duration, such as 8h or 90m"
+        msg = f"{name} {_shown(text)}: {wrong}; give a duration, such as 8h or 90m"
+        raise InvalidSpec(msg) from None
+
+
+def parse_duration(name: str, value: Any) -> timedelta:
+    """A duration that is no argument of a training, zero included. Raises :class:`InvalidSpec`."""
+    if value == timedelta(0):
+        return timedelta(0)
+    try:
+        return _duration(value)
+    except _Wrong as wrong:
+        msg = f"{name} {_shown(value)}: {wrong}; give a duration, such as '5m'"
         raise InvalidSpec(msg) from None
 
 
@@ -184,14 +198,14 @@ def check_export(export: str, checkpoint_mode: str) -> None:
     is_file = export.endswith(".safetensors")
     if checkpoint_mode == "trainer" and not is_file:
         msg = (
-            f"export is {export!r}, and checkpoint_mode is 'trainer', which exports the model's "
-            "weights as one file; give a name that ends in .safetensors"
+            f"export {export!r}: checkpoint_mode is 'trainer', which exports the model's weights "
+            "as one file; give a name that ends in .safetensors"
         )
         raise InvalidSpec(msg)
     if checkpoint_mode == "files" and is_file:
         msg = (
-            f"export is {export!r}, and checkpoint_mode is 'files', which exports a folder with "
-            "the script's own files; give the name of a folder"
+            f"export {export!r}: checkpoint_mode is 'files', which exports a folder with the "
+            "script's own files; give the name of a folder"
         )
         raise InvalidSpec(msg)
 
@@ -237,7 +251,7 @@ def _in_words(policy: Any, options: Mapping[str, Any]) -> tuple[str, dict[str, A
     try:
         return in_words(policy, options)
     except InvalidSpec as error:
-        msg = f"policy is {_shown(policy)}: {error}"
+        msg = f"policy {_shown(policy)}: {error}"
         raise InvalidSpec(msg) from error
 
 
@@ -256,7 +270,7 @@ def _check_policy(known: Mapping[str, Any]) -> None:
         load_policy(policy, options)
     except InvalidSpec as error:
         name = "policy" if str(error).startswith("unknown policy") else "policy_options"
-        msg = f"{name} is {_shown(known.get(name))}: {error}"
+        msg = f"{name} {_shown(known.get(name))}: {error}"
         raise InvalidSpec(msg) from error
 
 
@@ -269,14 +283,14 @@ def _check_fleet(known: Mapping[str, Any]) -> None:
     names = fleet_names()
     if fleet not in names:
         there = ", ".join(names) or "none"
-        msg = f"fleet is {fleet!r}{suggestion([fleet], names)}; installed are: {there}"
+        msg = f"fleet {fleet!r} is unknown{suggestion([fleet], names)}; installed are: {there}"
         raise InvalidSpec(msg)
     if not options or options is UNKNOWN:
         return
     try:
         fleet_class(fleet).settle(options, now=utc_now())
     except InvalidSpec as error:
-        msg = f"fleet_options is {_shown(options)}: {error}"
+        msg = f"fleet_options {_shown(options)}: {error}"
         raise InvalidSpec(msg) from error
 
 
@@ -297,10 +311,23 @@ def _text(value: Any) -> str:
     if not value.strip():
         msg = "it is empty"
         raise _Wrong(msg)
-    if "\0" in value:
+    return _plain(value)
+
+
+def _plain(text: str) -> str:
+    """Text that a process can be given. Raises :class:`_Wrong`."""
+    if "\0" in text:
         msg = "it has a NUL character"
         raise _Wrong(msg)
-    return value
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError:
+        msg = "it is no valid Unicode"
+        raise _Wrong(msg) from None
+    if size_bytes > _LONGEST_BYTES:
+        msg = f"it has {size_bytes} bytes, more than Linux hands to a program"
+        raise _Wrong(msg)
+    return text
 
 
 def _kind(value: Any) -> str:
@@ -318,10 +345,7 @@ def _word(value: Any) -> str:
     if not isinstance(value, str):
         msg = f"{_shown(value)} is {_kind(value)}, not text or a number"
         raise _Wrong(msg)
-    if "\0" in value:
-        msg = "it has a NUL character"
-        raise _Wrong(msg)
-    return value
+    return _plain(value)
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -370,13 +394,16 @@ def _from_json(text: str, what: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         msg = f"it is {what}"
+        if text.lstrip().startswith(("[", "{", "(")):
+            # What Jinja makes of a list or a mapping.
+            msg += ", and no JSON; a template gives JSON as {{ … | tojson }}"
         raise _Wrong(msg) from None
 
 
 def _env(value: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, each in _mapping(value).items():
-        if "=" in name or "\0" in name:
+        if "=" in name or "\0" in name or not name.isprintable():
             msg = f"no variable can have the name {name!r}"
             raise _Wrong(msg)
         try:
@@ -550,6 +577,14 @@ def _place(value: Any) -> str:
     return text
 
 
+def _code(value: Any) -> str:
+    text = _text(value)
+    if "://" in text:
+        msg = "the code is sent from a folder of the worker, not from a URL"
+        raise _Wrong(msg)
+    return text
+
+
 def _retention(value: Any) -> Retention:
     names = Retention.__struct_fields__
     if not isinstance(value, Retention):
@@ -579,7 +614,7 @@ _BESIDE = {"storage", "export"}
 
 ARGUMENTS: dict[str, Argument] = {
     "command": Argument(_words, "a list of words, such as ['python', 'train.py']"),
-    "code": Argument(_text, "a folder, such as './training'"),
+    "code": Argument(_code, "a folder, such as './training'"),
     "storage": Argument(_place, "a URL or an absolute path, such as 's3://BUCKET/spotfirst'"),
     "fleet": Argument(_text, "a fleet's name, 'ec2' or 'local'"),
     "fleet_options": Argument(_mapping, "a mapping, such as {'region': 'us-east-1'}"),

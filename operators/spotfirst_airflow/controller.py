@@ -24,7 +24,7 @@ from spotfirst.agent.exits import is_finished
 from spotfirst.checkpoints.restoring import MOST_BACK
 from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
-from spotfirst.market import Market, Pool
+from spotfirst.market import Market, Notice, Pool
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.asking import (
@@ -38,6 +38,7 @@ from spotfirst_airflow.asking import (
     why_not_begin,
     with_writing,
 )
+from spotfirst_airflow.cautions import cautions
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest, Offer
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
@@ -69,6 +70,7 @@ CRASHES_WITHOUT_PROGRESS = 3
 UNKNOWN_TO_FLEET_S = 60.0
 """How long a launched instance may be missing from the fleet's answers (AWS is eventually
 consistent) before it counts as gone."""
+_FARTHEST_NOTICE = timedelta(minutes=15)
 HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
 _WARNINGS_PER_ATTEMPT = 100
@@ -80,12 +82,14 @@ _CRASHES = ("script_failed", "killed", "lost")
 class Step(Record):
     """What one pass found. ``done``: the run is final, and every instance is gone.
 
-    ``news`` tells people what happened since the last pass, a line each.
+    ``news`` tells people what happened since the last pass, a line each; ``events`` are all that
+    happened since.
     """
 
     state: RunState
     wait_s: float
     news: tuple[str, ...] = ()
+    events: tuple[e.Event, ...] = ()
     heartbeat: Heartbeat | None = None
     done: bool = False
 
@@ -137,10 +141,12 @@ class Controller:
             beats, wait_s = {}, 0.05
         self._last_step_at = now
         state = self._journal.state  # with what this pass appended; the next one reads what is new
+        news, events = self._news()
         return Step(
             state=state,
             wait_s=wait_s,
-            news=self._news(),
+            news=news,
+            events=events,
             heartbeat=_trainer(beats),
             done=state.is_final and not state.open_attempts,
         )
@@ -183,6 +189,8 @@ class Controller:
         if not open_attempts:
             return {}
         recall(self._fleet, open_attempts)
+        for caution in cautions(self._fleet, self._journal.state.warnings):
+            self._warn(now, caution)
         instances = self._fleet.describe([attempt.token for attempt in open_attempts])
         beats: dict[int, Heartbeat] = {}
         for attempt in open_attempts:
@@ -209,6 +217,8 @@ class Controller:
             if notice and (
                 known is None or (known.kind, notice.kind) == ("rebalance", "interruption")
             ):
+                if instance is None or notice is not instance.notice:
+                    notice = _bounded(notice, now)  # noqa: PLW2901
                 self._append(e.Noticed(at=now, attempt=attempt.number, notice=notice))
                 return
 
@@ -457,7 +467,7 @@ class Controller:
             + last_usd,
             shutdown_usd=shutdown_usd,
         )
-        for alert in outlook.budget.alerts(outlook.budget.usd if why else spent_usd):
+        for alert in outlook.budget.alerts(spent_usd):
             self._warn(now, alert)
         if not why:
             return False
@@ -542,6 +552,7 @@ class Controller:
             e.Launching(
                 at=now, attempt=number, token=token, market=decision.offer.market,
                 pool=decision.offer.pool, reason=decision.reason, others=decision.others,
+                price_usd_h=decision.offer.price_usd_h,
             )
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
@@ -672,11 +683,12 @@ class Controller:
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
 
-    def _news(self) -> tuple[str, ...]:
+    def _news(self) -> tuple[tuple[str, ...], tuple[e.Event, ...]]:
         fresh = self._journal.events[self._told :]
         state = self._journal.state
         self._told = len(self._journal.events)
-        return tuple(line for event in fresh if (line := describe(event, state)))
+        lines = tuple(line for event in fresh if (line := describe(event, state)))
+        return lines, tuple(fresh)
 
 
 # -- small pure helpers -------------------------------------------------------------------------
@@ -744,7 +756,10 @@ def _why(ended: e.Ended) -> str:
     if ended.message:
         return ended.message
     if ended.cause == "script_failed":
-        return f"the command exited with {ended.exit_code}"
+        code = ended.exit_code
+        return (
+            f"the command exited with {code}" if code is not None else "the command did not start"
+        )
     return f"attempt {ended.attempt} was {ended.cause}"
 
 
@@ -808,6 +823,16 @@ def _may_be_of_the_end(report: ExitReport, instance: Instance | None) -> bool:
     return report.cause in {"script_failed", "killed"}
 
 
+def _bounded(notice: Notice, now: datetime) -> Notice:
+    """What an instance says of its notice: an interruption is no farther away than any fleet's.
+
+    Until then the instance is left to the fleet where that is free.
+    """
+    if notice.time is None:
+        return notice
+    return msgspec.structs.replace(notice, time=min(notice.time, now + _FARTHEST_NOTICE))
+
+
 def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> datetime:
     """When an instance ended whose fleet does not say: EC2 forgets, and nobody may have looked.
 
@@ -817,7 +842,9 @@ def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> d
         return now
     notice = attempt.notice
     told = notice.time if report.cause == "interrupted" and notice else None
-    return min(now, max(report.at, told or report.at))
+    # What it says is billed by, so not before it was there.
+    began = attempt.launched.at if attempt.launched else attempt.intended_at
+    return min(now, max(began, report.at, told or report.at))
 
 
 def _succeeded(now: datetime, attempt: Attempt, run: Run) -> e.Succeeded:

@@ -20,6 +20,7 @@ connection again, so that a rotated key is picked up within one look.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import BaseHook
@@ -131,6 +132,36 @@ class SpotfirstHook(BaseHook):
         except SpotfirstError as error:
             return False, str(error)
         return True, f"{storage.url} can be written, and creates only what is absent"
+
+    def load_weights(
+        self, result: Mapping[str, Any], name: str = "model", *, storage: str | None = None
+    ) -> dict[str, Any]:
+        """The trained weights of a task's result as NumPy arrays by name; needs no torch.
+
+        ``result`` is what a :class:`SpotTrainingOperator` returned, and ``name`` the object as it
+        was given to the Checkpointer. Nested names are joined with ``/``. bfloat16 becomes
+        float32, as NumPy has no such type. For torch: ``{k: torch.from_numpy(v) for k, v in …}``.
+
+        The storage is ``storage``, or the connection's: people can edit XComs, so a result does
+        not choose what is read. Raises :class:`InvalidSpec` for a result of another storage, and
+        when the checkpoint is no longer kept or has no such object.
+        """
+        from spotfirst.checkpoints.weights import read_arrays
+        from spotfirst_airflow.selection import select
+
+        place = self.open_storage(storage)
+        missing = [key for key in ("storage", "resume_from") if not result.get(key)]
+        if missing:
+            msg = f"the result has no {' and no '.join(missing)}: it is of no run with a checkpoint"
+            raise InvalidSpec(msg)
+        if str(result["storage"]).rstrip("/") != place.url:
+            msg = (
+                f"the result is of a run in {result['storage']}, and this is {place.url}; give "
+                "load_weights(…, storage=…) if that is right"
+            )
+            raise InvalidSpec(msg)
+        run, _, commit = select(place, str(result["resume_from"]), pinned=True)
+        return read_arrays(run.packs(), commit, name)
 
     def get_conn(self) -> Storage:
         """The default storage, as Airflow's hooks are expected to give."""

@@ -18,11 +18,12 @@ from airflow.sdk.exceptions import (
     AirflowTaskTimeout,
 )
 
-from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError
+from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError, StateError
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.arguments import check_written, parse, suggestion, to_request
 from spotfirst_airflow.hooks import SpotfirstHook
+from spotfirst_airflow.links import SpotRunLink, run_address
 from spotfirst_airflow.rendering import render_exactly
 from spotfirst_airflow.taskrecord import (
     RUN_XCOM_KEY,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from spotfirst.checkpoints.retention import Retention
     from spotfirst.state import RunState
+    from spotfirst.storage import Storage
     from spotfirst_airflow.budget import OnBudget
     from spotfirst_airflow.following import Follower
     from spotfirst_airflow.policies import Policy
@@ -95,7 +97,8 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
     A retry or a clear comes back to the same run: it re-attaches to what is training, goes on
     from the newest checkpoint when the run had failed or been stopped, and trains anew only when
     the result had been delivered and the task was cleared. The return value describes the result:
-    ``run_id``, ``checkpoint``, ``step``, ``metrics``, ``cost_usd`` and more.
+    ``run_id``, ``checkpoint``, ``step``, ``metrics``, ``cost_usd`` and more; ``docs/airflow.md``
+    lists its keys.
 
     Args:
         command: what to run on the instance, such as ``["python", "train.py"]``.
@@ -165,6 +168,7 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
         "tags": "json",
     }
     ui_color = "#d8f0e3"
+    operator_extra_links = (SpotRunLink(),)
     grace = timedelta(minutes=30)
     """How long after its limits Airflow ends the trigger, should nobody have stopped the run."""
 
@@ -228,6 +232,7 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
         self.spotfirst_conn_id = spotfirst_conn_id
         self.deferrable = deferrable
         self._held: tuple[Run, SpotfirstHook, str] | None = None
+        self._attaching: tuple[Storage, SpotfirstHook, str, str] | None = None
         self._killed = False
         self._check_arguments()
 
@@ -245,16 +250,25 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Attach to the run of this task, then wait for its end."""
+        from spotfirst_airflow.exports import check_target
         from spotfirst_airflow.submission import attach
 
         ti = context["ti"]
         owner = str(ti.id)
+        page = run_address(
+            ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index
+        )
+        self.log.info("Run page: %s", page)
         hook = SpotfirstHook.find(self.spotfirst_conn_id)
         try:
+            if self.export is not None:
+                check_target(parse("export", self.export), hook.open_storage)
             storage = hook.open_storage(parse("storage", self.storage))
+            base_id = self._base_run_id(ti)
+            self._attaching = (storage, hook, owner, base_id)
             run = attach(
                 storage,
-                self._base_run_id(ti),
+                base_id,
                 self._request(hook),
                 owner=owner,
                 environment=hook.environment(),
@@ -304,11 +318,26 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
     def on_kill(self) -> None:
         """The worker was told to end this task. Airflow grants about five seconds."""
         self._killed = True
-        if self._held is None:
+        held = self._held or self._half_attached()
+        if held is None:
             return
-        run, hook, owner = self._held
+        run, hook, owner = held
         self.log.info("Asking run %s to stop", run.run_id)
         self._stop(run, hook, owner, reason="its task in Airflow was ended", patience_s=_KILL_S)
+
+    def _half_attached(self) -> tuple[Run, SpotfirstHook, str] | None:
+        """The run that this try may have taken over a moment before it was ended."""
+        from spotfirst_airflow.submission import newest_run
+
+        if self._attaching is None:
+            return None
+        storage, hook, owner, base_id = self._attaching
+        try:
+            run = newest_run(storage, base_id)
+        except SpotfirstError as error:
+            self.log.error("Run %s could not be stopped: %s", base_id, error)  # noqa: TRY400
+            return None
+        return None if run is None else (run, hook, owner)
 
     # -- the parts --------------------------------------------------------------------------
 
@@ -443,13 +472,31 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
         state = _state(run)
         if state.result is None:
             _raise(run, state)
-        delivered = result(run, state, now=utc_now())
+        exported = self._exported(run)
+        delivered = result(run, state, now=utc_now(), exported=exported)
         events = context["outlet_events"]
         for outlet in self.outlets:
             events[outlet].extra.update(_extra(delivered))
         # Last: whoever dies before this line delivers again, whoever dies after it has delivered.
         mark_delivered(run, _delivery(context))
         return delivered
+
+    def _exported(self, run: Run) -> str | None:
+        from spotfirst_airflow.exports import export_result
+
+        if self.export is None:
+            return None
+        hook = SpotfirstHook.find(self.spotfirst_conn_id)
+        target = parse("export", self.export)
+        try:
+            place = export_result(run, target, open_url=hook.open_storage)
+        except (InvalidSpec, FormatError, StateError) as error:
+            raise AirflowFailException(str(error)) from error
+        except SpotfirstError as error:
+            # The training is done, and its result not delivered: a retry only exports again.
+            raise AirflowException(str(error)) from error
+        self.log.info("Exported to %s", place)
+        return place
 
     def _is_retry_of(self, delivered_to: str, context: Context) -> bool:
         """Whether the result went to an earlier try of this task, and it was not cleared since.
@@ -532,10 +579,12 @@ def _state(run: Run) -> RunState:
 
 def _raise(run: Run, state: RunState) -> NoReturn:
     """Fail the task with what the run ended with."""
-    from spotfirst_airflow.costs import bill
+    from spotfirst_airflow.costs import bill, usd
     from spotfirst_airflow.keeping import still_kept
+    from spotfirst_airflow.news import script_error
 
-    cost = f"It cost ${bill(state, now=utc_now()).total_usd:.4f} so far."
+    account = bill(state, now=utc_now())
+    cost = f"It cost {usd(account.total_usd, simulated=account.is_simulated)} so far."
     if state.failure is None:
         reason = state.stop.reason if state.stop else "it was stopped"
         msg = f"run {run.run_id} has stopped: {reason}. {cost} Clear the task to continue it"
@@ -545,15 +594,20 @@ def _raise(run: Run, state: RunState) -> NoReturn:
         raise AirflowFailException(msg)
     tail = "".join(f"\n    {line}" for line in state.failure.log_tail[-_LOG_TAIL:])
     kept = still_kept(state, now=utc_now())
-    msg = f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip() + (
-        f"\nThe last lines of its output:{tail}" if tail else ""
+    # First the script's own error: many tools show no more than this line.
+    own = script_error(state.failure.log_tail)
+    msg = (f"{own}\n" if own else "") + (
+        f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip()
+        + (f"\nThe last lines of its output:{tail}" if tail else "")
     )
     raise (AirflowException if state.failure.retryable else AirflowFailException)(msg)
 
 
 def _extra(delivered: Mapping[str, Any]) -> dict[str, Any]:
     """What an asset's event says about the model that was made."""
-    names = ("run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd")
+    names = (
+        "run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd", "exported",
+    )  # fmt: skip
     return {name: delivered[name] for name in names} | {
         "weights_sha256": delivered["weights_sha256"]
     }

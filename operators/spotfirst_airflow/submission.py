@@ -147,6 +147,8 @@ def attach(
         )
     if state.seq == 0 or state.phase is Phase.ACTIVE:
         return _take_over(run, owner=owner, clock=clock)
+    if (newest := run.chain().refresh().newest()) is not None:
+        _check_content(newest[1].content, request.checkpoint_mode)
     # It starts from where it did, which it has pinned, whatever became of that since.
     anywhere = msgspec.structs.replace(request, resume_from=None)
     spec = _plan(storage, run.run_id, anywhere, environment=environment, now=clock())
@@ -358,14 +360,45 @@ def _plan(
     storage.probe()
     if isinstance(fleet, Prepares):
         fleet.prepare(storage)
-    return msgspec.structs.replace(
-        spec,
-        resume_from=resolve_checkpoint(storage, request.resume_from)
-        if request.resume_from
-        else None,
-        dataset=_resolve_dataset(storage, request),
-        code=_publish_code(storage, request.code),
-    )
+    with _naming("resume_from", request.resume_from):
+        resume_from = _resume_from(storage, request)
+    with _naming("dataset", request.dataset):
+        dataset = _resolve_dataset(storage, request)
+    with _naming("code", request.code):
+        code = _publish_code(storage, request.code)
+    return msgspec.structs.replace(spec, resume_from=resume_from, dataset=dataset, code=code)
+
+
+@contextmanager
+def _naming(name: str, value: object) -> Iterator[None]:
+    """Put the argument's name and value before what is wrong with it."""
+    try:
+        yield
+    except InvalidSpec as error:
+        if name in str(error).partition(" ")[0]:
+            raise
+        msg = f"{name} {value!r}: {error}"
+        raise type(error)(msg) from error
+
+
+def _resume_from(storage: Storage, request: Request) -> ResumeFrom | None:
+    if not request.resume_from:
+        return None
+    found = resolve_checkpoint(storage, request.resume_from)
+    content = dict(Run(storage, found.run_id).chain().refresh().commits)[found.seq].content
+    _check_content(content, request.checkpoint_mode)
+    return found
+
+
+def _check_content(content: str, mode: str) -> None:
+    """Raise :class:`InvalidSpec` when checkpoints of the other mode are to be gone on from."""
+    theirs = "files" if content == "files" else "trainer"
+    if mode != theirs:
+        msg = (
+            f"checkpoint_mode is {mode!r}, and the checkpoint to go on from was made with "
+            f"{theirs!r}; give checkpoint_mode={theirs!r}"
+        )
+        raise InvalidSpec(msg)
 
 
 def _publish_code(storage: Storage, source: str | None) -> CodeRef | None:

@@ -169,10 +169,11 @@ class Lab:
         if not command:
             fields.setdefault("code", publish(storage, TRAINER))
             command = ("python", "trainer.py")
-        defaults = {"heartbeat_s": 0.3, "notice_poll_s": 0.2, "run_id": f"r{secrets.token_hex(3)}"}
-        spec = RunSpec(
-            created_at=datetime.now(timezone.utc), command=command, **{**defaults, **fields}
-        )
+        defaults = {
+            "created_at": datetime.now(timezone.utc), "heartbeat_s": 0.3, "notice_poll_s": 0.2,
+            "run_id": f"r{secrets.token_hex(3)}",
+        }  # fmt: skip
+        spec = RunSpec(command=command, **{**defaults, **fields})
         return create_run(storage, spec)
 
     def shell(self, script: str, **fields: Any) -> Run:

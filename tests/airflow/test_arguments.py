@@ -19,6 +19,7 @@ from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.arguments import ARGUMENTS, parse, to_request
 from spotfirst_airflow.operators import InvalidArgument, SpotTrainingOperator
 from spotfirst_airflow.policies import load_policy
+from spotfirst_airflow.reaper import SpotReaperOperator
 
 COMMAND = ["python", "train.py"]
 NAIVE = datetime(2030, 1, 31, 18)  # noqa: DTZ001
@@ -58,6 +59,8 @@ WRONG: list[tuple[str, Any]] = [
     ("training_time", 8), ("training_time", "never"), ("training_time", "0h"),
     ("max_life", 86400), ("max_life", "a week"), ("max_life", timedelta(0)),
     ("env", ["A=1"]), ("env", "A=1"), ("env", {"A": None}), ("env", {"A": {"b": 1}}),
+    ("env", {"A": "x" * 200_000}), ("env", {"A": "\ud800"}), ("command", ["x" * 200_000]),
+    ("code", "s3://bucket/code"), ("instance_types", "['g6.xlarge']"),
     ("env", {"A=B": "1"}), ("env", {"": "1"}), ("env", {1: "1"}), ("env", {"A": "a\0b"}),
     ("tags", ["a"]), ("tags", {"model": "x"}), ("tags", {"team": None}), ("tags", {"team": ""}),
     ("tags", "team=a"),
@@ -72,7 +75,7 @@ def test_wrong_literal_is_refused_with_name_value_and_example_when_the_dag_is_pa
     with pytest.raises(InvalidArgument) as refused:
         SpotTrainingOperator(task_id="t", **{"command": COMMAND, name: value})
     text = str(refused.value)
-    assert text.startswith(f"{name} is {value!r}"[:100])
+    assert text.startswith(f"{name} {value!r}"[:100])
     assert len(text) < 1000
 
 
@@ -83,7 +86,7 @@ def test_wrong_value_is_refused_alike_in_a_spec_file(name: str, value: Any) -> N
     values: dict[str, Any] = {"command": COMMAND, name: value}
     if name == "policy_options":
         values["policy"] = "fallback"
-    with pytest.raises(InvalidSpec, match=f"^{name} is "):
+    with pytest.raises(InvalidSpec, match=f"^{name} "):
         to_request(values)
 
 
@@ -137,7 +140,14 @@ def test_any_value_at_all_is_taken_or_refused_by_name(name: str, value: Any) -> 
         parse(name, value)
     except InvalidSpec as error:
         said = str(error)
-    assert not said or said.startswith(f"{name} is ")
+    assert not said or said.startswith(f"{name} ")
+
+
+def test_a_list_that_a_template_made_text_of_comes_with_the_way_to_write_it() -> None:
+    with pytest.raises(InvalidSpec, match=r"\| tojson"):
+        parse("instance_types", "['g6.xlarge', 'g5.xlarge']")
+    with pytest.raises(InvalidSpec, match=r"\| tojson"):
+        parse("fleet_options", "{'time_scale': 2}")
 
 
 def test_every_argument_of_the_operator_has_a_row_in_the_table() -> None:
@@ -224,7 +234,7 @@ def test_the_decorator_is_checked_when_the_dag_is_parsed() -> None:
         def train() -> list[str]:
             return COMMAND
 
-        with pytest.raises(InvalidArgument, match="deadline is 8"):
+        with pytest.raises(InvalidArgument, match="deadline 8: "):
             train()
 
 
@@ -244,10 +254,35 @@ def test_what_a_decorated_function_returns_is_refused_without_retries() -> None:
 def test_a_wrong_argument_of_a_mapped_task_is_not_retried() -> None:
     with DAG("d", schedule=None):
         mapped = SpotTrainingOperator.partial(task_id="t", command=COMMAND).expand(deadline=[8])
-    with pytest.raises(AirflowFailException, match="deadline is 8"):
+    with pytest.raises(AirflowFailException, match="deadline 8: "):
         mapped.unmap({"deadline": 8})
 
 
 def test_a_wrong_argument_that_all_mapped_tasks_share_is_an_import_error() -> None:
-    with DAG("d", schedule=None), pytest.raises(InvalidArgument, match="deadline is 8"):
+    with DAG("d", schedule=None), pytest.raises(InvalidArgument, match="deadline 8: "):
         SpotTrainingOperator.partial(task_id="t", command=COMMAND, deadline=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("grace", 5), ("grace", "soon"), ("fleet_options", "region=x"), ("storage", "runs"),
+        ("fleet", "ec3"), ("dry_run", "no"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_reaper_are_checked_when_the_dag_is_parsed(name: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{name} "):
+        SpotReaperOperator(task_id="r", **{name: value})
+    SpotReaperOperator(task_id="r", grace="10m", fleet_options={"time_scale": 2}, fleet="local")
+
+
+def test_the_link_is_on_an_operator_of_your_own_as_well() -> None:
+    from spotfirst_ui.plugin import SpotfirstPlugin
+
+    class Mine(SpotTrainingOperator):
+        """Derived by a user."""
+
+    task = Mine(task_id="t", command=COMMAND)
+    assert [link.name for link in task.operator_extra_links] == ["Spotfirst run"]
+    [live] = SpotfirstPlugin.operator_extra_links
+    assert SpotTrainingOperator in live.operators

@@ -276,3 +276,44 @@ def test_what_only_holds_checkpoints_is_no_broken_run(tmp_path: Path) -> None:
     listed = invoke(storage, "runs")
     assert "no runs" in listed.stdout
     assert listed.stderr == ""
+
+
+def test_a_run_past_its_limits_is_said_to_be_by_runs_and_show(tmp_path: Path) -> None:
+    at = utc_now() - timedelta(hours=2)
+    storage = open_storage(str(tmp_path))
+    limits = {"deadline": at + timedelta(hours=1), "budget_usd": Decimal("1.50")}
+    spec = RunSpec(run_id="late", created_at=at, command=("true",), **limits)
+    journal = create_run(storage, spec).journal()
+    pool = Pool(instance_type="g", zone="a")
+    for event in (
+        e.Created(at=at),
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
+        e.Launched(
+            at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+            price_source="", price_at=at, on_demand_usd_h=Decimal(1),
+        ),
+    ):  # fmt: skip
+        journal.append(event)
+    shown = invoke(storage, "show", "late").stdout
+    assert re.search(r"passed +the deadline .* has passed", shown)
+    assert re.search(r"passed +the budget of \$1.50 is used up: \$2.00", shown)
+    assert "spotfirst reap" in shown
+    assert set(json.loads(invoke(storage, "show", "late", "--json").stdout)["passed"]) == {
+        "budget", "deadline",
+    }  # fmt: skip
+    assert "past its budget and deadline" in invoke(storage, "runs").stdout
+    [row] = json.loads(invoke(storage, "runs", "--json").stdout)
+    assert row["passed"] == ["budget", "deadline"]
+
+
+def test_a_run_that_was_stopped_says_why(tmp_path: Path) -> None:
+    at = utc_now()
+    storage = open_storage(str(tmp_path))
+    journal = create_run(storage, RunSpec(run_id="r", created_at=at, command=("true",))).journal()
+    for event in (
+        e.Created(at=at),
+        e.StopRequested(at=at, reason="the budget of $5.00 is used up", cause="budget"),
+        e.Stopped(at=at, reason="the budget of $5.00 is used up"),
+    ):
+        journal.append(event)
+    assert re.search(r"stopped +the budget of \$5.00", invoke(storage, "show", "r").stdout)

@@ -78,7 +78,7 @@ def test_a_file_that_is_no_spec_is_refused_by_name(
         ({"comand": []}, "unknown keys comand"),
         ({"command": "python train.py"}, "is one string"),
         ({"command": ["a"], "checkpoint_mode": "never"}, "checkpoint_mode"),
-        ({"command": ["a"], "budget_usd": "much"}, "budget_usd is 'much'"),
+        ({"command": ["a"], "budget_usd": "much"}, "budget_usd 'much'"),
         ({"command": ["a"], "retention": {"newest": 3}}, "unknown keys newest"),
         ({"command": ["a"], "retention": {"last": 0}}, "last"),
     ],

@@ -24,6 +24,7 @@ from spotfirst.agent.exits import Ending, classify, is_finished
 from spotfirst.agent.fitness import environment_problem
 from spotfirst.agent.freezing import Freezer
 from spotfirst.agent.guard import Guard
+from spotfirst.agent.limits import Purse
 from spotfirst.agent.listening import Listener
 from spotfirst.agent.logs import LogShipper
 from spotfirst.agent.periodic import Periodic
@@ -51,6 +52,8 @@ _TICK_S = 0.05
 _HOUSEKEEPING_S = 2.0
 _FLUSH_S = 10.0
 _LINGER_S = 30.0
+_REPORT_S = 20.0
+"""For the end of the log and the last report, once the command is gone."""
 _TERM_GRACE_S = 10.0
 _FILES_GRACE_S = 5.0
 """What a script in files mode is given to end after SIGTERM when time is short."""
@@ -89,9 +92,16 @@ class Agent:
         self._housekeeping_at = 0.0
         self.logs = LogShipper(self._put_segment, local=self._folder / "output.log")
         self._shipping = Periodic("ship the log", self._ship)
-        self._heard = Listener(self._run, settings, clock=clock, on_notice=self._on_notice)
+        self._guarded_s = 0.0
         self._tell = Teller(
             self._run, self._attempt, self.logs, clock=clock, notice=lambda: self._heard.notice
+        )
+        self._heard = Listener(
+            self._run,
+            settings,
+            clock=clock,
+            on_notice=self._on_notice,
+            warn=self._tell.warn,
         )
 
     def terminate(self) -> None:
@@ -105,6 +115,7 @@ class Agent:
             notice_poll_s=self._spec.notice_poll_s, handover_poll_s=self._spec.heartbeat_s
         )
         self._shipping.start()
+        self._keep_limits()
         try:
             cause, message, code = self._live()
         except Exception as error:  # noqa: BLE001 - the run goes on elsewhere; this says why
@@ -163,6 +174,29 @@ class Agent:
             self._guard.limit_life(self._spec.max_life_s)
         return True
 
+    def _keep_limits(self) -> None:
+        """Stop at the deadline and before the budget, also when no controller says so.
+
+        The guard ends what does not stop then: an agent that hangs, or a last report to a storage
+        that takes nothing.
+        """
+        self._heard.deadline = self._spec.deadline
+        purse = Purse(self._run, self._attempt, self._spec, clock=self._clock)
+        if purse.is_watched:
+            Periodic("look at the budget", purse.look).start()
+            self._heard.budget_ends = lambda: purse.empty_at
+
+    def _limit_life(self, step_s: float) -> None:
+        """Have the guard end everything soon after the run's limits, as they are known now."""
+        ends = self._heard.watch().run_ends(self._tell.progress, step_s)
+        if ends is None:
+            return
+        life_s = (ends - self._heard.booted).total_seconds() + _REPORT_S
+        life_s = max(_REPORT_S, min(life_s, self._heard.life_s))
+        if abs(life_s - self._guarded_s) >= 1.0:
+            self._guarded_s = life_s
+            self._guard.limit_life(life_s)
+
     def _is_wanted(self) -> bool:
         """Whether the journal has not given this attempt up while its instance was booting.
 
@@ -197,6 +231,7 @@ class Agent:
             if stop is not None:
                 preparation.leave()
                 return self._ended(Ending(code=None), stop)
+            self._limit_life(0.0)
             if preparation.is_waiting:
                 self._tell.enter("standby")
             time.sleep(_TICK_S)
@@ -211,6 +246,9 @@ class Agent:
                 _log.error("the attempt cannot begin", exc_info=preparation.error)
                 return "unfit", problem, None
             raise preparation.error
+        stop = self._heard.watch().stop(self._clock(), None)
+        if stop is not None:
+            return self._ended(Ending(code=None), stop)
         try:
             command = self._start_command()
         except InvalidSpec as error:
@@ -265,6 +303,7 @@ class Agent:
             self._look(command, preparation)
             now = self._clock()
             last_s = self._tell.step_s if files is None else _FILES_GRACE_S
+            self._limit_life(last_s)
             wanted = self._heard.watch().stop(now, self._tell.progress, last_s)
             if files is not None and not has_notice and self._heard.interruption is not None:
                 has_notice = True

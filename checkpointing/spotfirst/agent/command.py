@@ -73,7 +73,7 @@ def find_program(word: str, folder: Path, environment: Mapping[str, str]) -> str
     if is_python:
         return sys.executable
     hint = f"; to run the file of your code, write './{word}'" if (folder / word).exists() else ""
-    msg = f"there is no program {word!r} on this instance{hint}. PATH: {path_variable}"
+    msg = f"no program {word!r} was found on the instance's PATH ({path_variable}){hint}"
     raise InvalidSpec(msg)
 
 

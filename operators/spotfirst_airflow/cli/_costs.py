@@ -25,7 +25,7 @@ from spotfirst_airflow.cli._common import (
     stdout,
     tell_broken,
 )
-from spotfirst_airflow.costs import Bill, bill, usd
+from spotfirst_airflow.costs import Bill, bill, is_simulated, usd
 from spotfirst_airflow.reading import read_runs
 
 __all__ = ["cost"]
@@ -102,7 +102,7 @@ def _print_rows(accounts: Iterable[_Account]) -> None:
             table.add_row(
                 str(charge.attempt), str(charge.market), str(charge.pool), f"{charge.used_s:.1f}",
                 f"${charge.price_usd_h}", f"{charge.price_source}, {moment(charge.price_at)} UTC",
-                charge.rule, f"{mark}{usd(charge.cost_usd)}",
+                charge.rule, f"{mark}{usd(charge.cost_usd, simulated=is_simulated(charge.price_source))}",
                 *([usd(charge.egress_usd)] if crosses else []),
             )  # fmt: skip
         console.print(Text(account.run_id, style="bold"))
@@ -116,25 +116,32 @@ def _print_runs(accounts: list[_Account]) -> None:
     for account in accounts:
         table.add_row(
             Text(account.run_id), str(len(account.bill.charges)),
-            usd(account.bill.on_demand_usd), usd(account.bill.total_usd),
+            usd(account.bill.known_on_demand_usd),
+            usd(account.bill.total_usd, simulated=account.bill.is_simulated),
         )  # fmt: skip
     console = stdout()
     console.print(table)
-    console.print(f"total {usd(sum((a.bill.total_usd for a in accounts), Decimal(0)))}")
+    for kind in (False, True):
+        same = [a.bill.total_usd for a in accounts if a.bill.is_simulated is kind]
+        if same or not (kind or accounts):
+            console.print(f"total {usd(sum(same, Decimal(0)), simulated=kind)}")
 
 
 def _print_sums(accounts: list[_Account], by: str, *, json: bool) -> None:
-    sums: dict[str, list[_Account]] = {}
+    # Dollars of a simulated market are never added to those that somebody pays.
+    sums: dict[tuple[str, bool], list[_Account]] = {}
     for account in accounts:
-        sums.setdefault(account.tags.get(by, ""), []).append(account)
+        key = (account.tags.get(by, ""), account.bill.is_simulated)
+        sums.setdefault(key, []).append(account)
     rows = [
         {
             by: name or None,
+            "is_simulated": simulated,
             "runs": len(members),
             "cost_usd": sum((a.bill.total_usd for a in members), Decimal(0)),
             "on_demand_usd": sum((a.bill.on_demand_usd for a in members), Decimal(0)),
         }
-        for name, members in sorted(sums.items())
+        for (name, simulated), members in sorted(sums.items())
     ]
     if json:
         print_json(rows)
@@ -143,16 +150,17 @@ def _print_sums(accounts: list[_Account], by: str, *, json: bool) -> None:
     for row in rows:
         name = str(row[by] or "(no tag)")
         on_demand, cost_usd = Decimal(str(row["on_demand_usd"])), Decimal(str(row["cost_usd"]))
-        table.add_row(Text(name), str(row["runs"]), usd(on_demand), usd(cost_usd))
+        paid = usd(cost_usd, simulated=bool(row["is_simulated"]))
+        table.add_row(Text(name), str(row["runs"]), usd(on_demand or None), paid)
     stdout().print(table)
 
 
 def _total(account: Bill) -> str:
-    text = f"{usd(account.total_usd)}, on demand {usd(account.on_demand_usd)}"
-    if not account.on_demand_usd:
+    text = usd(account.total_usd, simulated=account.is_simulated)
+    text += f", on demand {usd(account.known_on_demand_usd)}"
+    if account.saved_usd is None:
         return text
-    word = "saved" if account.saving_usd >= 0 else "dearer"
-    return f"{text}: {usd(abs(account.saving_usd))} ({abs(account.saving_share):.0%}) {word}"
+    return f"{text}: {usd(abs(account.saved_usd))} ({account.saving_in_words})"
 
 
 def _table(*names: str) -> Table:
@@ -170,7 +178,8 @@ def _as_json(account: _Account) -> dict[str, Any]:
         "charges": account.bill.charges,
         "total_usd": account.bill.total_usd,
         "egress_usd": account.bill.egress_usd,
-        "on_demand_usd": account.bill.on_demand_usd,
-        "saving_usd": account.bill.saving_usd,
+        "on_demand_usd": account.bill.known_on_demand_usd,
+        "saving_usd": account.bill.saved_usd,
+        "is_simulated": account.bill.is_simulated,
         "lost_steps": account.bill.lost_steps,
     }

@@ -154,6 +154,9 @@ class _Quietly:
     def info(self, *_: Any) -> None:
         """The watcher tells this."""
 
+    def error(self, *_: Any) -> None:
+        """The watcher tells this."""
+
     def warning(self, text: str, *values: Any) -> None:
         """Show it."""
         self._display.say(text % values if values else text, "yellow")

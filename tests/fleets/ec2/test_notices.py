@@ -113,20 +113,21 @@ class TestParsing:
     @pytest.mark.parametrize("action", ["terminate", "stop", "hibernate"])
     def test_an_interruption(self, action: str) -> None:
         text = body(WARNING, {"instance-id": "i-0b662ef9931388ba0", "instance-action": action})
-        assert parse(text) == Event(
-            kind="interruption", instance_id="i-0b662ef9931388ba0", at=self.AT
+        assert parse(text) == (
+            Event(kind="interruption", instance_id="i-0b662ef9931388ba0", at=self.AT),
         )
 
     def test_a_recommendation(self) -> None:
         found = parse(body(RECOMMENDATION, {"instance-id": "i-12345678"}))
-        assert found == Event(kind="rebalance", instance_id="i-12345678", at=self.AT)
+        assert found == (Event(kind="rebalance", instance_id="i-12345678", at=self.AT),)
 
     def test_a_change_of_state(self) -> None:
         found = parse(body(CHANGE, {"instance-id": "i-12345678", "state": "stopping"}))
-        assert found == Event(kind="state", instance_id="i-12345678", at=self.AT, state="stopping")
+        expected = Event(kind="state", instance_id="i-12345678", at=self.AT, state="stopping")
+        assert found == (expected,)
 
     def test_an_event_of_another_kind_is_nothing_of_ours(self) -> None:
-        assert parse(body("EC2 Spot Instance Request Fulfillment", {})) is None
+        assert parse(body("EC2 Spot Instance Request Fulfillment", {})) == ()
 
     @pytest.mark.parametrize(
         "text",
@@ -363,6 +364,37 @@ class TestDeleting:
         world.watcher().refresh()
         assert (len(world.notices()), world.left()) == (1, 0)
         assert "no event of EventBridge's" in caplog.text
+
+    def test_a_queue_full_of_poison_is_one_warning_with_a_count_and_a_sample(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for number in range(25):
+            world.cloud.enqueue(f"poison {number}")
+        watcher = world.watcher()
+        watcher.refresh()
+        [told] = watcher.warnings()
+        assert QUEUE_URL in told
+        assert "25 so far" in told
+        assert "poison 0" in told
+        for number in range(50):
+            world.cloud.enqueue(f"more poison {number}")
+        watcher.refresh()
+        assert watcher.warnings() == [told]
+        assert caplog.text.count("cannot be read") == 1
+        assert world.left() == 0
+
+    def test_a_message_with_several_stays_until_all_of_it_is_handled(self, world: World) -> None:
+        first, second = world.launch(), world.launch("r2", token="t2")
+        both = [json.loads(warning(each.instance_id)) for each in (first, second)]
+        world.cloud.enqueue(json.dumps(both))
+        world.failures = [StorageUnavailable("away")]
+        watcher = world.watcher()
+        watcher.refresh()
+        assert world.left() == 1
+        assert len(world.notices("r")) + len(world.notices("r2")) == 1
+        world.cloud.clock.step(30)
+        watcher.refresh()
+        assert (world.left(), len(world.notices("r")), len(world.notices("r2"))) == (0, 1, 1)
 
     def test_instances_of_others_and_events_of_other_kinds_are_deleted(self, world: World) -> None:
         foreign = world.cloud.launch(POOL, spot=True)
@@ -609,8 +641,7 @@ class TestOnTheWire:
             (message,) = queue.receive(wait_s=1)
             queue.delete([message])
             assert queue.receive() == []
-        event = parse(message.body)
-        assert event is not None
+        (event,) = parse(message.body)
         assert (event.kind, event.instance_id) == ("interruption", detail["instance-id"])
         assert abs(datetime.now(timezone.utc) - event.at) < timedelta(minutes=1)
 

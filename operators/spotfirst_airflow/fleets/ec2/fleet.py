@@ -215,6 +215,10 @@ class Ec2Fleet:
             with _passing():
                 self._endings.end(tokens, self._watcher, clock=self._clock)
 
+    def warnings(self) -> list[str]:
+        """What people should know who look at a run of this fleet."""
+        return self._watcher.warnings()
+
     def owned(self) -> list[Instance]:
         """Every instance of Spotfirst's that is not terminated, also a stopped one.
 
