@@ -60,14 +60,17 @@ def code_path(ref: CodeRef) -> str:
     return f"code/{ref.digest}.tar.gz"
 
 
-def pack(source: Path, *, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, CodeRef]:
+def pack(
+    source: Path, *, limit_bytes: int = LIMIT_BYTES, left_out: Path | None = None
+) -> tuple[bytes, CodeRef]:
     """The uncompressed archive of ``source`` and its reference.
 
+    ``left_out`` is a folder that is no part of it, such as a storage that lies in the source.
     ``ref.size_bytes`` is the archive's uncompressed size. Raises :class:`InvalidSpec` when the
     source is missing, empty, larger than ``limit_bytes``, or holds a link that leads out of it.
     """
     source = source.expanduser()
-    files = list(_files(source))
+    files = list(_files(source, left_out))
     if not files:
         msg = (
             f"code folder {source} has no files to pack; is everything in {IGNORE_FILE}? "
@@ -91,7 +94,7 @@ def publish(storage: Storage, source: Path, *, limit_bytes: int = LIMIT_BYTES) -
 
     Raises :class:`InvalidSpec` (see :func:`pack`) or a :class:`~spotfirst.errors.StorageError`.
     """
-    data, ref = pack(source, limit_bytes=limit_bytes)
+    data, ref = pack(source, limit_bytes=limit_bytes, left_out=Path(storage.url))
     path = code_path(ref)
     if not storage.exists(path):
         # Losing the race is as good: the winner wrote an archive of the same content.
@@ -145,7 +148,7 @@ def fetch(storage: Storage, ref: CodeRef, destination: Path, *, cache: Path) -> 
 # -- packing --------------------------------------------------------------------------------
 
 
-def _files(source: Path) -> Iterator[tuple[str, Path]]:
+def _files(source: Path, left_out: Path | None) -> Iterator[tuple[str, Path]]:
     """(name in the archive, path) of what is packed, sorted by name."""
     if source.is_file():
         yield source.name, source
@@ -161,6 +164,8 @@ def _files(source: Path) -> Iterator[tuple[str, Path]]:
     for parent, folders, names in os.walk(source):
         base = Path(parent).relative_to(source).as_posix()
         folders[:] = [f for f in folders if not _is_ignored(_join(base, f), patterns, folder=True)]
+        if left_out is not None and left_out.is_dir():
+            folders[:] = [f for f in folders if not left_out.samefile(Path(parent) / f)]
         linked = [f for f in folders if (Path(parent) / f).is_symlink()]
         folders[:] = [f for f in folders if f not in linked]
         for name in (*names, *linked):

@@ -13,7 +13,7 @@ from typing import Any
 from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.arguments import is_template
 
-__all__ = ["check_rendered", "render_exactly"]
+__all__ = ["check_rendered", "refuse_code", "render_exactly"]
 
 _MAY_BE_EMPTY = {"env"}
 """An environment variable that is set to nothing is a common way to switch something off."""
@@ -43,10 +43,34 @@ def render_exactly(
     except jinja2.TemplateError as error:
         msg = f"{name} is {written!r}, which cannot be rendered: {error}"
         raise InvalidSpec(msg) from error
+    refuse_code(name, written, getattr(owner, name))
     if is_exact:
         rendered = _with_texts(written, getattr(owner, name))
         check_rendered({name: written}, {name: rendered}, mark=mark)
         setattr(owner, name, rendered)
+
+
+def refuse_code(name: str, written: Any, rendered: Any) -> None:
+    """Raise :class:`InvalidSpec` when a template decides what a controller executes.
+
+    Params, conf and XComs are for more people than DAGs are. They may choose among what is
+    installed; which class is imported, and what is run as the agent, the DAG's author writes down.
+    """
+    if name == "policy" and is_template(written) and ":" in str(rendered):
+        msg = (
+            f"policy (written as {written!r}) rendered to {rendered!r}: a template may give the "
+            "name of an installed policy only. Write MODULE:CLASS into the DAG"
+        )
+        raise InvalidSpec(msg)
+    if name != "fleet_options" or not isinstance(rendered, Mapping):
+        return
+    literal = written.get("agent_command") if isinstance(written, Mapping) else None
+    if rendered.get("agent_command") != literal:
+        msg = (
+            "fleet_options['agent_command'] was given by a template: it is run where controllers "
+            "run. Write it into the DAG"
+        )
+        raise InvalidSpec(msg)
 
 
 def check_rendered(written: Mapping[str, Any], rendered: Mapping[str, Any], *, mark: str) -> None:

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from airflow.sdk.exceptions import AirflowNotFoundException
+
 from spotfirst.errors import FormatError, InvalidSpec
 from spotfirst.signing import Seal, default_keys
 from spotfirst_airflow.hooks import SpotfirstHook
@@ -71,7 +73,7 @@ def read_record(value: object, task: TaskKey) -> TaskRecord | None:
     data = b'%s,"mac":%s}' % (body[:-1], json.dumps(mac).encode())
     try:
         _seal(SpotfirstHook(conn_id), record).open(data, path=_place(task))
-    except (FormatError, InvalidSpec):
+    except (FormatError, InvalidSpec, AirflowNotFoundException):
         return None
     return record
 

@@ -11,8 +11,10 @@ from airflow.sdk.exceptions import AirflowFailException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.operators import InvalidArgument, SpotTrainingOperator
 from spotfirst_airflow.reaper import SpotReaperOperator
+from spotfirst_airflow.rendering import refuse_code
 
 COMMAND = ["python", "train.py"]
 
@@ -132,3 +134,26 @@ def test_a_relative_code_folder_is_that_beside_the_dag_file(
 
     request = names["task"]._request(SpotfirstHook(None))
     assert request.code == str(tmp_path / "dags" / "training")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "rendered", "is_refused"),
+    [
+        ("policy", "{{ params.policy }}", "fallback", False),
+        ("policy", "{{ params.policy }}", "subprocess:Popen", True),
+        ("policy", "ours.policies:Careful", "ours.policies:Careful", False),
+        ("fleet_options", "{{ params.options }}", {"zones": ["a"]}, False),
+        ("fleet_options", "{{ params.options }}", {"agent_command": ["sh"]}, True),
+        ("fleet_options", {"agent_command": ["{{ params.x }}"]}, {"agent_command": ["sh"]}, True),
+        ("fleet_options", {"agent_command": ["mine"]}, {"agent_command": ["mine"]}, False),
+    ],
+)
+def test_a_template_does_not_choose_what_a_controller_executes(
+    name: str, written: object, rendered: object, is_refused: bool
+) -> None:
+    """Whoever may set params may not set these, whatever the DAG's author has made a template."""
+    if is_refused:
+        with pytest.raises(InvalidSpec, match="into the DAG"):
+            refuse_code(name, written, rendered)
+    else:
+        refuse_code(name, written, rendered)
