@@ -1,7 +1,7 @@
 """Which folders are checkpoints of several files, and whether one is complete.
 
-A folder of which nothing has been kept is a unit with all that is below it; so is, for its own
-files, one that is known. A unit is taken when its files are whole, and
+A folder of which nothing has been kept is a unit with all that is below it (:func:`unit_of` says
+which, of several); so is, for its own files, one that is known. A unit is taken when its files are whole, and
 
 - it has every name that its newest sibling has (``checkpoint-20`` those of ``checkpoint-10``), or
 - no file has been added for as long as it took to write those that are there (2 to 60 s).
@@ -26,6 +26,7 @@ _MOST_QUIET_S = 60.0
 _GIVE_UP_S = 600.0
 """A unit that nobody has changed for so long is taken as it is."""
 _NUMBER = re.compile(r"\d+")
+_CHECKPOINT = re.compile(r"(check|ckpt|step|epoch|iter|save|model).*\d|^\d+$", re.IGNORECASE)
 _LOGS = (".csv", ".tsv", ".log", ".txt", ".jsonl", ".ndjson", ".out", ".err", ".db", ".sqlite")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _INDEX = ".index.json"
@@ -42,16 +43,23 @@ def is_temporary(path: str) -> bool:
     return _TEMPORARY in path
 
 
-def unit_of(path: str, known: Collection[str], *, root_is_one: bool) -> str | None:
-    """The folder with which a file is taken or not: the highest new one, or its own.
+def unit_of(
+    path: str, known: Collection[str], *, with_files: Collection[str], root_is_one: bool
+) -> str | None:
+    """The folder with which a file is taken or not: a new one above it, or else its own.
 
-    ``known`` are folders that have been kept. The files of the folder itself are on their own,
-    unless ``root_is_one``: then they are the unit ``""``.
+    ``known`` are folders that have been kept, and ``with_files`` those with files of their own that
+    are no logs. Of several new ones it is the highest with a name like ``checkpoint-500``; else the
+    highest with files, and with a number in its name if there is one. The files of the folder
+    itself are on their own, unless ``root_is_one``: then they are the unit ``""``.
     """
     parents = [str(parent) for parent in PurePosixPath(path).parents][:-1]
-    for parent in reversed(parents):
-        if parent not in known:
-            return parent
+    new = [parent for parent in reversed(parents) if parent not in known]
+    if new:
+        saved = [parent for parent in new if _CHECKPOINT.search(parent.rpartition("/")[2])]
+        filled = [parent for parent in new if parent in with_files]
+        numbered = [parent for parent in filled if _NUMBER.search(parent.rpartition("/")[2])]
+        return (saved or numbered or filled or new)[0]
     if parents:
         return parents[0]
     return "" if root_is_one else None
@@ -62,7 +70,7 @@ def missing_shards(index: bytes) -> set[str]:
     try:
         shards = msgspec.json.decode(index)["weight_map"].values()
         return {name for name in shards if isinstance(name, str)}
-    except (msgspec.DecodeError, TypeError, KeyError, AttributeError):
+    except (msgspec.DecodeError, TypeError, KeyError, AttributeError, RecursionError):
         return set()
 
 

@@ -130,15 +130,16 @@ def extents(
         return
     offset = 0
     while offset < size_bytes:
-        data = end = size_bytes
+        first = end = size_bytes
         with contextlib.suppress(OSError):  # no data behind this
-            data = os.lseek(descriptor, offset, os.SEEK_DATA) // chunk_bytes * chunk_bytes
-        if data > offset:
-            yield offset, data - offset, True
-            offset = data
+            first = os.lseek(descriptor, offset, os.SEEK_DATA)
+        start = size_bytes if first == size_bytes else first // chunk_bytes * chunk_bytes
+        if start > offset:
+            yield offset, start - offset, True
+            offset = start
             continue
         with contextlib.suppress(OSError):
-            end = -(-os.lseek(descriptor, offset, os.SEEK_HOLE) // chunk_bytes) * chunk_bytes
+            end = -(-os.lseek(descriptor, first, os.SEEK_HOLE) // chunk_bytes) * chunk_bytes
         yield offset, min(size_bytes, end) - offset, False
         offset = end
 

@@ -342,7 +342,7 @@ def main() -> int:
         fetch_wheels(storage, settings["wheelhouse"].split(","))
         status = (run_container if settings["image"] else run_agent)(settings, attempt)
         if status == UNFIT:
-            files = [root / "work" / "unfit.txt" for root in (HOME, IMAGE_DISK / "spotfirst")]
+            files = [Path(root, "work", "unfit.txt") for root in (HOME, IMAGE_DISK / "spotfirst")]
             texts = [file.read_text() for file in files if file.exists()]
             message = (texts or ["the agent cannot work with this image"])[0]
             report(storage, settings, attempt, "unfit", message)
