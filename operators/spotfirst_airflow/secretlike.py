@@ -54,9 +54,9 @@ _PAIRS = {
 }
 _ABOUT = {
     # NAME_PASSWORD_FILE and the like: where it is, or how it is handled, not what it is.
-    "arn", "backend", "count", "dir", "enabled", "env", "expiry", "file", "folder", "header",
+    "arn", "backend", "column", "count", "dir", "enabled", "env", "expiry", "field", "file", "folder", "header",
     "id", "len", "length", "limit", "manager", "max", "min", "name", "path", "policy", "prefix",
-    "provider", "region", "required", "rotation", "size", "store", "timeout", "ttl", "type",
+    "provider", "region", "required", "rotation", "size", "stdin", "store", "timeout", "ttl", "type",
     "uri", "url", "var", "version",
 }  # fmt: skip
 _WHETHER = {
@@ -68,8 +68,10 @@ _PASS_OF = {
     "pg", "postgres", "proxy", "redis", "root", "smtp", "sql", "ssh", "user",
 }  # fmt: skip
 _TOKEN_OF_A_VOCABULARY = {
-    "begin", "bos", "cls", "decoder", "end", "eos", "image", "mask", "max", "min", "next", "num",
-    "pad", "padding", "per", "prompt", "sep", "special", "start", "stop", "unk", "unknown",
+    "assistant", "audio", "begin", "blank", "bos", "class", "cls", "concept", "decoder", "end",
+    "eos", "image", "initializer", "instance", "mask", "max", "min", "newline", "next", "num",
+    "pad", "padding", "per", "placeholder", "prompt", "sep", "separator", "special", "start",
+    "stop", "text", "trigger", "unk", "unknown", "video",
 }  # fmt: skip
 _NOTHING = {
     "", "true", "false", "yes", "no", "on", "off", "none", "null", "auto", "disabled",

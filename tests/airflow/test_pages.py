@@ -281,3 +281,9 @@ def test_the_output_is_found_by_what_the_heartbeat_says_or_by_listing(tmp_path: 
             run.attempt_path(1, "heartbeat.json"), f'{beat}"log_segments":{claimed}}}'.encode()
         )
         assert look_at(run, utc_now()).output[-1] == "line 8"
+
+
+def test_the_page_of_a_run_that_is_gone_is_404(tmp_path: Path) -> None:
+    record = TaskRecord(run_id="gone", storage=str(tmp_path), conn_id=None)
+    with TestClient(app_of(lambda task: record), raise_server_exceptions=False) as client:
+        assert client.get(PAGE).status_code == 404
