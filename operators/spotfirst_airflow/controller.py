@@ -344,6 +344,14 @@ class Controller:
             return False
         silent_s = (now - since).total_seconds()
         if silent_s < self.spec.silence_s:
+            if beat is None and silent_s >= self.spec.silence_s / 2:
+                self._warn(
+                    now,
+                    f"attempt {attempt.number}: its instance runs, and its agent has written "
+                    f"nothing yet: may the instance's role write to {self.run.root.url}? Its "
+                    "console output says more",
+                    attempt=attempt.number,
+                )
             return False
         message = f"attempt {attempt.number}: silent for {silent_s:.0f} s; terminating its instance"
         self._append(e.Warned(at=now, attempt=attempt.number, message=message))
