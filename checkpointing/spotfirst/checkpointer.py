@@ -29,12 +29,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID2
 
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
-from spotfirst.checkpoints.fitting import fitting_trees, load_fitting
+from spotfirst.checkpoints.fitting import fitting_trees
 from spotfirst.checkpoints.last import decide
 from spotfirst.checkpoints.loading import StateReader, differences
 from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
+from spotfirst.checkpoints.optimizers import Refit, Start
 from spotfirst.checkpoints.packs import Location, known_arrays
 from spotfirst.checkpoints.prefetching import Prefetch
 from spotfirst.checkpoints.ranks import Team, rank_trees
@@ -53,6 +54,7 @@ from spotfirst.checkpoints.snapshot import Planner, Snapshot, settled_until_step
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.checkpoints.weights import weights_sha256
+from spotfirst.checkpoints.wrappers import load_module, module_state, own_tree, unwrapped
 from spotfirst.context import TrainerContext
 from spotfirst.distributed.group import MEETING_S, Group, Say, find_group, rank_here
 from spotfirst.errors import (
@@ -127,7 +129,7 @@ class Checkpointer:
         sleep: Sleep = time.sleep,
         **objects: Any,
     ) -> None:
-        self._objects = {name: as_stateful(_unwrapped(value)) for name, value in objects.items()}
+        self._objects = {name: as_stateful(unwrapped(value)) for name, value in objects.items()}
         unfit = [name for name, value in self._objects.items() if value is None]
         if unfit or not objects:
             msg = (
@@ -157,6 +159,8 @@ class Checkpointer:
         self._step: int | None = None
         self._left: Drained | Superseded | None = None
         self._group: Group | None = None
+        self._start: Start | None = None
+        self._refit: Refit | None = None
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -203,6 +207,7 @@ class Checkpointer:
             self._channel = None
             self._reporter.mute()
         generators = rng_state()
+        self._start = Start(self._objects)
         layout = self._layout()  # refuses now what no checkpoint could hold
         run = self._context.run
         chain = run.chain()
@@ -512,6 +517,7 @@ class Checkpointer:
             ),
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
             memory_bytes=self._memory_bytes, part=part,
+            made=self._start.made() if self._start is not None else {},
             changes_in_s=self._saver.changes_in_s, monotonic=self._monotonic,
         )  # fmt: skip
 
@@ -551,12 +557,13 @@ class Checkpointer:
             for name, value in self._objects.items()
             if isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
         }
-        states = {name: value.state_dict() for name, value in self._objects.items()}
-        return collect(states, rng_state(), common, step=step, team=group)
+        states = {name: _state_of(value) for name, value in self._objects.items()}
+        made = self._start.made() if self._start is not None and group.leads else {}
+        return collect(states, rng_state(), common, step=step, team=group, made=made)
 
     def _collect(self) -> tuple[dict[str, Any], Any, list[Leaf]]:
         # All states are alive until the last is taken: tied tensors are known by their address.
-        states = {name: value.state_dict() for name, value in self._objects.items()}
+        states = {name: _state_of(value) for name, value in self._objects.items()}
         generators = rng_state()
         collector = TensorCollector()
         objects = {name: flatten(state, collector, name) for name, state in states.items()}
@@ -611,7 +618,16 @@ class Checkpointer:
             msg = f"the checkpoint of step {commit.step} holds files, not a training state"
             raise StateMismatch(msg)
         modules = {n: v for n, v in self._objects.items() if isinstance(v, torch.nn.Module)}
-        problems = differences(manifest, layout[0], layout[1], modules.keys())
+        rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
+        trees = {
+            name: own_tree(tree, layout[0].get(name)) if name in modules else tree
+            for name, tree in rank_trees(manifest, rank, size).items()
+        }
+        problems = differences(manifest, trees, layout[0], layout[1], modules.keys())
+        assert self._start is not None
+        refit = self._refit = Refit(self._start, manifest, trees, modules.keys())
+        trees = refit.arrange(trees)
+        problems = sorted([*problems, *refit.problems])
         if problems and self._strict:
             shown = "".join(f"\n  - {problem}" for problem in problems[:20])
             more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -620,8 +636,6 @@ class Checkpointer:
                 "Build them as they were, start a new run, or load what fits with strict=False"
             )
             raise StateMismatch(msg)
-        rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
-        trees = rank_trees(manifest, rank, size)
         self._skipped = problems
         if problems:
             trees = fitting_trees(manifest, trees, layout[0], layout[1], modules.keys())
@@ -663,10 +677,12 @@ class Checkpointer:
         assert self._saver is not None
         if restored is None:
             return 0
+        assert self._refit is not None
+        assert self._start is not None
         states, generators, manifest = restored.value
         for name, state in states.items():
             try:
-                self._load(name, state)
+                self._load(name, self._refit.renew(name, state))
             except Exception as error:
                 msg = (
                     f"{name}.load_state_dict() refused the checkpoint of step "
@@ -675,7 +691,9 @@ class Checkpointer:
                 if self._strict:
                     raise StateMismatch(msg) from error
                 self._skipped.append(msg)
-        for message in restore_rng(generators):
+        self._refit.settle()
+        self._start.adopt(manifest.made)
+        for message in [*self._refit.notes, *restore_rng(generators)]:
             self._reporter.warn(message)
         step = restored.commit.step
         if self._skipped:
@@ -689,10 +707,10 @@ class Checkpointer:
 
     def _load(self, name: str, state: Any) -> None:
         value = self._objects[name]
-        if self._strict:
-            value.load_state_dict(state)
+        if isinstance(value, torch.nn.Module):
+            load_module(value, state, strict=self._strict)
         else:
-            self._skipped += [f"{name}: {what}" for what in load_fitting(value, state)]
+            value.load_state_dict(state)
 
     def _adapt(self, manifest: StateManifest, generators: Any, step: int) -> None:
         """Say what is another when the checkpoint is of another number of ranks."""
@@ -708,16 +726,14 @@ class Checkpointer:
         )
 
 
-def _unwrapped(value: Any) -> Any:
-    """The module itself, without the wrapper that one process would not have."""
-    wrapper = torch.nn.parallel.DistributedDataParallel
-    return value.module if isinstance(value, wrapper) else value
+def _state_of(value: Any) -> Any:
+    return module_state(value) if isinstance(value, torch.nn.Module) else value.state_dict()
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A module's own plain tensors, by the names of :func:`walk_leaves`."""
     collector = _PlainTensors()
-    tree = flatten(module.state_dict(), collector)
+    tree = flatten(module_state(module), collector)
     return {
         name: collector.leaves[index].value
         for name, tag, index in walk_leaves(tree)

@@ -17,7 +17,8 @@ SpotfirstError
 │   └── StateMismatch      the checkpoint is of another model, or of other objects
 ├── Conflict
 │   ├── LostRace           another writer decided first; read again
-│   └── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
+│   ├── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
+│   └── SaveOvertaken      a save of a later step was committed first; this one was dropped
 └── FleetError
     ├── NoCapacity         the pool has no instance for us now
     ├── LaunchRejected     the fleet will never accept this launch as it stands
@@ -45,6 +46,7 @@ __all__ = [
     "NewerFormat",
     "NoCapacity",
     "ObjectMissing",
+    "SaveOvertaken",
     "SpotfirstError",
     "StateError",
     "StateMismatch",
@@ -136,6 +138,10 @@ class ClaimLost(Conflict):
     def __init__(self, message: str, *, holder: int) -> None:
         super().__init__(message)
         self.holder = holder
+
+
+class SaveOvertaken(Conflict):
+    """Saves overlapped, and one of a later step was committed before this one. That one stands."""
 
 
 class FleetError(SpotfirstError):

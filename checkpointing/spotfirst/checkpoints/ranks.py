@@ -15,7 +15,15 @@ from typing import Any
 
 import msgspec
 
-from spotfirst.checkpoints.manifest import ArrayRef, PackRef, Part, RankState, Shard, StateManifest
+from spotfirst.checkpoints.manifest import (
+    ArrayRef,
+    Made,
+    PackRef,
+    Part,
+    RankState,
+    Shard,
+    StateManifest,
+)
 from spotfirst.checkpoints.statetree import renumber, walk_leaves
 from spotfirst.errors import SpotfirstError, StateMismatch
 from spotfirst.patience import Sleep
@@ -62,8 +70,8 @@ class Piece(Record, array_like=True):
 class RankPart(Record):
     """What one rank has written of a checkpoint.
 
-    The trees in ``state`` are over ``arrays``. Only rank 0 has the trees in ``objects``: they are
-    over ``keys``. ``layout`` is the same on all ranks when the names and shapes of their common
+    The trees in ``state`` are over ``arrays``. Only rank 0 has ``made``, and the trees in ``objects``:
+    they are over ``keys``. ``layout`` is the same on all ranks when the names and shapes of their common
     objects are, ``sample`` when some values of their plain tensors are. With ``error``, the rank
     could not save.
     """
@@ -76,6 +84,7 @@ class RankPart(Record):
     state: RankState = RankState()
     objects: dict[str, Any] = {}
     keys: tuple[str, ...] = ()
+    made: dict[str, Made] = {}
     layout: str = ""
     sample: str = ""
     new_bytes: int = 0
@@ -243,7 +252,7 @@ def merge(parts: Sequence[RankPart]) -> StateManifest:
         ranks.append(RankState(objects=own, rng=renumber(part.state.rng, number)))
     return StateManifest(
         step=first.step, packs=merger.packs, arrays=tuple(merger.arrays), objects=objects,
-        ranks=tuple(ranks),
+        ranks=tuple(ranks), made=first.made,
     )  # fmt: skip
 
 

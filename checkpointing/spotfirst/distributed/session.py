@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import itertools
 import logging
 import threading
+from collections.abc import Iterator
 
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.checkpoints.claiming import wait_for_claim
@@ -23,6 +27,32 @@ Place = str | Run | TrainerContext | None
 """Where checkpoints are: a folder or URL, a run, or ``None`` for the attempt that we are."""
 
 
+class Turns:
+    """Lets one thread at a time in; of those that wait, the one with the lowest step first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[int, int]] = []
+        self._numbers = itertools.count()
+        self._is_taken = False
+
+    @contextlib.contextmanager
+    def turn(self, step: int) -> Iterator[None]:
+        """Wait for this thread's turn; it ends with the block."""
+        with self._changed:
+            mine = (step, next(self._numbers))
+            heapq.heappush(self._waiting, mine)
+            self._changed.wait_for(lambda: not self._is_taken and self._waiting[0] == mine)
+            heapq.heappop(self._waiting)
+            self._is_taken = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_taken = False
+                self._changed.notify_all()
+
+
 class Session:
     """The run, and our claim of its chain once this process has one."""
 
@@ -36,8 +66,12 @@ class Session:
         self.saves = 0
         """Saves begun under the claim."""
         self.lock = threading.RLock()
-        self.written: tuple[int, int] = (0, 0)
-        """Claim and save of what this process wrote last."""
+        self.turns = Turns()
+        """Who writes: saves that overlap take turns."""
+        self.written: set[tuple[int, int]] = set()
+        """Claims and saves of what this process has written."""
+        self.committed: list[tuple[int, int]] = []
+        """Save and step of each commit of this process, in their order."""
         self.known_of = ""
         """The manifest that :attr:`known` is of."""
         self.known: dict[str, Location] = {}

@@ -294,6 +294,7 @@ def without_a_group(storage: str) -> None:
     finally:
         dist.init_process_group("gloo", init_method=f"file://{storage}-again", rank=rank(),
                                 world_size=2)  # fmt: skip
+        dist.barrier()  # the first to end removes the store's file
 
 
 def drained(storage: str, folder: str, after: int) -> None:
