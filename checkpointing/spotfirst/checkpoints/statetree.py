@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime
+import datetime as dt
 import json
 import math
 import re
@@ -367,7 +367,7 @@ def _text_node(tag: str) -> Callable[[Any, object], Any]:
 
 def _time_node(tag: str) -> Callable[[Any, object], Any]:
     def node(value: Any, path: object) -> Any:
-        if type(getattr(value, "tzinfo", None)) not in (type(None), datetime.timezone):
+        if type(getattr(value, "tzinfo", None)) not in (type(None), dt.timezone):
             # Such as of zoneinfo, whose rules would be lost.
             raise _refused(f"a {tag} in the time zone {value.tzinfo!r:.80}", path)
         return {tag: value.isoformat()}
@@ -465,12 +465,10 @@ _SCALARS: dict[type, Callable[[Any, object], Any]] = {
     complex: _complex_node,
     Decimal: _text_node("decimal"),
     UUID: _text_node("uuid"),
-    datetime.datetime: _time_node("datetime"),
-    datetime.date: _time_node("date"),
-    datetime.time: _time_node("time"),
-    datetime.timedelta: lambda value, _: {
-        "timedelta": [value.days, value.seconds, value.microseconds]
-    },
+    dt.datetime: _time_node("datetime"),
+    dt.date: _time_node("date"),
+    dt.time: _time_node("time"),
+    dt.timedelta: lambda value, _: {"timedelta": [value.days, value.seconds, value.microseconds]},
     PosixPath: _text_node("path"),
     PurePosixPath: _text_node("purepath"),
     range: _range_node,
@@ -484,9 +482,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "complex": _read_complex,
     "decimal": Decimal,
     "uuid": UUID,
-    "datetime": datetime.datetime.fromisoformat,
-    "date": datetime.date.fromisoformat,
-    "time": datetime.time.fromisoformat,
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
     "path": Path,
     "purepath": PurePosixPath,
     "dtype": _read_dtype,
@@ -496,7 +494,7 @@ _LISTS: dict[str, Callable[[list[Any]], Any]] = {
     "set": set,
     "frozenset": frozenset,
     "deque": _read_deque,
-    "timedelta": lambda items: datetime.timedelta(*items),
+    "timedelta": lambda items: dt.timedelta(*items),
     "size": _read_size,
     "range": _read_range,
     "slice": lambda items: slice(*items),

@@ -130,6 +130,9 @@ class SpotfirstReader(StorageReader):
             try:
                 put = self._read(plan, planner)
             except (CorruptObject, ObjectMissing) as damage:
+                if not self._commits:  # all were tried
+                    self._worst(_FATAL)
+                    raise
                 error = damage
             except BaseException:
                 self._worst(_FATAL)
@@ -344,6 +347,7 @@ def _set_value(planner: Any, name: str, value: Any) -> None:
     """Put a value that is no tensor where a default planner would, without unpickling."""
     if not planner.flatten_state_dict:
         planner.state_dict[name] = value
+        planner.original_state_dict[name] = value  # the planner may work on a copy
         return
     *path, last = planner.mappings[name]
     container: Any = planner.original_state_dict

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import heapq
-import itertools
 import logging
+import sys
 import threading
-from collections.abc import Iterator
+from types import FrameType
 
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.checkpoints.claiming import wait_for_claim
@@ -23,34 +21,66 @@ __all__ = ["Place", "Session", "session"]
 
 _log = logging.getLogger(__name__)
 
+_LOOK_S = 1.0
+"""Between two looks whether another save is over."""
+
 Place = str | Run | TrainerContext | None
 """Where checkpoints are: a folder or URL, a run, or ``None`` for the attempt that we are."""
 
 
 class Turns:
-    """Lets one thread at a time in; of those that wait, the one with the lowest step first."""
+    """Lets one save at a time in; of those that are under way, the one with the lowest step first.
+
+    Each save is a call of ``dcp.save`` in a thread. One that fails does not always say so: it is over
+    when its thread is out of that call.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[tuple[int, int]] = []
-        self._numbers = itertools.count()
-        self._is_taken = False
+        self._steps: dict[int, int] = {}
+        self._holder: int | None = None
 
-    @contextlib.contextmanager
-    def turn(self, step: int) -> Iterator[None]:
-        """Wait for this thread's turn; it ends with the block."""
+    def arrive(self, step: int) -> None:
+        """The current thread begins a save."""
+        self.give()
         with self._changed:
-            mine = (step, next(self._numbers))
-            heapq.heappush(self._waiting, mine)
-            self._changed.wait_for(lambda: not self._is_taken and self._waiting[0] == mine)
-            heapq.heappop(self._waiting)
-            self._is_taken = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_taken = False
-                self._changed.notify_all()
+            self._steps[threading.get_ident()] = step
+
+    def take(self) -> None:
+        """Wait for this thread's turn, which lasts until :meth:`give`."""
+        me = threading.get_ident()
+        with self._changed:
+            while not self._is_next(me):
+                self._changed.wait(_LOOK_S)
+            self._holder = me
+
+    def give(self) -> None:
+        """The current thread's save is over."""
+        me = threading.get_ident()
+        with self._changed:
+            self._steps.pop(me, None)
+            if self._holder == me:
+                self._holder = None
+            self._changed.notify_all()
+
+    def _is_next(self, me: int) -> bool:
+        frames = sys._current_frames()  # noqa: SLF001 - documented, in spite of its name
+        self._steps = {
+            thread: step
+            for thread, step in self._steps.items()
+            if thread == me or _is_saving(frames.get(thread))
+        }
+        if self._holder is not None and self._holder in self._steps:
+            return False
+        return min(self._steps, key=self._steps.__getitem__) == me
+
+
+def _is_saving(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict_saver":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Session:

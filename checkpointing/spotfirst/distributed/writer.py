@@ -15,6 +15,7 @@ from concurrent.futures import Future as Task
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+import msgspec
 import torch  # noqa: TID253 - this module is torch's interface; nothing else imports it
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner  # noqa: TID253
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex  # noqa: TID253
@@ -78,6 +79,7 @@ class _Order(Record):
     claim: int
     save: int
     rank: int
+    ranks: int
     step: int
     newest: str = ""
     digest: str = ""
@@ -142,9 +144,10 @@ class SpotfirstWriter(StorageWriter):
     def reset(self, checkpoint_id: str | os.PathLike[str] | int | None = None) -> None:
         """``checkpoint_id`` is the number of finished steps."""
         step = step_of(checkpoint_id)
-        self._threads.save = (
-            None if step is None else _Save(step, dict(self.metrics), len(self._session.committed))
-        )
+        self._threads.save = None
+        if step is not None:
+            self._session.turns.arrive(step)
+            self._threads.save = _Save(step, dict(self.metrics), len(self._session.committed))
 
     def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
         """Rank 0 claims the run, if this process has not."""
@@ -161,22 +164,8 @@ class SpotfirstWriter(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Number the save, for all ranks."""
-        ours = self._session
-        with ours.lock:
-            ours.saves += 1
-            number, newest = ours.saves, ours.chain.newest()
-        commit = newest[1] if newest is not None and newest[1].content == "state" else None
-        orders = [
-            _Order(
-                claim=ours.claim,
-                save=number,
-                rank=rank,
-                step=self._save.step,
-                newest=commit.manifest if commit else "",
-                digest=commit.digest if commit else "",
-            )
-            for rank in range(len(plans))
-        ]
+        first = self._numbered(self._save.step, len(plans))
+        orders = [msgspec.structs.replace(first, rank=rank) for rank in range(len(plans))]
         return [
             dataclasses.replace(plan, storage_data=encode(order))
             for plan, order in zip(plans, orders, strict=True)
@@ -184,6 +173,18 @@ class SpotfirstWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's packs."""
+        is_written = False
+        try:
+            result = self._write_data(plan, planner)
+            is_written = True
+            return result
+        finally:
+            # A single rank keeps its turn until the save is committed.
+            save: _Save | None = self._threads.save
+            if not is_written or save is None or save.order is None or save.order.ranks > 1:
+                self._session.turns.give()
+
+    def _write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         save = self._save
         order = save.order = decode(plan.storage_data, _Order, path="the plan of a checkpoint")
         if not save.is_coordinator:
@@ -205,8 +206,22 @@ class SpotfirstWriter(StorageWriter):
                 "same time: give each save a planner of its own"
             )
             raise InvalidSpec(msg)
-        with ours.turns.turn(order.step):
-            return self._write_part(order, collector, pieces, trees)
+        ours.turns.take()
+        if order.ranks == 1:
+            order = save.order = self._numbered(order.step, 1)
+        return self._write_part(order, collector, pieces, trees)
+
+    def _numbered(self, step: int, ranks: int) -> _Order:
+        """The order of the first of ``ranks``, for a save that comes after all before."""
+        ours = self._session
+        with ours.lock:
+            ours.saves += 1
+            number, newest = ours.saves, ours.chain.newest()
+        commit = newest[1] if newest is not None and newest[1].content == "state" else None
+        return _Order(
+            claim=ours.claim, save=number, rank=0, ranks=ranks, step=step,
+            newest=commit.manifest if commit else "", digest=commit.digest if commit else "",
+        )  # fmt: skip
 
     def _write_part(
         self,
@@ -239,6 +254,12 @@ class SpotfirstWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Merge the ranks' parts into one manifest, and commit it."""
+        try:
+            self._finish(metadata, results)
+        finally:
+            self._session.turns.give()
+
+    def _finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         parts = [
             decode(result.storage_data, RankPart, path="a rank's part of a checkpoint")
             for of_rank in results
