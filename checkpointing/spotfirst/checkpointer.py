@@ -135,6 +135,10 @@ class Checkpointer:
                 "load_state_dict(); pass what training changes, such as model=model"
             )
             raise InvalidSpec(msg)
+        self._loaders = loaders = [v for v in self._objects.values() if hasattr(v, "when_asked")]
+        for loader in loaders:
+            loader.beside(lambda: loaders)
+        self._over: int | None = None
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
         self._context = context if context is not None else TrainerContext.find(storage)
         channel = self._context.channel if self._context and rank_here() == 0 else None
@@ -301,7 +305,8 @@ class Checkpointer:
 
         Here a checkpoint is begun when its time has come, and here the loop is left: raises
         :class:`Drained` when the agent asks for it, after a last checkpoint of this very step,
-        and :class:`Superseded` when a newer attempt has taken over.
+        and :class:`Superseded` when a newer attempt has taken over. When the step's batch is of a
+        ``ResumableLoader``, all that happens when the loop asks for the next batch.
         """
         if self._step is None:
             msg = "call restore() before the first step(); steps() does it by itself"
@@ -312,6 +317,19 @@ class Checkpointer:
         self.report(**metrics)
         self._tell_step(done)
         if self._saver is None:
+            return
+        # A ResumableLoader knows when it is asked for the next batch whether its loop goes on.
+        self._over = done
+        read = [loader for loader in self._loaders if loader.stepped()]
+        if read:
+            for loader in self._loaders:
+                loader.when_asked(self._step_over)
+        else:
+            self._step_over()
+
+    def _step_over(self) -> None:
+        done, self._over = self._over, None
+        if done is None or self._saver is None:
             return
         self._schedule.boundary(self._saver)
         if not self._has_room:
