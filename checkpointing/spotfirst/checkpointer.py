@@ -16,6 +16,7 @@ steps, as rank 0 says (:mod:`spotfirst.distributed.group`), and all write at the
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import weakref
@@ -551,7 +552,7 @@ class Checkpointer:
             self._arena.prepare(plan.copied_bytes, ready_bytes=ready, pinned=plan.on_gpu)
 
     def _settled(self) -> frozenset[int]:
-        return settled_until_step(self._objects.values())
+        return settled_until_step(itertools.chain(*map(_torch_parts, self._objects.values())))
 
     def _layout(self) -> tuple[dict[str, Any], list[Leaf]]:
         """The trees of all objects, and the leaves that those of the modules are over."""
@@ -564,10 +565,11 @@ class Checkpointer:
     def _collect_of_rank(self, group: Group, step: int) -> Collected:
         from spotfirst.distributed.collecting import collect  # it takes a second to import
 
+        parts = {name: _torch_parts(value) for name, value in self._objects.items()}
         common = {
-            name: value
-            for name, value in self._objects.items()
-            if isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
+            name: value[0]
+            for name, value in parts.items()
+            if value and isinstance(value[0], (torch.nn.Module, torch.optim.Optimizer))
         }
         states = {name: value.state_dict() for name, value in self._objects.items()}
         return collect(states, rng_state(), common, step=step, team=group)
@@ -730,6 +732,12 @@ def _unwrapped(value: Any) -> Any:
     """The module itself, without the wrapper that one process would not have."""
     wrapper = torch.nn.parallel.DistributedDataParallel
     return value.module if isinstance(value, wrapper) else value
+
+
+def _torch_parts(value: Any) -> list[Any]:
+    """The modules and optimizers that an object stands for, as an integration says; or itself."""
+    parts = getattr(value, "torch_parts", None)
+    return [value] if parts is None else list(parts())
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
