@@ -81,6 +81,7 @@ class ResumableLoader:
         self._iteration: Callable[[], _Iteration | None] = lambda: None
         self._restored: dict[str, Any] | None = None
         self._sets_generators = False
+        self._begun_times = 0
         self._was_read = False
         self._left_after = 0
         self._step_over: Callable[[], None] | None = None
@@ -134,6 +135,8 @@ class ResumableLoader:
         self._iteration = weakref.ref(iteration)
         if self._restored is None:
             self._begin(iteration)
+        else:
+            self._begun_times += 1
         return iteration
 
     def leave(self) -> None:
@@ -299,6 +302,7 @@ class ResumableLoader:
         self._restored = state
         self._epoch, self._stage, self.fetched = state["epoch"], state["stage"], state["fetched"]
         self._left_after, self._sets_generators = state["left_after"], True
+        self._begun_times = int(self._iteration() is not None)
         if state["iteration"] is not None and hasattr(self._loader, "set_epoch"):
             self._loader.set_epoch(state["iteration"])
 
@@ -351,9 +355,10 @@ class ResumableLoader:
         for peer in sorted(waiting, key=lambda p: p._begun):
             peer._resume()
 
-    def generators_are_set(self) -> None:
-        """Leave the global generators alone when resuming: the caller has restored them."""
-        self._sets_generators = False
+    def generators_are_set(self) -> bool:
+        """Leave the global generators to the caller when resuming; whether they were not set yet."""
+        was_to_set, self._sets_generators = self._sets_generators, False
+        return was_to_set
 
     def _resume(self) -> None:
         position, iteration = self._restored, self._iteration()
@@ -369,6 +374,8 @@ class ResumableLoader:
             restore_rng(generators)
         self._set_own(now)
         if position["stage"] == "new":
+            for _ in range(1, self._begun_times):
+                iter(self._loader)  # each would have drawn
             self._begin(iteration)
         elif position["stage"] == "over":
             self._ended = next(_clock)

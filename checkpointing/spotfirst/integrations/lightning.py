@@ -35,7 +35,7 @@ from spotfirst.integrations.dataloader import ResumableLoader
 
 try:
     from lightning.pytorch import Callback
-    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning
 except ImportError as error:
     msg = "spotfirst.integrations.lightning needs Lightning: pip install lightning"
     raise ImportError(msg, name="lightning") from error
@@ -59,6 +59,7 @@ class SpotfirstCallback(Callback):
         self._state: _TrainerState | None = None
         self._seen = 0
         self._due: int | None = None
+        self._in_epoch = False
         self._overridden: list[tuple[Any, str]] = []
 
     # -- Lightning's hooks ------------------------------------------------------------------
@@ -80,10 +81,10 @@ class SpotfirstCallback(Callback):
 
         def epoch_over() -> None:
             progress = fit_loop.epoch_progress.total
-            if progress.ready == progress.completed:
+            if self._in_epoch and progress.ready == progress.completed:
+                self._in_epoch = False
                 for loader in self._loaders:
-                    if loader.fetched:
-                        loader.leave()
+                    loader.leave()
                 self._boundary()
             set_up()
 
@@ -170,11 +171,13 @@ class SpotfirstCallback(Callback):
         if loop.restarting and loop.restarted_mid_epoch:
             # All of the step was done: there is no validation to be made or to be passed over.
             _once(loop.epoch_loop, "_should_check_val_fx", lambda _: False)
-        else:
-            loop.epoch_loop.restarting = False
+            return
+        loop.epoch_loop.restarting = False
+        self._state.restored = None  # what is left of it, callbacks set when an epoch begins
+        if trainer.reload_dataloaders_every_n_epochs and trainer.current_epoch:
+            iter(loop._data_fetcher)  # of loaders that it has just made Lightning begins two epochs
+        if any([loader.generators_are_set() for loader in self._loaders]):  # of all
             restore_rng(self._state.generators)
-            for loader in self._loaders:
-                loader.generators_are_set()
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -185,15 +188,11 @@ class SpotfirstCallback(Callback):
             trainer.accumulate_grad_batches = self._state.restored["accumulate_grad_batches"]
             self._state.restored = None
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Of an epoch that begins, callbacks decide."""
-        if self._state is not None and self._state.restored is not None:
-            self._state.restored["accumulate_grad_batches"] = trainer.accumulate_grad_batches
-
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the step, if the optimizer made one; it is over when the next batch is asked for."""
+        self._in_epoch = True
         if trainer.global_step != self._seen:
             self._seen = self._due = trainer.global_step
             self._report(trainer, outputs)
@@ -332,6 +331,7 @@ class _TrainerState:
     def restore_weights(self) -> None:
         if self.restored is None:
             return
+        self._restore_logged()
         module, weights = self._trainer.lightning_module, self.model.restored
         self.model.restored = None
         _prune_as(module, weights)
@@ -365,9 +365,7 @@ class _TrainerState:
                 setattr(each, attribute, value)
         for name, metric in _metrics(module):
             _set_metric_state(metric, state["metrics"].get(name), module.device)
-        connector = trainer._logger_connector
-        connector._callback_metrics.update(state["logged"]["callback"])
-        connector._logged_metrics.update(state["logged"]["log"])
+        self._restore_logged()
         results = trainer.fit_loop.epoch_loop._results
         kept, update = dict(state["results"]), results.update_metrics
 
@@ -378,6 +376,13 @@ class _TrainerState:
             update(key, *arguments)
 
         results.update_metrics = update_metrics
+
+
+    def _restore_logged(self) -> None:
+        assert self.restored is not None
+        connector, logged = self._trainer._logger_connector, self.restored["logged"]
+        connector._callback_metrics.update(logged["callback"])
+        connector._logged_metrics.update(logged["log"])
 
 
 def _hyperparameters(trainer: Any) -> dict[str, Any]:
@@ -442,6 +447,13 @@ def _check(own: SpotfirstCallback, trainer: Any) -> None:
         first = type(trainer.callbacks[0]).__name__
         msg = f"SpotfirstCallback comes first in Trainer(callbacks=[…]), and here {first} does"
         raise InvalidSpec(msg)
+    for callback in trainer.callbacks:
+        if isinstance(callback, ModelPruning) and callback._use_lottery_ticket_hypothesis:
+            msg = (
+                "ModelPruning(use_lottery_ticket_hypothesis=True) keeps weights in no checkpoint: "
+                "set it to False"
+            )
+            raise InvalidSpec(msg)
 
 
 def _total_steps(trainer: Any) -> int | None:
