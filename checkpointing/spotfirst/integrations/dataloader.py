@@ -66,13 +66,15 @@ class ResumableLoader:
         batches: int | None = None,
         skip: Callable[[Any, int], Any] | None = None,
         before_fetch: Callable[[], None] = lambda: None,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Callable[[], int] | None = None,
     ) -> None:
         self._loader = loader
         self._batches = batches
         self._skip = skip
         self._before_fetch = before_fetch
-        self._ahead = ahead
+        self._ahead = ahead or (lambda: 0)
+        # 50 us. Of torch's own loader the last batch is read again only where it was not used.
+        self._keeps = ahead is not None or type(loader) is not torch.utils.data.DataLoader
         self._peers: Callable[[], Sequence[ResumableLoader]] = lambda: [self]
         self._epoch = 0
         self._stage = "new"  # or "open", or "over"
@@ -206,8 +208,7 @@ class ResumableLoader:
 
     @property
     def _keeps_last(self) -> bool:
-        # 50 us. Of torch's own loader the last batch is read again only inside an outer loop.
-        return type(self._loader) is not torch.utils.data.DataLoader or len(self._peers()) > 1
+        return self._keeps or len(self._peers()) > 1
 
     # -- steps ------------------------------------------------------------------------------
 

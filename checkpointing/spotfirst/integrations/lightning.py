@@ -21,6 +21,7 @@ The private attributes of Lightning that are used are those of ``tests/integrati
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -35,7 +36,11 @@ from spotfirst.integrations.dataloader import ResumableLoader
 
 try:
     from lightning.pytorch import Callback
-    from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning
+    from lightning.pytorch.callbacks import (
+        GradientAccumulationScheduler,
+        ModelPruning,
+        StochasticWeightAveraging,
+    )
 except ImportError as error:
     msg = "spotfirst.integrations.lightning needs Lightning: pip install lightning"
     raise ImportError(msg, name="lightning") from error
@@ -171,6 +176,7 @@ class SpotfirstCallback(Callback):
         if loop.restarting and loop.restarted_mid_epoch:
             # All of the step was done: there is no validation to be made or to be passed over.
             _once(loop.epoch_loop, "_should_check_val_fx", lambda _: False)
+            self._state.restore_averaging()
             return
         loop.epoch_loop.restarting = False
         self._state.restored = None  # what is left of it, callbacks set when an epoch begins
@@ -199,8 +205,9 @@ class SpotfirstCallback(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Complete the last checkpoint: it has the weights as other callbacks left them."""
-        self._boundary()
         if self._checkpointer is not None:
+            self._checkpointer.expect(self._seen)
+            self._boundary()
             self._checkpointer.close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -377,6 +384,17 @@ class _TrainerState:
 
         results.update_metrics = update_metrics
 
+
+    def restore_averaging(self) -> None:
+        """StochasticWeightAveraging takes over the schedule when an epoch begins, and only then."""
+        trainer, module = self._trainer, self._trainer.lightning_module
+        weights = {n: v.clone() for n, v in module.state_dict().items()}
+        for callback in trainer.callbacks:
+            if isinstance(callback, StochasticWeightAveraging):
+                optimizer = copy.deepcopy(trainer.optimizers[0].state_dict())
+                callback.on_train_epoch_start(trainer, module)
+                module.load_state_dict(weights)
+                trainer.optimizers[0].load_state_dict(optimizer)
 
     def _restore_logged(self) -> None:
         assert self.restored is not None
