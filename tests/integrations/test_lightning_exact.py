@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
 )
@@ -178,6 +178,12 @@ class Hooked(Net):
         assert checkpoint["state_dict"]["backbone.0.weight"].shape == (4, 4)
 
 
+class Unnormed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.2))
+
+
 class EvalsItsBackbone(Net):
     def on_train_epoch_start(self) -> None:
         self.backbone.eval()
@@ -234,20 +240,16 @@ VARIANTS = {
     ),
     "limited": Variant(options={"limit_train_batches": 3}),
     "moving average": Variant(callbacks=lambda: [EMAWeightAveraging(decay=0.9)]),
-    "averaged at the end": Variant(callbacks=lambda: [Average()], validates=False),
+    "averaged at the end": Variant(module=Unnormed, callbacks=lambda: [Average()]),
     "finetuning": Variant(callbacks=lambda: [Unfrozen()]),
     "pruned": Variant(callbacks=lambda: [Pruning()]),
-    "pruned after validation": Variant(
-        callbacks=lambda: [Pruning(prune_on_train_epoch_end=False)]
-    ),
+    "pruned after validation": Variant(callbacks=lambda: [Pruning(prune_on_train_epoch_end=False)]),
     "accumulating": Variant(options={"accumulate_grad_batches": 2}),
     "accumulating by epoch": Variant(
         callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2, 2: 3})]
     ),
     "learning rate by epoch": Variant(module=Plateau),
-    "learning rate by step": Variant(
-        module=PlateauOfSteps, options={"val_check_interval": 2}
-    ),
+    "learning rate by step": Variant(module=PlateauOfSteps, options={"val_check_interval": 2}),
     "one cycle": Variant(module=OneCycle),
     "two optimizers": Variant(module=Two),
     "metric": Variant(module=Measured),
@@ -311,7 +313,8 @@ def attempt(variant: Variant, folder: Path, leave_after: int = 0) -> dict[str, A
     place.mkdir(parents=True)
     channel = Channel(place)
     context = TrainerContext(Run(open_storage(str(folder / "s")), "r"), None, channel)
-    own: list[Callback] = [SpotfirstCallback(context=context, period_s=1e9)]
+    # Where it is among the callbacks does not matter.
+    own: list[Callback] = [Callback(), SpotfirstCallback(context=context, period_s=1e9)]
     if leave_after:
         own.append(NoticeAfter(channel, leave_after))
     try:
@@ -334,3 +337,80 @@ def test_interrupted_after_any_step_it_ends_as_lightning_alone(name: str, tmp_pa
     assert again is not None
     for fact in ("weights", "steps", "metrics"):
         assert again[fact] == whole[fact]
+
+
+class KeepsAnObject(Net):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["place"] = Path("/tmp")
+
+
+class AsksEarly(OneCycle):
+    def setup(self, stage: str) -> None:
+        self.trainer.estimated_stepping_batches  # noqa: B018 - it makes the loaders
+
+
+REFUSED: dict[str, tuple[Variant, type[SpotfirstError], str]] = {
+    "a lottery ticket": (
+        Variant(callbacks=lambda: [ModelPruning("l1_unstructured", amount=0.3)]),
+        InvalidSpec,
+        "use_lottery_ticket_hypothesis=True",
+    ),
+    "weights averaged at the end, with BatchNorm": (
+        Variant(callbacks=lambda: [Average()]),
+        InvalidSpec,
+        "StochasticWeightAveraging of a module with BatchNorm",
+    ),
+    "a search for the learning rate": (
+        Variant(callbacks=lambda: [LearningRateFinder()]),
+        InvalidSpec,
+        "LearningRateFinder tries trainings out",
+    ),
+    "any object in the dictionary": (
+        Variant(module=KeepsAnObject),
+        UnsupportedState,
+        "'place'",
+    ),
+    "a stream that is read in setup()": (
+        Variant(
+            module=AsksEarly,
+            data=lambda: DataLoader(Stream(), BATCH),
+            options={"max_steps": 9, "max_epochs": 3},
+        ),
+        InvalidSpec,
+        "estimated_stepping_batches in configure_optimizers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_resumed_is_refused_at_the_first_start(name: str, tmp_path: Path) -> None:
+    variant, kind, what = REFUSED[name]
+    with pytest.raises(kind, match=what):
+        attempt(variant, tmp_path)
+
+
+def test_other_data_or_another_module_is_refused_before_it_trains(tmp_path: Path) -> None:
+    attempt(VARIANTS["plain"], tmp_path, leave_after=3)
+    other_data = Variant(data=lambda: DataLoader(Items(18), 3))
+    with pytest.raises(StateMismatch, match="batch_size was 4 and is 3"):
+        attempt(other_data, tmp_path)
+    with pytest.raises(StateMismatch, match=r"backbone\.1\.weight"):
+        attempt(Variant(module=Unnormed), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("plain", 15),
+        ("accumulating", 9),
+        ("accumulating by epoch", 10),
+        ("max steps", 12),
+        ("two optimizers", 30),
+        ("stopped early", 10),
+    ],
+)
+def test_at_the_end_the_last_step_is_the_total_told(name: str, total: int, tmp_path: Path) -> None:
+    attempt(VARIANTS[name], tmp_path)
+    told = Channel(tmp_path / "channel-0").progress()
+    assert told is not None
+    assert told.step == told.total_steps == total

@@ -5,7 +5,7 @@
     trainer = Trainer(callbacks=[SpotfirstCallback()], enable_checkpointing=False)
     trainer.fit(model, loader)
 
-It comes first among the callbacks. What is saved is the dictionary of Lightning's own checkpoints,
+It acts before the other callbacks, wherever it is among them. What is saved is the dictionary of Lightning's own checkpoints,
 as Lightning makes it: callbacks, modules and data modules get their hooks, and may change it. It is
 restored by Lightning too, at the moments at which it restores its own. Beside it are saved the
 position in the training data, the means that ``self.log(on_epoch=True)`` and metrics are still
@@ -37,7 +37,9 @@ from spotfirst.integrations.dataloader import ResumableLoader
 try:
     from lightning.pytorch import Callback
     from lightning.pytorch.callbacks import (
+        BatchSizeFinder,
         GradientAccumulationScheduler,
+        LearningRateFinder,
         ModelPruning,
         StochasticWeightAveraging,
     )
@@ -73,7 +75,8 @@ class SpotfirstCallback(Callback):
         """Have the training data's position kept, and Lightning restore what Spotfirst has."""
         if stage != "fit":
             return
-        _check(self, trainer)
+        _check(trainer)
+        trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
         connector, strategy = trainer._checkpoint_connector, trainer.strategy
         fit_loop = trainer.fit_loop
         process, set_up = strategy.process_dataloader, fit_loop.setup_data
@@ -155,6 +158,13 @@ class SpotfirstCallback(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Restore the very weights, whatever hooks have made of those in the dictionary."""
         assert self._state is not None
+        averages = any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks)
+        if averages and StochasticWeightAveraging.pl_module_contains_batch_norm(pl_module):
+            msg = (
+                "StochasticWeightAveraging of a module with BatchNorm ends with an epoch from "
+                "gradients that are in no checkpoint: use EMAWeightAveraging or WeightAveraging"
+            )
+            raise InvalidSpec(msg)
         self._state.restore_weights()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -182,7 +192,8 @@ class SpotfirstCallback(Callback):
         self._state.restored = None  # what is left of it, callbacks set when an epoch begins
         if trainer.reload_dataloaders_every_n_epochs and trainer.current_epoch:
             iter(loop._data_fetcher)  # of loaders that it has just made Lightning begins two epochs
-        if any([loader.generators_are_set() for loader in self._loaders]):  # of all
+        waiting = [loader for loader in self._loaders if loader.generators_are_set()]
+        if waiting:
             restore_rng(self._state.generators)
 
     def on_train_batch_start(
@@ -205,6 +216,8 @@ class SpotfirstCallback(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Complete the last checkpoint: it has the weights as other callbacks left them."""
+        if self._state is not None:
+            self._state.restore_logged()  # where there was nothing left to train
         if self._checkpointer is not None:
             self._checkpointer.expect(self._seen)
             self._boundary()
@@ -283,7 +296,9 @@ class _TrainerState:
         trainer = self._trainer
         # Hooks may need what is not there before the optimizers are.
         ready = bool(trainer.optimizers)
-        self._dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=False) if ready else None
+        self._dumped = (
+            trainer._checkpoint_connector.dump_checkpoint(weights_only=False) if ready else None
+        )
         return trainer.lightning_module.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
@@ -338,7 +353,7 @@ class _TrainerState:
     def restore_weights(self) -> None:
         if self.restored is None:
             return
-        self._restore_logged()
+        self.restore_logged()
         module, weights = self._trainer.lightning_module, self.model.restored
         self.model.restored = None
         _prune_as(module, weights)
@@ -372,7 +387,7 @@ class _TrainerState:
                 setattr(each, attribute, value)
         for name, metric in _metrics(module):
             _set_metric_state(metric, state["metrics"].get(name), module.device)
-        self._restore_logged()
+        self.restore_logged()
         results = trainer.fit_loop.epoch_loop._results
         kept, update = dict(state["results"]), results.update_metrics
 
@@ -383,7 +398,6 @@ class _TrainerState:
             update(key, *arguments)
 
         results.update_metrics = update_metrics
-
 
     def restore_averaging(self) -> None:
         """StochasticWeightAveraging takes over the schedule when an epoch begins, and only then."""
@@ -396,8 +410,9 @@ class _TrainerState:
                 module.load_state_dict(weights)
                 trainer.optimizers[0].load_state_dict(optimizer)
 
-    def _restore_logged(self) -> None:
-        assert self.restored is not None
+    def restore_logged(self) -> None:
+        if self.restored is None:
+            return
         connector, logged = self._trainer._logger_connector, self.restored["logged"]
         connector._callback_metrics.update(logged["callback"])
         connector._logged_metrics.update(logged["log"])
@@ -452,7 +467,7 @@ def _prune_as(module: torch.nn.Module, weights: dict[str, Any]) -> None:
 # -- Lightning's loops ------------------------------------------------------------------------
 
 
-def _check(own: SpotfirstCallback, trainer: Any) -> None:
+def _check(trainer: Any) -> None:
     strategy = trainer.strategy
     name = type(strategy).__name__
     if strategy.restore_checkpoint_after_setup or "FSDP" in name or "ModelParallel" in name:
@@ -461,11 +476,13 @@ def _check(own: SpotfirstCallback, trainer: Any) -> None:
             "in a loop of your own"
         )
         raise InvalidSpec(msg)
-    if trainer.callbacks[0] is not own:
-        first = type(trainer.callbacks[0]).__name__
-        msg = f"SpotfirstCallback comes first in Trainer(callbacks=[…]), and here {first} does"
-        raise InvalidSpec(msg)
     for callback in trainer.callbacks:
+        if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
+            msg = (
+                f"{type(callback).__name__} tries trainings out whenever fit() begins: do that once, "
+                "and give its result to the training"
+            )
+            raise InvalidSpec(msg)
         if isinstance(callback, ModelPruning) and callback._use_lottery_ticket_hypothesis:
             msg = (
                 "ModelPruning(use_lottery_ticket_hypothesis=True) keeps weights in no checkpoint: "
