@@ -43,7 +43,12 @@ def test_lightning() -> None:
     assert callable(loop.epoch_loop._results.update_metrics)
     assert hasattr(callbacks.ModelPruning("l1_unstructured"), "_use_lottery_ticket_hypothesis")
     source = inspect.getsource(type(trainer)._run)
-    order = ["_call_setup_hook", "_restore_modules_and_callbacks", "strategy.setup(self)", "\"on_fit_start\""]
+    order = [
+        "_call_setup_hook",
+        "_restore_modules_and_callbacks",
+        "strategy.setup(self)",
+        '"on_fit_start"',
+    ]
     places = [source.index(name) for name in [*order, "restore_training_state()", "_run_stage()"]]
     assert places == sorted(places)
 
