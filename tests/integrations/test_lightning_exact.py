@@ -365,6 +365,11 @@ REFUSED: dict[str, tuple[Variant, type[SpotfirstError], str]] = {
         InvalidSpec,
         "LearningRateFinder tries trainings out",
     ),
+    "streams again and again": (
+        Variant(data=lambda: [DataLoader(Stream(), BATCH), DataLoader(Stream(), 3)]),
+        InvalidSpec,
+        "'max_size_cycle'",
+    ),
     "any object in the dictionary": (
         Variant(module=KeepsAnObject),
         UnsupportedState,

@@ -293,6 +293,11 @@ class ResumableLoader:
                 "then take the first batch"
             )
             raise StateMismatch(msg)
+        if "stage" not in state:
+            msg = (
+                "the position in the data is of an older Spotfirst: go on with that, or start anew"
+            )
+            raise StateMismatch(msg)
         state = dict(state)
         if state["stage"] == "open" and state["fetched"]:
             if not state["asked"] and state["fetched"] == state["left_after"]:

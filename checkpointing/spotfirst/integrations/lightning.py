@@ -35,6 +35,7 @@ from spotfirst.errors import InvalidSpec, StateMismatch
 from spotfirst.integrations.dataloader import ResumableLoader
 
 try:
+    from lightning.fabric.utilities.data import sized_len
     from lightning.pytorch import Callback
     from lightning.pytorch.callbacks import (
         BatchSizeFinder,
@@ -169,6 +170,14 @@ class SpotfirstCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Restore what training needs last; say how many steps there will be."""
+        combined = trainer.fit_loop._combined_loader
+        unsized = [each for each in combined.flattened if sized_len(each) is None]
+        if unsized and len(combined.flattened) > 1 and combined._mode == "max_size_cycle":
+            msg = (
+                "CombinedLoader(…, 'max_size_cycle') of data without a length ends when all were "
+                "exhausted once, which no checkpoint knows: use 'max_size' or 'min_size'"
+            )
+            raise InvalidSpec(msg)
         total = _total_steps(trainer)
         if self._checkpointer is not None and total is not None:
             self._checkpointer.expect(total)
@@ -460,8 +469,9 @@ def _prune_as(module: torch.nn.Module, weights: dict[str, Any]) -> None:
         owner, _, parameter = name.removesuffix("_mask").rpartition(".")
         if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in weights:
             part = module.get_submodule(owner)
-            if parameter in part._parameters:
-                prune.custom_from_mask(part, parameter, mask.to(part._parameters[parameter].device))
+            whole = part._parameters.get(parameter)
+            if whole is not None:
+                prune.custom_from_mask(part, parameter, mask.to(whole.device))  # type: ignore[no-untyped-call]
 
 
 # -- Lightning's loops ------------------------------------------------------------------------
