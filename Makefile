@@ -11,6 +11,12 @@ ARGS ?=
 JOBS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+LIGHT = .local/light-$(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
+define CHECK_PYTHON
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+  echo "Spotfirst needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
+       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+endef
 # One stamp per torch, so that `make setup TORCH=…` notices the change.
 STAMP := .venv/.ready-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.\n' _)
 
@@ -22,14 +28,12 @@ help:  ## List the targets
 setup: $(STAMP)  ## Create .venv with everything, once (TORCH='torch==…' for another torch)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-	  echo "Spotfirst needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
-	       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(CHECK_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	mkdir -p .local
 	@# The environment's torch is TORCH; everything else is what constraints.txt says.
 	grep -v '^torch==' constraints.txt > .local/constraints.txt
-	$(PIP) install --quiet --constraint .local/constraints.txt $(TORCH) --editable '.[airflow,cluster,torch,dev]'
+	$(PIP) install --quiet --constraint .local/constraints.txt $(TORCH) --editable '.[airflow,cluster,torch,frameworks,dev]'
 	rm -f .venv/.ready-*
 	touch $@
 
@@ -37,11 +41,22 @@ $(STAMP): pyproject.toml constraints.txt
 test: setup  ## Run all tests (ARGS='tests/… -k …' for some, JOBS=1 for one at a time)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
+.PHONY: test-light
+test-light:  ## Run the tests that need no torch with another Python (PYTHON=python3.13)
+	@$(CHECK_PYTHON)
+	test -x $(LIGHT)/bin/python || $(PYTHON) -m venv $(LIGHT)
+	$(LIGHT)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint constraints.txt --editable '.[airflow,cluster,dev]'
+	$(LIGHT)/bin/python -m pytest --numprocesses $(JOBS) $(ARGS)
+
 .PHONY: lint
 lint: setup  ## Check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	@# What Python 3.10 lacks. torch.long is no long integer of Python 2.
+	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations --exclude long \
+	  checkpointing operators plugins dags devstack benchmarks tests
 
 .PHONY: format
 format: setup  ## Format the code and repair what can be repaired

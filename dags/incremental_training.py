@@ -10,7 +10,6 @@ from airflow.sdk import DAG, Asset, Param, task
 
 from spotfirst_airflow.operators import SpotTrainingOperator
 
-CODE = Path(__file__).parent / "training" / "gpt"
 DATASET = "python-library"
 
 corpus = Asset("spotfirst://datasets/python-library")
@@ -28,7 +27,7 @@ def training(task_id: str, *, steps: str, **arguments: Any) -> SpotTrainingOpera
     return SpotTrainingOperator(
         task_id=task_id,
         command=["python", "train.py", "--steps", steps, "--seed", "1"],
-        code=str(CODE),
+        code="training/gpt",
         fleet="local",
         # Calm spot capacity: this example is about data. See train_on_spot for interruptions.
         fleet_options={"time_scale": 60},

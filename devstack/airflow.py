@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from devstack.airflow_client import AirflowClient, wait_for
+from devstack.airflow_client import PATIENCE_S, AirflowClient, wait_for
 from devstack.processes import (
     Child,
     DevstackError,
@@ -100,7 +100,7 @@ class AirflowStandalone:
             **self._extra,
         }
 
-    def start(self, timeout_s: float = 300) -> Self:
+    def start(self, timeout_s: float = PATIENCE_S) -> Self:
         """Create the database if there is none, start the components, wait until all are healthy.
 
         Raises:
@@ -144,7 +144,7 @@ class AirflowStandalone:
         """Stop a component with SIGTERM, as a rolling update does."""
         self.children[name].stop()
 
-    def wait_healthy(self, timeout_s: float = 300) -> None:
+    def wait_healthy(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the API server answers and the components it watches are healthy."""
         wanted = {key for name, key in _HEALTH_KEY.items() if name in self.components}
         if "standalone" in self.components:
@@ -242,7 +242,7 @@ class AirflowStandalone:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=False,
         )
         if done.returncode:

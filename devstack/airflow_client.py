@@ -12,6 +12,8 @@ from devstack.processes import DevstackError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+PATIENCE_S = 900.0
+"""It only ends what hangs: Airflow may share one core with ten other processes."""
 TERMINAL = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
 
@@ -21,7 +23,7 @@ class AirflowClient:
     Every method raises `DevstackError` with Airflow's own words when it answers with an error.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float = 20) -> None:
+    def __init__(self, base_url: str, *, timeout_s: float = 120) -> None:
         self.base_url = base_url.rstrip("/")
         # The environment may name a proxy, which has no business with 127.0.0.1.
         self.http = httpx.Client(base_url=self.base_url, timeout=timeout_s, trust_env=False)
@@ -38,11 +40,11 @@ class AirflowClient:
     def request(self, method: str, path: str, **options: Any) -> Any:
         """Call `/api/v2{path}` and return the decoded JSON.
 
-        A refused connection, as while the API server restarts, is tried again for a minute; so are a
+        A refused connection, as while the API server restarts, is tried again for minutes; so are a
         question without an answer, and a call that was rolled back, as SQLite has one writer at a
         time.
         """
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         answer = None
         while answer is None:
             try:
@@ -69,7 +71,7 @@ class AirflowClient:
             )
         return answer.json() if answer.content else None
 
-    def wait_for_dag(self, dag_id: str, timeout_s: float = 180) -> None:
+    def wait_for_dag(self, dag_id: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the DAG has been parsed, and see that it is not paused."""
 
         def parsed() -> bool:
@@ -112,7 +114,7 @@ class AirflowClient:
         state = self.task(dag_id, run_id, task_id, map_index=map_index)["state"]
         return None if state is None else str(state)
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float = 300) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float = PATIENCE_S) -> str:
         """Wait until a DAG run has ended; return its state."""
         state = ""
 
@@ -132,7 +134,7 @@ class AirflowClient:
         states: Iterable[str] = TERMINAL,
         *,
         map_index: int = -1,
-        timeout_s: float = 300,
+        timeout_s: float = PATIENCE_S,
     ) -> str:
         """Wait until a task instance is in one of `states`; return which."""
         wanted = frozenset(states)

@@ -19,6 +19,7 @@ def generate() -> dict[str, str]:
         "AIRFLOW_FERNET_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
         "AIRFLOW_API_SECRET_KEY": secrets.token_hex(32),
         "AIRFLOW_JWT_SECRET": secrets.token_hex(64),
+        "SPOTFIRST_CONTROL_KEY": secrets.token_hex(32),
         # Of the s3 service. Real AWS credentials go here when S3_ENDPOINT_URL is empty.
         "AWS_ACCESS_KEY_ID": f"AK{secrets.token_hex(9).upper()}",
         "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24),

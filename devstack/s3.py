@@ -86,7 +86,7 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def start(self, timeout_s: float = 120) -> Self:
+    def start(self, timeout_s: float = 600) -> Self:
         """Start the server and wait until it refuses to overwrite with `If-None-Match: *`.
 
         A port may be taken between finding and using it, so there are three tries.
@@ -215,7 +215,7 @@ class S3Server:
             aws_access_key_id=key,
             aws_secret_access_key=secret,
             region_name=_REGION,
-            config=Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 0}),
+            config=Config(connect_timeout=10, read_timeout=30, retries={"max_attempts": 0}),
         )
         try:
             async with client as s3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from devstack.s3 import S3Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # On a busy machine a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,8 +32,31 @@ _LONG = {
 """What takes minutes: each in one process, and begun first."""
 
 
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+_TRAININGS = ("tests/demo/", "tests/endtoend/", "tests/integrations/")
+"""Their scripts import torch, each in a process of its own."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip, where there is no torch, the modules that import it, and the trainings."""
+    report = yield
+    if HAS_TORCH or not isinstance(collector, pytest.Module):
+        return report
+    needs_torch = "No module named 'torch'" in str(report.longrepr)
+    if needs_torch or collector.nodeid.startswith(_TRAININGS):
+        report.outcome, report.result = "skipped", []
+        report.longrepr = (str(collector.path), 0, "Skipped: there is no torch here")
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest."""
+    """Skip what needs torch where there is none. Begin with what takes longest."""
+    for item in items:
+        if not HAS_TORCH and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="there is no torch here"))
     order = list(_LONG)
     items.sort(key=lambda item: order.index(g) if (g := _group(item.nodeid)) in order else 9)
 

@@ -20,7 +20,7 @@ __all__ = ["LocalStorage"]
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
-_FINAL = {errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTSUP}
+_FINAL = {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTSUP}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -110,18 +110,23 @@ class LocalStorage(Storage):
                 what,
                 f"this file system has no hard links ({error})",
                 "Spotfirst creates files exactly once through them: use another file system, or S3",
+                lasting=True,
             )
         if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
             if not writing:
                 return missing(what)
-            return denied(what, error, "A file or folder of another kind is in the way: move it")
+            advice = "A file or folder of another kind is in the way: move it"
+            return denied(what, error, advice, lasting=True)
         if isinstance(error, FileNotFoundError):
             # A writer makes its folders; one that vanished in between is made again.
             return unavailable(what, error) if writing else missing(what)
         if isinstance(error, PermissionError):
             return denied(what, error, "Check the owner and mode of the folder")
+        if error.errno == errno.EROFS:
+            return denied(what, error, "Mount the file system for writing")
         if error.errno in _FINAL:
-            return denied(what, error, "Check the file system, and the length of the path")
+            advice = "Check the file system, and the length of the path"
+            return denied(what, error, advice, lasting=True)
         return unavailable(what, error, "Free some space" if error.errno in _FULL else "")
 
 

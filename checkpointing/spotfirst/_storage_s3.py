@@ -32,14 +32,13 @@ _CONFIG = {
 }
 
 # By name: botocore must not be imported only to compare with its classes.
+_WITHOUT_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
 _UNUSABLE = {
     "InvalidConfigError",
     "InvalidEndpointConfigurationError",
     "InvalidRegionError",
-    "NoCredentialsError",
     "NoRegionError",
     "ParamValidationError",
-    "PartialCredentialsError",
     "ProfileNotFound",
     "UnknownEndpointError",
 }
@@ -53,6 +52,10 @@ _PASSING_CODES = {
     "SlowDown",
     "XAmzContentSHA256Mismatch",
 }
+
+_DENIED_STATUS = {401, 403}
+_DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+"""S3 has the status 400 for them; and as ``KMS.…`` it passes on what a key's policy says."""
 
 _DELETED_AT_ONCE = 1000
 """What one DeleteObjects takes."""
@@ -133,35 +136,41 @@ class S3Storage(Storage):
             raise InvalidSpec(msg)
         return super()._full(path)
 
-    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+    def read_many(
+        self, paths: Iterable[str], *, limit_bytes: int | None = None
+    ) -> dict[str, bytes]:
         """Several small objects at once; one that is missing raises :class:`ObjectMissing`."""
         wanted = list(dict.fromkeys(paths))
         found: dict[str, bytes] = {}
 
         def read(_: str) -> None:
             left = [path for path in wanted if path not in found]
-            for path, result in zip(left, self._fetch(left), strict=True):
+            for path, result in zip(left, self._fetch(left, limit_bytes), strict=True):
                 if isinstance(result, FileNotFoundError) and not _no_bucket(result):
                     raise ObjectMissing(str(missing(f"read {self.url}/{path}")), path=path)
                 if isinstance(result, BaseException):
                     raise result
+                if limit_bytes is not None:
+                    self._check_limit(path, result, limit_bytes)
                 found[path] = result
 
         if wanted:
             self._call("read from", "", read)
         return {path: found[path] for path in wanted}
 
-    def _fetch(self, paths: list[str]) -> list[bytes | BaseException]:
+    def _fetch(self, paths: list[str], limit_bytes: int | None) -> list[bytes | BaseException]:
         from fsspec.asyn import sync
 
         client = self._fs
+        part = {} if limit_bytes is None else {"start": 0, "end": limit_bytes + 1}
 
         async def gather() -> list[bytes | BaseException]:
             free = asyncio.Semaphore(_AT_ONCE)
 
             async def fetch(full: str) -> bytes:
                 async with free:
-                    return bytes(await client._cat_file(full, max_concurrency=1))  # noqa: SLF001 - fsspec's coroutines are named so
+                    found = await client._cat_file(full, max_concurrency=1, **part)  # noqa: SLF001 - fsspec's coroutines are named so
+                    return bytes(found)
 
             calls = [fetch(self._full(path)) for path in paths]
             return await asyncio.gather(*calls, return_exceptions=True)
@@ -286,22 +295,35 @@ class S3Storage(Storage):
     def _translate(self, error: Exception, what: str) -> StorageError | None:
         code, status = _response(error)
         if _no_bucket(error):
-            return denied(what, "there is no such bucket", "Create it, or correct its name")
+            advice = "Create it, or correct its name"
+            return denied(what, "there is no such bucket", advice, lasting=True)
         if isinstance(error, FileNotFoundError):
             return missing(what)
-        if isinstance(error, PermissionError) or type(error).__name__ in _UNUSABLE:
+        name = type(error).__name__
+        may_pass = (
+            isinstance(error, PermissionError)
+            or name in _WITHOUT_CREDENTIALS
+            or status in _DENIED_STATUS
+            or code in _DENIED_CODES
+            or code.startswith("KMS.")
+        )
+        if may_pass or name in _UNUSABLE:
             return denied(
                 what,
-                f"{type(error).__name__}: {error}",
+                f"{name}: {error}",
                 "Check the credentials (AWS_ACCESS_KEY_ID, …, or the instance's role), what they "
                 "allow, and the endpoint (AWS_ENDPOINT_URL_S3)",
+                lasting=not may_pass,
             )
         if isinstance(error, ValueError):  # how botocore refuses an endpoint
-            return denied(what, error, "Check AWS_ENDPOINT_URL_S3 and the bucket's name")
+            advice = "Check AWS_ENDPOINT_URL_S3 and the bucket's name"
+            return denied(what, error, advice, lasting=True)
         if 400 <= status < 500 and status not in _PASSING_STATUS and code not in _PASSING_CODES:
-            return denied(what, f"{code}: {error}", "The server will not take this request")
+            advice = "The server will not take this request"
+            return denied(what, f"{code}: {error}", advice, lasting=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSYS:
-            return denied(what, f"{code}: {error}", "The server lacks what Spotfirst needs")
+            advice = "The server lacks what Spotfirst needs"
+            return denied(what, f"{code}: {error}", advice, lasting=True)
         home = type(error).__module__.partition(".")[0]
         if isinstance(error, (OSError, TimeoutError, asyncio.TimeoutError)) or home in {
             "aiobotocore",

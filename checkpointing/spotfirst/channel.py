@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spotfirst.errors import FormatError
 from spotfirst.heartbeat import Progress
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import LIMIT_BYTES, Record, decode, encode
 
 __all__ = ["CHANNEL_VARIABLE", "Channel", "Drain"]
 
@@ -60,7 +60,7 @@ class Channel:
     def progress(self) -> Progress | None:
         """What the trainer told last."""
         try:
-            return decode(self._progress.read_bytes(), Progress, path=str(self._progress))
+            return decode(_read(self._progress), Progress, path=str(self._progress))
         except (OSError, FormatError):
             return None
 
@@ -74,9 +74,15 @@ class Channel:
         if not self._drain.exists():
             return None
         try:
-            return decode(self._drain.read_bytes(), Drain, path=str(self._drain))
+            return decode(_read(self._drain), Drain, path=str(self._drain))
         except (OSError, FormatError):
             return None
+
+
+def _read(path: Path) -> bytes:
+    """No more than a record may have: the training script may write here."""
+    with path.open("rb") as file:
+        return file.read(LIMIT_BYTES)
 
 
 def _replace(path: Path, data: bytes) -> None:

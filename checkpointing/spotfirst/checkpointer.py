@@ -704,7 +704,10 @@ class Checkpointer:
         self._adapt(manifest, generators, step)
         if restored.seq is not None:
             self._saver.newest_step = step
-            self._reporter.tell(now=False, checkpoint_seq=restored.seq, checkpoint_step=step)
+            self._reporter.tell(
+                now=False, checkpoint_seq=restored.seq, checkpoint_step=step,
+                restored_seq=restored.seq,
+            )  # fmt: skip
         return step
 
     def _load(self, name: str, state: Any) -> None:

@@ -17,6 +17,7 @@ import contextlib
 import fnmatch
 import gzip
 import io
+import logging
 import os
 import posixpath
 import re
@@ -27,6 +28,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import blake3
 
@@ -44,6 +46,8 @@ ALWAYS_IGNORED = (
 LIMIT_BYTES = 100_000_000
 """Of file contents. Code is read at every start of an instance; data belongs into a dataset."""
 
+_log = logging.getLogger(__name__)
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
 
@@ -56,14 +60,17 @@ def code_path(ref: CodeRef) -> str:
     return f"code/{ref.digest}.tar.gz"
 
 
-def pack(source: Path, *, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, CodeRef]:
+def pack(
+    source: Path, *, limit_bytes: int = LIMIT_BYTES, left_out: Path | None = None
+) -> tuple[bytes, CodeRef]:
     """The uncompressed archive of ``source`` and its reference.
 
+    ``left_out`` is a folder that is no part of it, such as a storage that lies in the source.
     ``ref.size_bytes`` is the archive's uncompressed size. Raises :class:`InvalidSpec` when the
     source is missing, empty, larger than ``limit_bytes``, or holds a link that leads out of it.
     """
     source = source.expanduser()
-    files = list(_files(source))
+    files = list(_files(source, left_out))
     if not files:
         msg = (
             f"code folder {source} has no files to pack; is everything in {IGNORE_FILE}? "
@@ -81,16 +88,34 @@ def pack(source: Path, *, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, CodeRe
 
 
 def publish(storage: Storage, source: Path, *, limit_bytes: int = LIMIT_BYTES) -> CodeRef:
-    """Put the packed code where attempts fetch it; nothing is moved when it is there already.
+    """Put the packed code where attempts fetch it; nothing is sent when it is there already.
+
+    What is there is read and verified: an archive that is damaged is replaced by a good one.
 
     Raises :class:`InvalidSpec` (see :func:`pack`) or a :class:`~spotfirst.errors.StorageError`.
     """
-    data, ref = pack(source, limit_bytes=limit_bytes)
+    data, ref = pack(source, limit_bytes=limit_bytes, left_out=Path(storage.url))
     path = code_path(ref)
     if not storage.exists(path):
-        # Losing the race is as good: whoever won wrote an archive of the same content.
+        # Losing the race is as good: the winner wrote an archive of the same content.
         storage.create(path, gzip.compress(data, mtime=0))
+    elif not _is_intact(storage, path, ref):
+        _log.warning("%s/%s is damaged: it is uploaded again", storage.url, path)
+        storage.write(path, gzip.compress(data, mtime=0))
     return ref
+
+
+def _is_intact(storage: Storage, path: str, ref: CodeRef) -> bool:
+    try:
+        _verified(io.BytesIO(storage.read_range(path, 0, _most_bytes(ref))), ref)
+    except CorruptObject:
+        return False
+    return True
+
+
+def _most_bytes(ref: CodeRef) -> int:
+    """The size of the archive at most: compression adds next to nothing to the worst input."""
+    return ref.size_bytes + ref.size_bytes // 100 + 4096
 
 
 def fetch(storage: Storage, ref: CodeRef, destination: Path, *, cache: Path) -> int:
@@ -106,13 +131,16 @@ def fetch(storage: Storage, ref: CodeRef, destination: Path, *, cache: Path) -> 
     archive = _from_cache(kept, ref)
     if archive is None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        storage.download(name, kept)
-        moved_bytes = kept.stat().st_size
         try:
-            archive = _verified(kept, ref)
-        except CorruptObject:
+            moved_bytes = _download(storage, ref, kept)
+            archive = _from_file(kept, ref)
+        except CorruptObject as error:
             kept.unlink(missing_ok=True)
-            raise
+            msg = (
+                f"{storage.url}/{name} is damaged: {error}. Submit the same code again, which "
+                "uploads it again"
+            )
+            raise CorruptObject(msg) from error
     _unpack(archive, destination, origin=f"{storage.url}/{name}")
     return moved_bytes
 
@@ -120,7 +148,7 @@ def fetch(storage: Storage, ref: CodeRef, destination: Path, *, cache: Path) -> 
 # -- packing --------------------------------------------------------------------------------
 
 
-def _files(source: Path) -> Iterator[tuple[str, Path]]:
+def _files(source: Path, left_out: Path | None) -> Iterator[tuple[str, Path]]:
     """(name in the archive, path) of what is packed, sorted by name."""
     if source.is_file():
         yield source.name, source
@@ -136,6 +164,8 @@ def _files(source: Path) -> Iterator[tuple[str, Path]]:
     for parent, folders, names in os.walk(source):
         base = Path(parent).relative_to(source).as_posix()
         folders[:] = [f for f in folders if not _is_ignored(_join(base, f), patterns, folder=True)]
+        if left_out is not None and left_out.is_dir():
+            folders[:] = [f for f in folders if not left_out.samefile(Path(parent) / f)]
         linked = [f for f in folders if (Path(parent) / f).is_symlink()]
         folders[:] = [f for f in folders if f not in linked]
         for name in (*names, *linked):
@@ -225,28 +255,40 @@ def _stays_inside(name: str, target: str) -> bool:
 
 def _from_cache(kept: Path, ref: CodeRef) -> bytes | None:
     try:
-        return _verified(kept, ref)
+        return _from_file(kept, ref)
     except (FileNotFoundError, CorruptObject):
         # A disk that filled up, or a hand that slipped: the storage has the truth.
         return None
 
 
-def _verified(compressed: Path, ref: CodeRef) -> bytes:
+def _download(storage: Storage, ref: CodeRef, kept: Path) -> int:
+    if storage.size_bytes(code_path(ref)) > _most_bytes(ref):
+        raise CorruptObject("it is larger than its content can be")
+    storage.download(code_path(ref), kept)
+    return kept.stat().st_size
+
+
+def _from_file(kept: Path, ref: CodeRef) -> bytes:
+    with kept.open("rb") as file:
+        return _verified(file, ref)
+
+
+def _verified(compressed: BinaryIO, ref: CodeRef) -> bytes:
     """The uncompressed archive, proven to be the one that ``ref`` names."""
     hasher = blake3.blake3()
     archive = io.BytesIO()
     try:
-        with gzip.open(compressed) as stream:
+        with gzip.GzipFile(fileobj=compressed) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 hasher.update(chunk)
                 archive.write(chunk)
                 if archive.tell() > ref.size_bytes:
                     break  # A bomb, or simply not ours: the digest cannot fit any more.
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        msg = f"code archive {ref.digest} is damaged: {error}"
+        msg = f"it cannot be decompressed: {error}"
         raise CorruptObject(msg) from error
     if hasher.hexdigest() != ref.digest:
-        msg = f"code archive {ref.digest} has other content than its name promises"
+        msg = "it has other content than its name promises"
         raise CorruptObject(msg)
     return archive.getvalue()
 
@@ -259,19 +301,40 @@ def _unpack(archive: bytes, destination: Path, *, origin: str) -> None:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             members = tar.getmembers()
             _check_members(members, origin)
-            tar.extractall(partial, members=members, filter="data")
+            for member in members:
+                _extract(tar, member, partial / member.name)
         if destination.exists():
             shutil.rmtree(destination)
         partial.rename(destination)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, FileExistsError, NotADirectoryError) as error:
         msg = f"{origin} cannot be unpacked: {error}"
         raise CorruptObject(msg) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Write one checked member, with no more than the executable bit of its mode.
+
+    Not ``extractall``: its filters are missing from Pythons that distributions still ship, such as
+    3.10.11 and 3.11.3. Raises :class:`FileExistsError` when an earlier member has the name.
+    """
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if member.issym():
+        path.symlink_to(member.linkname)
+        return
+    content = tar.extractfile(member)
+    assert content is not None  # it is a regular file
+    with content, path.open("xb") as file:
+        shutil.copyfileobj(content, file)
+    path.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
+
+
 def _check_members(members: list[tarfile.TarInfo], origin: str) -> None:
-    """Refuse what :func:`pack` never writes. tarfile's own filter looks again, on the disk."""
+    """Refuse what :func:`pack` never writes."""
     links = {member.name for member in members if member.issym()}
     for member in members:
         problem = _problem(member, links)

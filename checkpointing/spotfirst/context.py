@@ -11,6 +11,7 @@ from pathlib import Path
 from spotfirst.channel import CHANNEL_VARIABLE, Channel
 from spotfirst.errors import InvalidSpec
 from spotfirst.run import Run
+from spotfirst.spec import SPEC_DIGEST_VARIABLE
 from spotfirst.storage import open_storage
 
 __all__ = ["TrainerContext"]
@@ -48,7 +49,9 @@ class TrainerContext:
                 raise InvalidSpec(msg)
             folder = environment.get(CHANNEL_VARIABLE)
             channel = Channel(Path(folder)) if folder else None
-            return cls(Run(open_storage(values[0]), values[1]), int(values[2]), channel)
+            digest = environment.get(SPEC_DIGEST_VARIABLE, "")
+            run = Run.on_instance(open_storage(values[0]), values[1], digest)
+            return cls(run, int(values[2]), channel)
         if storage is not None:
             return cls(Run(open_storage(storage), _LOCAL_RUN), None)
         _log.warning(

@@ -7,11 +7,12 @@ SpotfirstError
 │   └── UnsupportedStorage the storage cannot do what a run needs of it
 ├── StorageError
 │   ├── ObjectMissing      there is no object at this path
-│   ├── StorageDenied      the storage refused us; retrying does not help
+│   ├── StorageDenied      the storage refused us: people must act, or it passes (a key rotates)
 │   └── StorageUnavailable the storage did not answer; the same call may succeed later
 ├── FormatError            an object is there, but it is not what it must be
 │   ├── NewerFormat        written by a newer Spotfirst
 │   └── CorruptObject      its bytes are not the ones that its name or its manifest promises
+│       └── UntrustedObject it is not signed by a controller, or not for this place
 ├── StateError             a training state and a checkpoint do not go together
 │   ├── UnsupportedState   the state holds something that checkpoints do not store
 │   └── StateMismatch      the checkpoint is of another model, or of other objects
@@ -20,6 +21,7 @@ SpotfirstError
 │   └── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
 └── FleetError
     ├── NoCapacity         the pool has no instance for us now
+    │   └── QuotaReached   because the account's quota of that market is used up
     ├── LaunchRejected     the fleet will never accept this launch as it stands
     └── FleetUnavailable   the fleet did not answer; the same call may succeed later
 """
@@ -45,6 +47,7 @@ __all__ = [
     "NewerFormat",
     "NoCapacity",
     "ObjectMissing",
+    "QuotaReached",
     "SpotfirstError",
     "StateError",
     "StateMismatch",
@@ -55,6 +58,7 @@ __all__ = [
     "UnknownRun",
     "UnsupportedState",
     "UnsupportedStorage",
+    "UntrustedObject",
 ]
 
 
@@ -91,7 +95,16 @@ class ObjectMissing(StorageError):
 
 
 class StorageDenied(StorageError):
-    """The storage refused the call: credentials or permissions."""
+    """The storage refused the call.
+
+    Credentials, permissions and read-only mounts change while a training runs, and are worth
+    waiting for. ``lasting``: this one is not, as the call can never be taken (a name that is too
+    long, a bucket that does not exist).
+    """
+
+    def __init__(self, message: str, *, path: str = "", lasting: bool = False) -> None:
+        super().__init__(message, path=path)
+        self.lasting = lasting
 
 
 class StorageUnavailable(StorageError):
@@ -108,6 +121,10 @@ class NewerFormat(FormatError):
 
 class CorruptObject(FormatError):
     """The bytes differ from those that the object's name or manifest promises."""
+
+
+class UntrustedObject(CorruptObject):
+    """The object claims to be a controller's, and its signature does not prove it."""
 
 
 class StateError(SpotfirstError):
@@ -153,8 +170,15 @@ class NoCapacity(FleetError):
         self.pools = tuple(pools)
 
 
+class QuotaReached(NoCapacity):
+    """The account may have no more instances in this market now.
+
+    It passes when other instances end, whoever has them, or when the quota is raised.
+    """
+
+
 class LaunchRejected(FleetError):
-    """Quota, permission or configuration: the same launch will be refused again."""
+    """Permission or configuration: the same launch will be refused again."""
 
 
 class FleetUnavailable(FleetError):

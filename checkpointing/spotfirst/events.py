@@ -15,7 +15,7 @@ import msgspec
 
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.steptimes import StepTimes
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import Claimed, Record, decode, encode
 
 __all__ = [
     "Attached",
@@ -41,13 +41,14 @@ __all__ = [
 ]
 
 EndCause = Literal[
-    "completed",  # the command exited with 0
+    "completed",  # the work is done: the command exited with 0, unasked or after its last step
     "script_failed",  # the command exited with something else, on its own account
     "interrupted",  # the fleet took the instance back
     "handed_over",  # it stopped, checkpointed, because it was asked to
-    "killed",  # someone sent the command SIGKILL (the out-of-memory killer, an operator)
+    "killed",  # someone sent the command a signal (the out-of-memory killer, an operator)
     "lost",  # the instance or its agent is gone, and nothing says why
     "max_life",  # it ended itself at the end of its maximum life
+    "unfit",  # the agent cannot work on such an instance, and another one would be the same
 ]
 
 
@@ -55,7 +56,7 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-class Event(Record, tag_field="kind", tag=_snake):
+class Event(Claimed, tag_field="kind", tag=_snake):
     """``at`` is the writer's clock; ``by`` names the process that decided."""
 
     at: datetime
@@ -81,7 +82,8 @@ class Waiting(Event):
 class Launching(Event):
     """The intent to launch: from here on an instance with this token may exist.
 
-    It is in ``pool``, or in one of ``others``, where the fleet may choose.
+    It is in ``pool``, or in one of ``others``, where the fleet may choose. ``price_usd_h`` is what
+    ``pool`` was offered for; what counts is frozen with the launch.
     """
 
     attempt: int
@@ -90,6 +92,7 @@ class Launching(Event):
     pool: Pool
     reason: str
     others: tuple[Pool, ...] = ()
+    price_usd_h: Decimal | None = None
 
 
 class Launched(Event):
@@ -116,13 +119,15 @@ class Launched(Event):
 class NotLaunched(Event):
     """The intent came to nothing; no instance exists for its token.
 
-    ``pools`` are those that had no capacity; none named: the one of the intent.
+    ``pools`` are those that had no capacity; none named: the one of the intent. ``quota``: they
+    had none for us, as the account's quota of that market is used up.
     """
 
     attempt: int
     cause: Literal["no_capacity", "rejected", "withdrawn"]
     message: str
     pools: tuple[Pool, ...] = ()
+    quota: bool = False
 
 
 class Noticed(Event):
@@ -142,8 +147,8 @@ class HandoverRequested(Event):
 class Ended(Event):
     """The attempt's instance is gone, and this is what it left.
 
-    ``start_step`` is what it resumed from, ``step`` the last one it trained, and
-    ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
+    ``start_step`` is what it resumed from (``restored_seq`` in the chain), ``step`` the last one
+    it trained, and ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
     step's start to its last step's end, ``startup_s`` what came before, on the real clock.
     ``step_times`` are those of its steps, where the trainer measured them.
     ``moved_bytes`` of code and data were fetched; where the instance's prices ask for it, also told
@@ -161,6 +166,7 @@ class Ended(Event):
     message: str = ""
     log_tail: tuple[str, ...] = ()
     start_step: int | None = None
+    restored_seq: int | None = None
     step: int | None = None
     checkpoint_step: int | None = None
     total_steps: int | None = None

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from spotfirst.storage import Storage
+from spotfirst.wire import LIMIT_BYTES
 
 __all__ = ["Sequence"]
 
@@ -45,10 +46,16 @@ class Sequence:
             }
             # Up to a gap: a listing may be older than an entry that it shows none of.
             count = next(n for n in range(len(numbers) + 1) if n + 1 not in numbers)
-            known = self._storage.read_many([self.path(n) for n in range(1, count + 1)])
+            known = self._storage.read_many(
+                [self.path(n) for n in range(1, count + 1)], limit_bytes=LIMIT_BYTES
+            )
         while True:
             path = self.path(self.length + 1)
-            data = known[path] if path in known else self._storage.read_or_none(path)
+            data = (
+                known[path]
+                if path in known
+                else self._storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
+            )
             if data is None:
                 return
             yield path, data

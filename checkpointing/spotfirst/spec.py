@@ -13,9 +13,12 @@ import msgspec
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import FormatError, InvalidSpec
 from spotfirst.lessons import Lessons
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import LIMIT_BYTES, Claimed, Record, decode, encode
 
-__all__ = ["TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
+__all__ = ["SPEC_DIGEST_VARIABLE", "TAG_NAMES", "CodeRef", "DatasetRef", "ResumeFrom", "RunSpec"]
+
+SPEC_DIGEST_VARIABLE = "SPOTFIRST_SPEC_SHA256"
+"""On an instance: the SHA-256 of the spec that it was launched for, and takes no other than."""
 
 TAG_NAMES = ("env", "experiment_run", "model_id", "team")
 """The tags that costs are summed by."""
@@ -32,22 +35,29 @@ class CodeRef(Record):
 
 
 class DatasetRef(Record):
-    """One immutable version of a dataset; with ``since``, only what that version lacked."""
+    """One immutable version of a dataset; with ``since``, only what that version lacked.
+
+    ``manifest`` and ``since_manifest`` are the digests of their manifests: nobody can put other
+    files in the place of those that were asked for.
+    """
 
     name: str
     version: int
     since: int | None = None
+    manifest: str = ""
+    since_manifest: str = ""
 
 
 class ResumeFrom(Record):
-    """The checkpoint of another run that this one starts from."""
+    """The checkpoint of another run that this one starts from; ``digest``: of its manifest."""
 
     run_id: str
     step: int
     seq: int
+    digest: str = ""
 
 
-class RunSpec(Record):
+class RunSpec(Claimed):
     """Everything that stays the same over all attempts of a run.
 
     ``deadline`` is wall-clock time; ``budget_usd`` caps the run's cost over all attempts;
@@ -181,10 +191,17 @@ def is_run_id(name: str) -> bool:
 def _as_read(spec: RunSpec) -> RunSpec:
     """What readers will see of it. Raises :class:`InvalidSpec`."""
     try:
-        return decode(encode(spec), RunSpec, path="spec.json")
+        data = encode(spec)
+        if len(data) <= LIMIT_BYTES:
+            return decode(data, RunSpec, path="spec.json")
     except (FormatError, TypeError, ValueError, RecursionError) as error:
         msg = (
             f"run {spec.run_id}: the spec cannot be written as JSON: {error}. Give options, "
             "tags and env as plain numbers, texts, lists and dicts"
         )
         raise InvalidSpec(msg) from error
+    msg = (
+        f"run {spec.run_id}: the spec has {len(data)} bytes, and readers take {LIMIT_BYTES} at "
+        "most; put what is large (in env, command or options) into the code or a dataset"
+    )
+    raise InvalidSpec(msg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from datetime import datetime
+from decimal import Decimal
 from functools import reduce
 
 import msgspec
@@ -39,6 +40,7 @@ class Attempt(Record):
     reason: str
     intended_at: datetime
     others: tuple[Pool, ...] = ()
+    asked_usd_h: Decimal | None = None
     launched: e.Launched | None = None
     not_launched: e.NotLaunched | None = None
     notice: Notice | None = None
@@ -115,13 +117,16 @@ class RunState(Record):
         after = _apply(self, event)
         return msgspec.structs.replace(after, seq=self.seq + 1, updated_at=event.at)
 
-    def fruitless(self, *causes: str) -> int:
+    def fruitless(self, *causes: str, leave_out: str = "") -> int:
         """How many attempts in a row, the newest first, ended so without committing a step.
 
-        Counted since the run was last reopened: someone looked at it then.
+        Counted since the run was last reopened: someone looked at it then. Attempts that were asked
+        to stop for the reason ``leave_out`` are passed over.
         """
         count = 0
         for attempt in reversed(self.attempts):
+            if leave_out and attempt.handover == leave_out:
+                continue
             if attempt.number <= self.reopened_after or attempt.progress > 0:
                 break
             if attempt.ended is not None:
@@ -152,6 +157,7 @@ def _apply(state: RunState, event: e.Event) -> RunState:
         attempt = Attempt(
             number=event.attempt, token=event.token, market=event.market, pool=event.pool,
             reason=event.reason, intended_at=event.at, others=event.others,
+            asked_usd_h=event.price_usd_h,
         )  # fmt: skip
         return change(state, attempts=(*state.attempts, attempt), waiting=None)
     if isinstance(event, e.Launched):

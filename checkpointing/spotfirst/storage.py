@@ -23,7 +23,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
 
@@ -36,6 +36,9 @@ from spotfirst.errors import (
     StorageUnavailable,
     UnsupportedStorage,
 )
+
+if TYPE_CHECKING:
+    from spotfirst.signing import ControlKeys
 
 __all__ = ["Storage", "open_storage", "safe_path"]
 
@@ -104,6 +107,8 @@ class Storage(ABC):
     patience_s = 8.0
     on_disk = False
     """Whether it is a folder of this machine."""
+    keys: ControlKeys | None = None
+    """What its controllers sign with; ``None``: this process's own (:mod:`spotfirst.signing`)."""
 
     def __init__(self, url: str, root: str) -> None:
         self.url = url.rstrip("/")
@@ -114,9 +119,25 @@ class Storage(ABC):
 
     # -- what every kind offers -------------------------------------------------------------
 
-    def read(self, path: str) -> bytes:
-        """The whole object."""
-        return self._call("read", path, self._read)
+    def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+        """The whole object.
+
+        With ``limit_bytes``, no more than that is read, and a larger object raises
+        :class:`CorruptObject`: for what others write, and a reader could not hold.
+        """
+        if limit_bytes is None:
+            return self._call("read", path, self._read)
+        data = self.read_range(path, 0, limit_bytes + 1)
+        self._check_limit(path, data, limit_bytes)
+        return data
+
+    def _check_limit(self, path: str, data: bytes, limit_bytes: int) -> None:
+        if len(data) > limit_bytes:
+            msg = (
+                f"{self.url}/{path} has more than {limit_bytes} bytes, which Spotfirst never "
+                "writes there: something else wrote it. Look at it, and restore or remove it"
+            )
+            raise CorruptObject(msg)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of the object; fewer where it ends before."""
@@ -125,14 +146,21 @@ class Storage(ABC):
             raise ValueError(msg)
         return self._call("read", path, lambda full: self._read_range(full, start, end))
 
-    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Several small objects at once; one that is missing raises :class:`ObjectMissing`."""
-        return {path: self.read(path) for path in paths}
+    def read_tail(self, path: str, limit_bytes: int) -> bytes:
+        """The last ``limit_bytes`` of the object, or all of a smaller one."""
+        size_bytes = self.size_bytes(path)
+        return self.read_range(path, max(0, size_bytes - limit_bytes), size_bytes)
 
-    def read_or_none(self, path: str) -> bytes | None:
+    def read_many(
+        self, paths: Iterable[str], *, limit_bytes: int | None = None
+    ) -> dict[str, bytes]:
+        """Several small objects at once; one that is missing raises :class:`ObjectMissing`."""
+        return {path: self.read(path, limit_bytes=limit_bytes) for path in paths}
+
+    def read_or_none(self, path: str, *, limit_bytes: int | None = None) -> bytes | None:
         """The whole object, or ``None`` when there is none."""
         try:
-            return self.read(path)
+            return self.read(path, limit_bytes=limit_bytes)
         except ObjectMissing:
             return None
 
@@ -247,7 +275,7 @@ class Storage(ABC):
     def child(self, path: str) -> Storage:
         """The same storage, rooted at ``path`` below this one."""
         child = self._at(f"{self.url}/{safe_path(path)}", self._full(path))
-        child.patience_s = self.patience_s
+        child.patience_s, child.keys = self.patience_s, self.keys
         return child
 
     def probe(self) -> None:
@@ -377,8 +405,8 @@ def missing(what: str) -> ObjectMissing:
     return ObjectMissing(f"cannot {what}: there is nothing there")
 
 
-def denied(what: str, reason: object, advice: str) -> StorageDenied:
-    return StorageDenied(f"may not {what}: {reason}. {advice}")
+def denied(what: str, reason: object, advice: str, *, lasting: bool = False) -> StorageDenied:
+    return StorageDenied(f"may not {what}: {reason}. {advice}", lasting=lasting)
 
 
 def unavailable(what: str, error: Exception, advice: str = "") -> StorageUnavailable:

@@ -11,21 +11,37 @@ its offset from UTC, because one without it means another moment on another mach
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from spotfirst.errors import CorruptObject, NewerFormat
 
-__all__ = ["FORMAT_VERSION", "Clock", "Record", "decode", "encode", "prepared", "utc_now"]
+__all__ = [
+    "FORMAT_VERSION",
+    "LIMIT_BYTES",
+    "Claimed",
+    "Clock",
+    "Record",
+    "decode",
+    "encode",
+    "plausible",
+    "prepared",
+    "utc_now",
+]
 
 FORMAT_VERSION = 1
+
+LIMIT_BYTES = 4 << 20
+"""Of one record. A reader refuses a larger object before it has read all of it."""
 
 Clock = Callable[[], datetime]
 """Tells the time in UTC. Injected, so that tests and simulations can step it."""
@@ -71,6 +87,105 @@ class Record(msgspec.Struct, metaclass=_RecordMeta, frozen=True, omit_defaults=T
                     "give one, such as datetime.now(timezone.utc)"
                 )
                 raise ValueError(msg)
+
+
+class Claimed(Record):
+    """A record that another process wrote: :func:`decode` refuses numbers that nothing can have.
+
+    Numbers are finite, not negative, and bounded (an exit code may be negative, and a metric may
+    be any number); times are of this and the next centuries. So no sum, product or difference of
+    them overflows, and no price or budget is turned around.
+    """
+
+
+_MOST = 10.0**15
+_MOST_S = 10.0**10
+_MOST_USD = 10**9
+_MOST_ATTEMPTS = 10**6
+_MOST_RATE = 10.0**6
+_FIRST_YEAR, _LAST_YEAR = 2000, 2300
+
+
+def _implausible(name: str, value: object) -> str:
+    """What is wrong with a field's value; empty for a plausible one. Looks into records."""
+    if value is None or isinstance(value, (str, bool)) or name == "metrics":
+        return ""
+    if isinstance(value, msgspec.Struct):
+        return next(
+            (
+                f".{field}{wrong}"
+                for field in value.__struct_fields__
+                if (wrong := _implausible(field, getattr(value, field)))
+            ),
+            "",
+        )
+    if isinstance(value, datetime):
+        good = _FIRST_YEAR <= value.year <= _LAST_YEAR
+        return "" if good else f" is {value.isoformat()}, out of the years to {_LAST_YEAR}"
+    if isinstance(value, (int, float, Decimal)):
+        return _implausible_number(name, value)
+    items: Iterable[object] = ()
+    if isinstance(value, dict) and name not in _FREE:
+        items = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    return next((wrong for item in items if (wrong := _implausible(name, item))), "")
+
+
+_FREE = {"fleet_options", "policy_options", "original"}
+"""Fields of free content: who uses them checks them."""
+
+
+def _implausible_number(name: str, value: float | Decimal) -> str:
+    if name == "exit_code":
+        return "" if -(2**32) < value < 2**32 else f" is {_shown(value)}"
+    most: float = _MOST_USD if isinstance(value, Decimal) else _MOST
+    if name.endswith("_s"):
+        most = _MOST_S
+    elif name in {"attempt", "number", "to"}:
+        most = _MOST_ATTEMPTS
+    elif name == "clock_rate":
+        most = _MOST_RATE
+    # An int is finite, and may be too large to be made a float for being asked.
+    finite = value.is_finite() if isinstance(value, Decimal) else abs(value) < math.inf
+    if not finite:
+        return f" is {value}, which is no number"
+    if value < 0 or (name == "clock_rate" and value == 0):
+        return f" is {_shown(value)}; it cannot be below 0"
+    return "" if value <= most else f" is {_shown(value)}, more than {most:.6g}"
+
+
+def _shown(value: float | Decimal) -> str:
+    try:
+        return f"{value:.6g}"
+    except (OverflowError, ValueError):
+        return "a number of thousands of digits"
+
+
+def plausible(record: _R) -> _R:
+    """The record with each field that :func:`decode` would refuse set back to its default.
+
+    For what is shown to others and does not decide: a clock that was set must not silence an
+    agent. Raises :class:`ValueError` for a field without a default.
+    """
+    assert isinstance(record, msgspec.Struct)
+    changes: dict[str, Any] = {}
+    for field in msgspec.structs.fields(type(record)):
+        value = getattr(record, field.name)
+        if not _implausible(field.name, value):
+            continue
+        if isinstance(value, msgspec.Struct):
+            with contextlib.suppress(ValueError):
+                changes[field.name] = plausible(value)
+                continue
+        if field.default is not msgspec.NODEFAULT:
+            changes[field.name] = field.default
+        elif field.default_factory is not msgspec.NODEFAULT:
+            changes[field.name] = field.default_factory()
+        else:
+            msg = f"{type(record).__name__}.{field.name}{_implausible(field.name, value)}"
+            raise ValueError(msg)
+    return msgspec.structs.replace(record, **changes) if changes else record
 
 
 class _Versioned(msgspec.Struct):
@@ -125,12 +240,7 @@ def decode(data: bytes, kind: type[_R], *, path: str) -> _R:
     check_version(data, path=path)
     kind = prepared(kind)
     try:
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except msgspec.ValidationError:
-            if not any(word in data for word in _NO_NUMBERS):
-                raise
-            return msgspec.json.decode(data, type=kind, strict=False)
+        record = _decoded(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         named = getattr(kind, "__name__", None) or str(kind)
         msg = (
@@ -138,6 +248,23 @@ def decode(data: bytes, kind: type[_R], *, path: str) -> _R:
             "changed it: look at it, and restore it or remove the run"
         )
         raise CorruptObject(msg) from error
+    wrong = _implausible("", record) if isinstance(record, Claimed) else ""
+    if wrong:
+        msg = (
+            f"{path} is not plausible: {wrong.lstrip('.')}. Something else than Spotfirst wrote or "
+            "changed it: look at it, and restore it or remove the run"
+        )
+        raise CorruptObject(msg)
+    return record
+
+
+def _decoded(data: bytes, kind: type[_R]) -> _R:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        if not any(word in data for word in _NO_NUMBERS):
+            raise
+        return msgspec.json.decode(data, type=kind, strict=False)
 
 
 def check_version(data: bytes, *, path: str) -> None:

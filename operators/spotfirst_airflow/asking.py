@@ -116,8 +116,15 @@ def with_writing(
 
 
 def _spent_there(view: View, offer: Offer) -> Decimal:
-    """What is committed once the checkpoint is on its way to this pool."""
-    return view.spent_usd + view.carry_usd.get(offer.pool.zone, Decimal(0))
+    """What is committed once the checkpoint is on its way to this pool.
+
+    With what the instance that trains now costs until the new one can take over.
+    """
+    here = view.current.launched if view.current is not None else None
+    until_then_usd = (
+        run_usd(here.price_usd_h, view.changeover_s, here.clock_rate) if here else Decimal(0)
+    )
+    return view.spent_usd + view.carry_usd.get(offer.pool.zone, Decimal(0)) + until_then_usd
 
 
 def clock_rate(state: RunState) -> float:

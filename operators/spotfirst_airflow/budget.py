@@ -30,10 +30,13 @@ class Budget(Record):
     - ``continue_cheaper``: as ``stop``; and once 90 % are spent, it goes on without on demand, even
       if the deadline passes.
     - ``alert``: people are told, and it goes on.
+
+    ``simulated``: the dollars are those of the local fleet, and messages say so.
     """
 
     usd: Decimal
     on_budget: OnBudget = "stop"
+    simulated: bool = False
 
     def alerts(self, spent_usd: Decimal) -> tuple[str, ...]:
         """What to tell people by now. The same words every time, so that they are told once."""
@@ -55,8 +58,8 @@ class Budget(Record):
         if self.on_budget == "alert" or spent_usd + committed_usd + shutdown_usd < self.usd:
             return ""
         return (
-            f"the budget of {usd(self.usd)} is used up: {usd(spent_usd)} are spent, and stopping "
-            f"with a checkpoint takes about {usd(committed_usd + shutdown_usd)}"
+            f"the budget of {usd(self.usd)} is used up: {usd(spent_usd, simulated=self.simulated)} "
+            f"are spent, and stopping with a checkpoint takes about {usd(committed_usd + shutdown_usd)}"
         )
 
     def can_start(

@@ -8,20 +8,23 @@ terminate, ask for a handover) can be repeated, so a controller may die between 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from spotfirst import events as e
-from spotfirst.errors import LaunchRejected, LostRace, NoCapacity
+from spotfirst.agent.exits import is_finished
+from spotfirst.checkpoints.restoring import MOST_BACK
+from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
-from spotfirst.market import Market, Pool
+from spotfirst.market import Market, Notice, Pool
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.asking import (
@@ -35,13 +38,21 @@ from spotfirst_airflow.asking import (
     why_not_begin,
     with_writing,
 )
+from spotfirst_airflow.cautions import cautions
 from spotfirst_airflow.costs import bill, promised_usd
-from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest
+from spotfirst_airflow.fleets import Fleet, Instance, InstanceState, LaunchRequest, Offer
 from spotfirst_airflow.keeping import Keeps, is_taken_back, over_budget, warning
-from spotfirst_airflow.launches import next_launch_at
-from spotfirst_airflow.news import describe
+from spotfirst_airflow.launches import (
+    Place,
+    next_launch_at,
+    out_of_quota,
+    place_of,
+    rejections,
+    with_refusals,
+)
+from spotfirst_airflow.news import NOT_NEEDED, describe
 from spotfirst_airflow.outlook import Outlook, done_share, shutdown_s, work_left
-from spotfirst_airflow.policies import Policy, View
+from spotfirst_airflow.policies import Decision, OnDemand, Policy, SpotOnly, View
 from spotfirst_airflow.recalling import recall
 from spotfirst_airflow.timelines import price_timeline
 from spotfirst_airflow.traffic import Traffic, is_priced
@@ -59,20 +70,26 @@ CRASHES_WITHOUT_PROGRESS = 3
 UNKNOWN_TO_FLEET_S = 60.0
 """How long a launched instance may be missing from the fleet's answers (AWS is eventually
 consistent) before it counts as gone."""
+_FARTHEST_NOTICE = timedelta(minutes=15)
 HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
+_WARNINGS_PER_ATTEMPT = 100
+_HAS_FAILED = "the run has failed"
+_MOMENT_S = 60.0
 _CRASHES = ("script_failed", "killed", "lost")
 
 
 class Step(Record):
     """What one pass found. ``done``: the run is final, and every instance is gone.
 
-    ``news`` tells people what happened since the last pass, a line each.
+    ``news`` tells people what happened since the last pass, a line each; ``events`` are all that
+    happened since.
     """
 
     state: RunState
     wait_s: float
     news: tuple[str, ...] = ()
+    events: tuple[e.Event, ...] = ()
     heartbeat: Heartbeat | None = None
     done: bool = False
 
@@ -95,13 +112,16 @@ class Controller:
         by: str = "",
     ) -> None:
         self.run = run
-        self.spec: RunSpec = run.spec()
+        self.spec: RunSpec
+        self.spec, self._spec_digest = run.spec_and_digest()
+        self._amendment = 0
         self._fleet = fleet
         self._policy = policy
         self._clock = clock
         self._journal = run.journal(by=by or controller_name())
         self._traffic = Traffic(run, self.spec.resume_from)
         self._beats: dict[int, tuple[int, datetime]] = {}
+        self._can_go_back: dict[int, bool] = {}
         self._last_step_at: datetime | None = None
         self._told = 0
         self._watching_s = min(self.spec.heartbeat_s, 5.0)
@@ -114,20 +134,29 @@ class Controller:
         """
         now = self._clock()
         try:
-            self._journal.refresh()
+            self._read_amendment(self._journal.refresh())
             beats = self._observe(now)
             wait_s = self._reconcile(now, beats)
         except LostRace:
             beats, wait_s = {}, 0.05
         self._last_step_at = now
         state = self._journal.state  # with what this pass appended; the next one reads what is new
+        news, events = self._news()
         return Step(
             state=state,
             wait_s=wait_s,
-            news=self._news(),
+            news=news,
+            events=events,
             heartbeat=_trainer(beats),
             done=state.is_final and not state.open_attempts,
         )
+
+    def _read_amendment(self, state: RunState) -> None:
+        """The spec that the journal says counts; refuses an older one that was put in its place."""
+        wanted = state.reopened.amendment if state.reopened else 0
+        if wanted > self._amendment:
+            self.spec, self._spec_digest = self.run.spec_and_digest(amendments=wanted)
+            self._amendment = wanted
 
     # -- one pass ---------------------------------------------------------------------------
 
@@ -138,10 +167,10 @@ class Controller:
             state = self._withdraw(now, state, "the run is over")
             self._fleet.terminate([attempt.token for attempt in state.open_attempts])
             return 0.5
-        if self._conclude(now, state):
+        if self._conclude(now, state, beats):
             return 0.2
         if state.phase is Phase.STOPPING:
-            self._stop(now, self._withdraw(now, state, "the run stops"), beats)
+            self._stop(now, state, beats)
             return 0.5
         outlook = Outlook.of(self.spec, state)
         if self._must_stop(now, state, outlook, beats):
@@ -160,6 +189,8 @@ class Controller:
         if not open_attempts:
             return {}
         recall(self._fleet, open_attempts)
+        for caution in cautions(self._fleet, self._journal.state.warnings):
+            self._warn(now, caution)
         instances = self._fleet.describe([attempt.token for attempt in open_attempts])
         beats: dict[int, Heartbeat] = {}
         for attempt in open_attempts:
@@ -168,7 +199,7 @@ class Controller:
                 if instance is not None:
                     self._append_launched(now, attempt, instance)
                 continue
-            beat = self.run.heartbeat(attempt.number)
+            beat = self.run.heartbeat(attempt.number, warn=self._doubt(now, attempt))
             if beat is not None:
                 beats[attempt.number] = beat
             self._pass_on_notice(now, attempt, instance, beat)
@@ -186,14 +217,33 @@ class Controller:
             if notice and (
                 known is None or (known.kind, notice.kind) == ("rebalance", "interruption")
             ):
+                if instance is None or notice is not instance.notice:
+                    notice = _bounded(notice, now)  # noqa: PLW2901
                 self._append(e.Noticed(at=now, attempt=attempt.number, notice=notice))
                 return
 
     def _pass_on_warnings(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> None:
         """What the trainer warned about goes into the journal once, for people to see."""
         for message in beat.progress.warnings if beat else ():
-            text = f"attempt {attempt.number}: {message}"
+            self._warn_of(attempt, now, message)
+
+    def _warn_of(self, attempt: Attempt, now: datetime, message: str) -> None:
+        """A warning that follows from what an attempt wrote: a script may write without end."""
+        start = f"attempt {attempt.number}: "
+        text = start + message
+        known = self._journal.state.warnings
+        if text not in known:
+            count = sum(warning.startswith(start) for warning in known)
+            if count >= _WARNINGS_PER_ATTEMPT:
+                text = start + "further warnings are left out"
             self._warn(now, text, attempt=attempt.number)
+
+    def _doubt(self, now: datetime, attempt: Attempt) -> Callable[[str], None]:
+        """What takes note of a file of an attempt that cannot be read."""
+        return lambda problem: self._warn_of(attempt, now, problem)
+
+    def _exit_report(self, now: datetime, attempt: Attempt) -> ExitReport | None:
+        return self.run.exit_report(attempt.number, warn=self._doubt(now, attempt))
 
     def _settle_end(
         self, now: datetime, attempt: Attempt, instance: Instance | None, beat: Heartbeat | None
@@ -205,7 +255,7 @@ class Controller:
             if age_s < UNKNOWN_TO_FLEET_S:
                 return
         elif instance.state is not InstanceState.TERMINATED:
-            report = self.run.exit_report(attempt.number) if _may_have_exited(beat) else None
+            report = self._exit_report(now, attempt) if _may_have_exited(beat) else None
             if report is not None and self._keep(now, attempt, instance, beat, report):
                 return
             if (report is not None and not _leaves_free(attempt, now)) or self._is_silent(
@@ -213,7 +263,7 @@ class Controller:
             ):
                 self._fleet.terminate([attempt.token])
             return
-        report = self.run.exit_report(attempt.number)
+        report = self._exit_report(now, attempt)
         ended = _ended(now, attempt, instance, beat, report)
         ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
@@ -285,24 +335,26 @@ class Controller:
         self._beats[attempt.number] = (number, now)
         return True
 
-    def _conclude(self, now: datetime, state: RunState) -> bool:
+    def _conclude(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> bool:
         """Success, or a failure that no new attempt would mend. Whether it is either."""
         completed = next(
             (a for a in state.attempts if a.ended and a.ended.cause == "completed"), None
         )
         if completed is not None and completed.number > state.reopened_after:
-            if self._cleared(now, state, f"attempt {completed.number} completed"):
+            if self._not_needed(now, state, f"attempt {completed.number} has completed"):
                 self._append(_succeeded(now, completed, self.run))
             return True
         failure = None if state.phase is Phase.STOPPING else self._failure(state)
         if failure is None:
+            self._warn_of_going_back(now, state)
             return False
-        if self._cleared(now, state, "the run failed"):
+        if self._left(now, state, beats, _HAS_FAILED):
             self._append(msgspec.structs.replace(failure, at=now))
         return True
 
-    def _cleared(self, now: datetime, state: RunState, reason: str) -> bool:
-        """End what is still open, since nothing is left to do for it; whether all is gone."""
+    def _not_needed(self, now: datetime, state: RunState, reason: str) -> bool:
+        """End what is still open at once, as the work is done; whether all is gone."""
+        reason = f"{NOT_NEEDED}: {reason}"
         state = self._withdraw(now, state, reason)
         for attempt in state.open_attempts:
             if attempt.handover is None:
@@ -312,37 +364,87 @@ class Controller:
 
     def _failure(self, state: RunState) -> e.Failed | None:
         """Why the run cannot go on, if it cannot. ``at`` is to be filled in."""
-        recent = [a for a in state.attempts if a.number > state.reopened_after]
-        rejected = next((a.not_launched for a in recent if _is_rejected(a)), None)
-        if rejected is not None:
-            return e.Failed(at=rejected.at, message=rejected.message, retryable=False)
-        last = next((a.ended for a in reversed(recent) if a.ended), None)
+        recent = _recent(state)
+        # What ends only because the run has failed does not undo that.
+        ended = [a for a in recent if a.ended and a.handover != _HAS_FAILED]
+        last = ended[-1].ended if ended else None
+        if last is not None and last.cause == "unfit":
+            # The next instance would have the same image: more of them only cost more.
+            return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
         if last is None or last.cause not in _CRASHES:
             return None
         script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")
-        if last.cause == "script_failed" and script_failures > self.spec.script_retries:
+        allowed = self.spec.script_retries + self._tries_further_back(ended)
+        if last.cause == "script_failed" and script_failures > allowed:
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail)
-        crashes = state.fruitless(*_CRASHES)
+        crashes = state.fruitless(*_CRASHES, leave_out=_HAS_FAILED)
         if crashes >= CRASHES_WITHOUT_PROGRESS:
             message = f"{crashes} attempts in a row crashed without a new checkpoint; {_why(last)}"
             return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
         return None
 
+    def _warn_of_going_back(self, now: datetime, state: RunState) -> None:
+        newest = next((a for a in reversed(_recent(state)) if a.ended), None)
+        if newest is not None and self._can_go_back.get(newest.number):
+            self._warn(
+                now,
+                f"attempt {newest.number} crashed before it came any further than the checkpoint "
+                "that it began with: the next attempt begins with the one BEFORE it. If the script "
+                "is at fault, mend it and clear the task: then the newest checkpoint is used again",
+                attempt=newest.number,
+            )
+
+    def _tries_further_back(self, ended: Sequence[Attempt]) -> int:
+        """How many more attempts there may be because some crashed with what they restored.
+
+        Each begins with the checkpoint before; what instances say of theirs is bounded here.
+        """
+        fruitless = list(itertools.takewhile(_crashed_at_once, reversed(ended)))[:MOST_BACK]
+        if not fruitless:
+            return 0
+        newest = fruitless[0].number
+        if newest not in self._can_go_back:
+            tried = [a.ended.restored_seq for a in fruitless if a.ended]
+            commits = self.run.chain().refresh().commits
+            self._can_go_back[newest] = any(seq not in tried for seq, _ in commits)
+        return len(fruitless) - 1 + self._can_go_back[newest]
+
     def _stop(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> None:
         """Ask every attempt to checkpoint and stop; end those that do not."""
         reason = state.stop.reason if state.stop else "stopped"
-        if not state.open_attempts:
+        if self._left(now, state, beats, reason):
             self._append(e.Stopped(at=now, reason=reason))
-            return
-        asked_at = state.stop.at if state.stop else now
+
+    def _left(
+        self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat], reason: str
+    ) -> bool:
+        """Ask what is open to checkpoint and stop; whether all is gone.
+
+        What has nothing to save, or does not stop, is ended.
+        """
+        state = self._withdraw(now, state, reason)
         for attempt in state.open_attempts:
-            if attempt.handover is None:
+            asked_at = self._asked_at(attempt.number)
+            if asked_at is None:
                 self.run.request_handover(attempt.number, Handover(reason=reason, at=now))
                 self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
+                asked_at = now
             beat = beats.get(attempt.number)
             may_checkpoint = beat is not None and beat.phase in {"training", "draining"}
             if not may_checkpoint or (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S:
                 self._fleet.terminate([attempt.token])
+        return not state.open_attempts
+
+    def _asked_at(self, number: int) -> datetime | None:
+        """When this attempt was asked to checkpoint and stop."""
+        return next(
+            (
+                event.at
+                for event in reversed(self._journal.events)
+                if isinstance(event, e.HandoverRequested) and event.attempt == number
+            ),
+            None,
+        )
 
     def _must_stop(
         self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
@@ -365,7 +467,7 @@ class Controller:
             + last_usd,
             shutdown_usd=shutdown_usd,
         )
-        for alert in outlook.budget.alerts(outlook.budget.usd if why else spent_usd):
+        for alert in outlook.budget.alerts(spent_usd):
             self._warn(now, alert)
         if not why:
             return False
@@ -384,7 +486,9 @@ class Controller:
         free_at = next_launch_at(state.attempts, per_hour=self.spec.launches_per_hour, now=now)
         if free_at is not None:
             return self._hold(now, state, free_at, current)
+        recent = _recent(state)
         offers = tuple(self._fleet.offers(self.spec.instance_types))
+        offers = with_refusals(offers, recent, now=now)
         checkpoint_bytes = 0
         if any(map(is_priced, offers)):
             checkpoint_bytes = self._traffic.newest_bytes()
@@ -395,7 +499,7 @@ class Controller:
             now=now,
             idle_since=idle_since(state, now),
             offers=offers,
-            attempts=tuple(a for a in state.attempts if a.number > state.reopened_after),
+            attempts=recent,
             current=current,
             deadline=outlook.deadline,
             work=work_left(self.spec, state, beat),
@@ -418,6 +522,19 @@ class Controller:
                 self._append(e.StopRequested(at=now, reason=why, cause="budget"))
             return watching_s
         decision = ask(self._policy, view, budget=outlook.budget, shutdown_s=shutdown_s(beat))
+        is_stuck = decision.offer is None and not decision.stop and not state.open_attempts
+        if is_stuck and view.offers:
+            rejected = rejections(recent)
+            if rejected and not self._not_refused(view.offers, rejected):
+                message = "; ".join(dict.fromkeys(each.message for each in rejected.values()))
+                self._append(e.Failed(at=now, message=message, retryable=False))
+                return 0.1
+            # With a deadline, a policy goes elsewhere in time.
+            quotas = out_of_quota(recent) if outlook.deadline is None else set()
+            left = self._not_refused(view.offers, {*rejected, *quotas})
+            if left and len(left) < len(view.offers):
+                view = msgspec.structs.replace(view, offers=left)
+                decision = self._instead(decision, view, outlook, shutdown_s(beat))
         if decision.stop:
             self._append(e.StopRequested(at=now, reason=decision.reason, cause="policy"))
             return 0.1
@@ -435,10 +552,32 @@ class Controller:
             e.Launching(
                 at=now, attempt=number, token=token, market=decision.offer.market,
                 pool=decision.offer.pool, reason=decision.reason, others=decision.others,
+                price_usd_h=decision.offer.price_usd_h,
             )
         )  # fmt: skip
         self._launch(now, self._journal.state.attempt(number))
         return 0.2
+
+    def _not_refused(
+        self, offers: tuple[Offer, ...], refused: Collection[Place]
+    ) -> tuple[Offer, ...]:
+        """Where a launch may yet do, of what the policy may use at all."""
+        only = getattr(self._policy, "only", None)
+        return tuple(
+            offer
+            for offer in offers
+            if place_of(offer.market, offer.pool) not in refused
+            and offer.market is (only or offer.market)
+        )
+
+    def _instead(self, decision: Decision, view: View, outlook: Outlook, end_s: float) -> Decision:
+        """What is left to launch, where the policy would wait for what is refused."""
+        for policy in (SpotOnly(), OnDemand()):
+            other = ask(policy, view, budget=outlook.budget, shutdown_s=end_s)
+            if other.offer is not None:
+                reason = f"launches in other markets are refused: {other.offer.market} instead"
+                return msgspec.structs.replace(other, reason=reason)
+        return decision
 
     def _hold(
         self, now: datetime, state: RunState, free_at: datetime, current: Attempt | None
@@ -474,12 +613,16 @@ class Controller:
             others=attempt.others,
             storage_url=self.run.root.url,
             max_life_s=self.spec.max_life_s,
+            spec_digest=self._spec_digest,
             tags=self.spec.tags,
         )
         try:
             instance = self._fleet.launch(request)
         except NoCapacity as error:
-            self._append_not_launched(now, attempt, "no_capacity", str(error), error.pools)
+            quota = isinstance(error, QuotaReached)
+            self._append_not_launched(
+                now, attempt, "no_capacity", str(error), error.pools, quota=quota
+            )
         except LaunchRejected as error:
             self._append_not_launched(now, attempt, "rejected", str(error))
         else:
@@ -522,19 +665,30 @@ class Controller:
         cause: Literal["no_capacity", "rejected", "withdrawn"],
         message: str,
         pools: tuple[Pool, ...] = (),
+        *,
+        quota: bool = False,
     ) -> None:
         self._append(
-            e.NotLaunched(at=now, attempt=attempt.number, cause=cause, message=message, pools=pools)
-        )
+            e.NotLaunched(
+                at=now, attempt=attempt.number, cause=cause, message=message, pools=pools,
+                quota=quota,
+            )
+        )  # fmt: skip
+        if cause == "rejected" or quota:
+            # What AWS says has ids and numbers in it that differ each time: once for each market.
+            start = f"{attempt.market} launches are refused, and tried again now and then: "
+            if not any(known.startswith(start) for known in self._journal.state.warnings):
+                self._warn(now, start + message)
 
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
 
-    def _news(self) -> tuple[str, ...]:
+    def _news(self) -> tuple[tuple[str, ...], tuple[e.Event, ...]]:
         fresh = self._journal.events[self._told :]
         state = self._journal.state
         self._told = len(self._journal.events)
-        return tuple(line for event in fresh if (line := describe(event, state)))
+        lines = tuple(line for event in fresh if (line := describe(event, state)))
+        return lines, tuple(fresh)
 
 
 # -- small pure helpers -------------------------------------------------------------------------
@@ -581,15 +735,31 @@ def _leaves_free(attempt: Attempt, now: datetime) -> bool:
     return used_s * attempt.launched.clock_rate < 3600
 
 
-def _is_rejected(attempt: Attempt) -> bool:
-    return attempt.not_launched is not None and attempt.not_launched.cause == "rejected"
+def _recent(state: RunState) -> tuple[Attempt, ...]:
+    """The attempts since the run was last reopened: someone looked at the others then."""
+    return tuple(a for a in state.attempts if a.number > state.reopened_after)
+
+
+def _crashed_at_once(attempt: Attempt) -> bool:
+    """Whether an attempt began with a checkpoint, and crashed before it came any further."""
+    ended = attempt.ended
+    if (
+        ended is None
+        or ended.restored_seq is None
+        or ended.cause not in {"script_failed", "killed"}
+    ):
+        return False
+    return attempt.progress == 0 and (ended.step or 0) <= (ended.start_step or 0)
 
 
 def _why(ended: e.Ended) -> str:
     if ended.message:
         return ended.message
     if ended.cause == "script_failed":
-        return f"the command exited with {ended.exit_code}"
+        code = ended.exit_code
+        return (
+            f"the command exited with {code}" if code is not None else "the command did not start"
+        )
     return f"attempt {ended.attempt} was {ended.cause}"
 
 
@@ -610,9 +780,9 @@ def _ended(
         startup_s = max(0.0, (timings.first_step - started_at).total_seconds())
         training_s = max(0.0, ((timings.last_step or now) - timings.first_step).total_seconds())
     cause: e.EndCause
-    if report is not None and not (by_fleet and report.cause == "killed"):
+    if report is not None and not (by_fleet and _may_be_of_the_end(report, instance)):
         cause = report.cause
-    elif by_fleet:  # also when the agent saw its command die a moment before itself
+    elif by_fleet:
         cause = "interrupted"
     elif attempt.handover is not None:
         cause = "handed_over"
@@ -629,6 +799,7 @@ def _ended(
         message=report.message if report else (instance.ended_why if instance else ""),
         log_tail=report.log_tail if report else (),
         start_step=progress.start_step if progress else None,
+        restored_seq=progress.restored_seq if progress else None,
         step=progress.step if progress else None,
         checkpoint_step=progress.checkpoint_step if progress else None,
         total_steps=progress.total_steps if progress else None,
@@ -637,6 +808,29 @@ def _ended(
         startup_s=startup_s,
         moved_bytes=(report or beat).moved_bytes if (report or beat) else 0,  # type: ignore[union-attr]
     )
+
+
+def _may_be_of_the_end(report: ExitReport, instance: Instance | None) -> bool:
+    """Whether the script may have left because its instance was taken, a moment later.
+
+    The system ends processes one by one, and only the script may have heard that it is to go.
+    """
+    gone_at = instance.ended_at if instance else None
+    if gone_at is not None and gone_at - report.at > timedelta(seconds=_MOMENT_S):
+        return False
+    if report.cause == "completed":
+        return not is_finished(report.progress)
+    return report.cause in {"script_failed", "killed"}
+
+
+def _bounded(notice: Notice, now: datetime) -> Notice:
+    """What an instance says of its notice: an interruption is no farther away than any fleet's.
+
+    Until then the instance is left to the fleet where that is free.
+    """
+    if notice.time is None:
+        return notice
+    return msgspec.structs.replace(notice, time=min(notice.time, now + _FARTHEST_NOTICE))
 
 
 def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> datetime:
@@ -648,7 +842,9 @@ def _unseen_end(now: datetime, attempt: Attempt, report: ExitReport | None) -> d
         return now
     notice = attempt.notice
     told = notice.time if report.cause == "interrupted" and notice else None
-    return min(now, max(report.at, told or report.at))
+    # What it says is billed by, so not before it was there.
+    began = attempt.launched.at if attempt.launched else attempt.intended_at
+    return min(now, max(began, report.at, told or report.at))
 
 
 def _succeeded(now: datetime, attempt: Attempt, run: Run) -> e.Succeeded:

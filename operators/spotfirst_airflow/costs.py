@@ -3,9 +3,7 @@
 Prices were frozen into the journal when the instance was launched, so a report never changes
 later. A run's cost is the sum of what its charges say, each rounded to a hundredth of a cent.
 
-Billing rules (AWS, "Billing for interrupted Spot Instances"): a spot instance that AWS takes back
-within its first hour is free; otherwise the seconds used are paid, on demand as well. A minimum of
-a minute, of which only others tell, is not counted.
+The rules of billing are in :mod:`spotfirst.spending`.
 
 What crosses from one region to another is paid by the GB (10^9 bytes): what an instance has read
 from the run's storage and written to it, at the prices of its launch, interrupted or not. Known at
@@ -18,8 +16,14 @@ from collections.abc import Iterable
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 
-from spotfirst.events import Launched
 from spotfirst.market import Market, Pool
+from spotfirst.spending import (
+    FREE_IF_INTERRUPTED_WITHIN_S,
+    amount_usd,
+    egress_usd,
+    ended_egress_usd,
+    used,
+)
 from spotfirst.state import Attempt, RunState
 from spotfirst.wire import Record
 
@@ -29,13 +33,12 @@ __all__ = [
     "Charge",
     "bill",
     "egress_usd",
+    "is_simulated",
     "promised_usd",
     "usd",
 ]
 
-FREE_IF_INTERRUPTED_WITHIN_S = 3600.0
 _QUANTUM = Decimal("0.0001")
-_GB = 10**9
 
 
 class Charge(Record):
@@ -73,14 +76,17 @@ class Bill(Record):
     """A run's charges and what they add up to, with what crossed between regions.
 
     ``on_demand_usd`` is what the same work would have cost on one on-demand instance without
-    interruptions: the training time whose steps were kept, and one start-up. ``lost_steps`` were
-    trained, not committed, and trained again.
+    interruptions: the training time whose steps were kept, and one start-up; see
+    :attr:`known_on_demand_usd`. ``lost_steps`` were trained, not committed, and trained again;
+    ``None`` where that is not known, as of a script that tells no steps.
     """
 
     charges: tuple[Charge, ...]
     total_usd: Decimal
     on_demand_usd: Decimal
-    lost_steps: int
+    lost_steps: int | None
+    is_final: bool = False
+    succeeded: bool = False
 
     @property
     def egress_usd(self) -> Decimal:
@@ -91,6 +97,33 @@ class Bill(Record):
     def saving_usd(self) -> Decimal:
         """What spot saved against on demand; negative when it cost more."""
         return self.on_demand_usd - self.total_usd
+
+    @property
+    def known_on_demand_usd(self) -> Decimal | None:
+        """What the work would have cost on demand; ``None`` until the run is over."""
+        return self.on_demand_usd if self.is_final and self.on_demand_usd else None
+
+    @property
+    def saved_usd(self) -> Decimal | None:
+        """What a success saved against on demand; ``None`` for a run that has no result."""
+        return self.saving_usd if self.succeeded and self.known_on_demand_usd else None
+
+    @property
+    def saved_share(self) -> float | None:
+        """:attr:`saved_usd` as a share of the on-demand price."""
+        return self.saving_share if self.saved_usd is not None else None
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the dollars are those of a simulated market, which nobody pays."""
+        return any(is_simulated(charge.price_source) for charge in self.charges)
+
+    @property
+    def saving_in_words(self) -> str:
+        """``62% saved`` or ``5% dearer``; empty where nothing is known."""
+        if self.saved_share is None:
+            return ""
+        return f"{abs(self.saved_share):.0%} {'saved' if self.saved_share >= 0 else 'dearer'}"
 
     @property
     def saving_share(self) -> float:
@@ -120,7 +153,9 @@ def bill(
         charges=charges,
         total_usd=sum((charge.cost_usd + charge.egress_usd for charge in charges), Decimal(0)),
         on_demand_usd=_on_demand(state.attempts, kept),
-        lost_steps=sum(trained - kept_steps for _, trained, kept_steps in kept),
+        lost_steps=_lost(state.attempts, kept),
+        is_final=state.is_final,
+        succeeded=state.result is not None,
     )
 
 
@@ -138,15 +173,17 @@ def promised_usd(state: RunState, *, now: datetime) -> Decimal:
     )
 
 
-def egress_usd(launched: Launched, *, read_bytes: int, written_bytes: int) -> Decimal:
-    """What these bytes cost between an instance and the run's storage, to a hundredth of a cent."""
-    exact = read_bytes * launched.read_usd_gb + written_bytes * launched.write_usd_gb
-    return (exact / _GB).quantize(_QUANTUM, rounding=ROUND_HALF_UP)
+def usd(amount: Decimal | None, *, simulated: bool = False) -> str:
+    """An amount for people: cents, and more digits for amounts below a dollar; "-" for ``None``."""
+    if amount is None:
+        return "-"
+    text = f"${amount:.2f}" if abs(amount) >= 1 else f"${amount:.4f}"
+    return f"{text} simulated" if simulated else text
 
 
-def usd(amount: Decimal) -> str:
-    """An amount for people: cents, and more digits for amounts below a dollar."""
-    return f"${amount:.2f}" if abs(amount) >= 1 else f"${amount:.4f}"
+def is_simulated(price_source: str) -> bool:
+    """Whether a price is of the local fleet, whose market is simulated."""
+    return price_source.startswith("local fleet")
 
 
 def _charge(
@@ -154,52 +191,30 @@ def _charge(
 ) -> Charge:
     launched, ended = attempt.launched, attempt.ended
     assert launched is not None
-    end = ended.ended_at if ended else max(now, launched.started_at)
-    kept = ended.kept_until if ended else None
-    if kept is not None:
-        end = max(end, min(now, kept))
-    used_s = max(0.0, (end - launched.started_at).total_seconds()) * launched.clock_rate
-    cost = _amount(used_s, launched.price_usd_h)
-    rule = "seconds used"
+    spent = used(attempt, now=now)
+    cost, rule = spent.cost_usd, spent.rule
     timeline = ended.price_timeline if ended else ()
-    if timeline and not frozen_price:
-        cost, rule = (
-            _by_time(timeline, end=end, clock_rate=launched.clock_rate),
-            "price of each time",
-        )
-    if kept is not None:
-        rule += f", kept for debugging until {kept:%Y-%m-%d %H:%M} UTC at most"
-    if (
-        ended
-        and ended.by_fleet
-        and attempt.market is Market.SPOT
-        and used_s < FREE_IF_INTERRUPTED_WITHIN_S
-    ):
-        cost, rule = Decimal(0), "free: interrupted within the first hour"
+    if timeline and not frozen_price and not spent.is_free:
+        cost = _by_time(timeline, end=spent.end, clock_rate=launched.clock_rate)
+        rule = rule.replace("seconds used", "price of each time")
     return Charge(
         attempt=attempt.number,
         market=attempt.market,
         pool=attempt.pool,
         start=launched.started_at,
-        end=end,
-        used_s=used_s,
+        end=spent.end,
+        used_s=spent.used_s,
         price_usd_h=launched.price_usd_h,
         price_source=launched.price_source,
         price_at=launched.price_at,
         on_demand_usd_h=launched.on_demand_usd_h,
         cost_usd=cost,
-        list_usd=_amount(used_s, launched.on_demand_usd_h),
+        list_usd=amount_usd(spent.used_s, launched.on_demand_usd_h),
         rule=rule,
-        is_estimate=ended is None or ended.cause == "lost" or kept is not None,
+        is_estimate=ended is None or ended.cause == "lost" or ended.kept_until is not None,
         tags=tags,
         price_timeline=timeline,
-        egress_usd=egress_usd(
-            launched,
-            read_bytes=ended.moved_bytes + ended.restored_bytes,
-            written_bytes=ended.written_bytes,
-        )
-        if ended
-        else Decimal(0),
+        egress_usd=ended_egress_usd(attempt),
     )
 
 
@@ -215,11 +230,6 @@ def _by_time(
         Decimal(0),
     )
     return (exact / 3600).quantize(_QUANTUM, rounding=ROUND_HALF_UP)
-
-
-def _amount(seconds: float, price_usd_h: Decimal) -> Decimal:
-    exact = Decimal(repr(seconds)) * price_usd_h / 3600
-    return exact.quantize(_QUANTUM, rounding=ROUND_HALF_UP)
 
 
 def _kept(attempts: Iterable[Attempt]) -> list[tuple[Attempt, int, int]]:
@@ -239,6 +249,21 @@ def _kept(attempts: Iterable[Attempt]) -> list[tuple[Attempt, int, int]]:
     return rows
 
 
+def _lost(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> int | None:
+    """How many steps were trained more than once; ``None`` when nothing tells.
+
+    A first step has a time, and it is what ends the start-up. What the files of a script were
+    captured to has none: its numbers are no steps.
+    """
+    ended = [a for a in attempts if a.launched and a.ended]
+    tells = [a for a, trained, _ in kept if trained and a.ended]
+    if any(a.ended and not a.ended.startup_s for a in tells):
+        return None
+    if ended and not kept:
+        return None
+    return sum(trained - kept_steps for _, trained, kept_steps in kept)
+
+
 def _on_demand(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> Decimal:
     if not any(a.ended and a.ended.training_s for a, _, _ in kept):
         # a script that tells no steps: all its time counts
@@ -254,9 +279,9 @@ def _on_demand(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]
     for attempt, trained, kept_steps in kept:
         if attempt.launched and attempt.ended and trained:
             seconds = attempt.ended.training_s * kept_steps / trained * attempt.launched.clock_rate
-            total += _amount(seconds, attempt.launched.on_demand_usd_h)
+            total += amount_usd(seconds, attempt.launched.on_demand_usd_h)
     first = next((a for a, _, _ in kept if a.launched and a.ended), None)
     if first and first.launched and first.ended:
         seconds = first.ended.startup_s * first.launched.clock_rate
-        total += _amount(seconds, first.launched.on_demand_usd_h)
+        total += amount_usd(seconds, first.launched.on_demand_usd_h)
     return total

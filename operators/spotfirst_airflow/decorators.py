@@ -15,6 +15,7 @@ from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 from airflow.sdk.definitions.context import context_merge
 from airflow.sdk.exceptions import AirflowFailException
 
+from spotfirst_airflow.arguments import suggestion
 from spotfirst_airflow.operators import SpotTrainingOperator
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class SpotTrainingDecoratedOperator(DecoratedOperator, SpotTrainingOperator):
 
     The function returns the command, a list of words, or a dict of arguments of
     :class:`SpotTrainingOperator`, the command among them. Arguments that are fixed when the DAG
-    is parsed go to the decorator. Returned strings are rendered as templates.
+    is parsed go to the decorator. Returned strings are taken as they are: rendering them would
+    evaluate what the function may have got from a Param.
 
     The function is called once per try. It is not called again when the run has ended.
     """
@@ -68,7 +70,6 @@ class SpotTrainingDecoratedOperator(DecoratedOperator, SpotTrainingOperator):
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         self._take(self.python_callable(*self.op_args, **kwargs))
-        self.render_template_fields(context)
         return SpotTrainingOperator.execute(self, context)
 
     def _take(self, returned: Any) -> None:
@@ -80,17 +81,22 @@ class SpotTrainingDecoratedOperator(DecoratedOperator, SpotTrainingOperator):
                 "such as ['python', 'train.py'], or a dict of operator arguments with one"
             )
             raise AirflowFailException(msg)
-        unknown = sorted(set(arguments) - set(SpotTrainingOperator.ARGUMENTS))
+        known = SpotTrainingOperator.ARGUMENTS
+        unknown = sorted(set(arguments) - set(known))
         if unknown:
             msg = (
-                f"{self.python_callable.__name__} returned unknown arguments {unknown}; there are "
-                f"{', '.join(SpotTrainingOperator.ARGUMENTS)}"
+                f"{self.python_callable.__name__} returned unknown arguments {unknown}"
+                f"{suggestion(unknown, known)}; there are {', '.join(known)}"
             )
             raise AirflowFailException(msg)
         for name, value in arguments.items():
             setattr(self, name, value)
-            if name in self._written:
-                self._written[name] = value
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments = super()._arguments()
+        if arguments["command"] is SET_DURING_EXECUTION:
+            del arguments["command"]
+        return arguments
 
 
 def spot_training_task(

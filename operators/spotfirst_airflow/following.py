@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from spotfirst import events as e
 from spotfirst.errors import (
     FleetUnavailable,
     FormatError,
@@ -22,10 +23,13 @@ from spotfirst.errors import (
     StorageUnavailable,
 )
 from spotfirst.run import Run
+from spotfirst.spec import RunSpec
 from spotfirst.state import RunState
 from spotfirst.wire import Clock, utc_now
-from spotfirst_airflow.controller import Controller
+from spotfirst_airflow.controller import Controller, Step
+from spotfirst_airflow.costs import bill, usd
 from spotfirst_airflow.logs import LogFollower
+from spotfirst_airflow.news import describe, is_bad, progress_line
 from spotfirst_airflow.submission import open_controller, request_stop
 
 __all__ = ["Follower"]
@@ -36,6 +40,8 @@ _LONGEST_PAUSE_S = 60.0
 _TRIES = 5
 _LINES_PER_LOOK = 1000
 _LINES_BEFORE = 20
+_PROGRESS_S = (10.0, 300.0)
+"""The shortest and the longest time between two lines of progress."""
 
 
 class Follower:
@@ -69,6 +75,8 @@ class Follower:
         self._failures = 0
         self._shown_before = False
         self._told = 0
+        self._began: datetime | None = None
+        self._progress_at: datetime | None = None
         self._is_new = True
         self.state: RunState | None = None
         """What the newest look found."""
@@ -108,27 +116,47 @@ class Follower:
         attempts = len(step.state.attempts)
         if step.done:  # the last output, then how it ended
             self._show(attempts, is_last=True)
-        self._tell(step.news)
+        self._tell(step.events, step.state)
         if not step.done:
             self._show(attempts, is_last=False)
+            if self._show_output:
+                self._tell_progress(self._controller.spec, step)
         return None if step.done else step.wait_s
 
-    def _tell(self, news: Sequence[str]) -> None:
+    def _tell(self, events: Sequence[e.Event], state: RunState) -> None:
         """Log what is new. A new controller tells the run's story from its beginning."""
-        fresh = news[self._told :] if self._is_new else news
+        fresh = events[self._told :] if self._is_new else events
         self._told += len(fresh)
         self._is_new = False
-        for line in fresh:
-            self._log.info("%s", line)
+        logs = {"": self._log.info, "warning": self._log.warning, "error": self._log.error}
+        for event in fresh:
+            if line := describe(event, state):
+                logs[is_bad(event)]("%s", line)
+
+    def _tell_progress(self, spec: RunSpec, step: Step) -> None:
+        """Say where the run stands: every ten seconds at first, every five minutes in the end."""
+        now = self._clock()
+        if self._began is None:
+            self._began = self._progress_at = now
+        assert self._progress_at is not None
+        due_s = min(_PROGRESS_S[1], max(_PROGRESS_S[0], (now - self._began).total_seconds() / 10))
+        if (now - self._progress_at).total_seconds() < due_s:
+            return
+        self._progress_at = now
+        account = bill(step.state, now=now)
+        cost = usd(account.total_usd, simulated=account.is_simulated)
+        self._log.info("%s", progress_line(spec, step.state, step.heartbeat, cost=cost, now=now))
 
     def _show(self, attempts: int, *, is_last: bool) -> None:
         if self._output is None:
             return
-        lines = self._output.new_lines(attempts)
-        if is_last:
-            lines += self._output.rest()
-        # What was there before this process looked is in the log of whoever looked then.
-        most = _LINES_PER_LOOK if self._shown_before else _LINES_BEFORE
+        most = _LINES_PER_LOOK
+        if not self._shown_before:
+            # What was there before this process looked is in the log of the one that looked then.
+            most = _LINES_BEFORE
+            if self._output.skip_to_end(attempts, keep=1):
+                self._log.info("(earlier output left out here)")
+        lines = self._output.newest_lines(attempts, is_last=is_last)
         self._shown_before = True
         if len(lines) > most:
             self._log.info("(%d lines of output left out here)", len(lines) - most)

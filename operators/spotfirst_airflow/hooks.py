@@ -9,6 +9,8 @@ Secret key (password)     ``AWS_SECRET_ACCESS_KEY``
 ``endpoint_url``          an S3 server that is not AWS
 ``region``                the region of the bucket and of the fleet
 ``fleet``                 the fleet of tasks that name none
+``control_key``           what controllers sign their decisions with, the same on every host
+                          (:mod:`spotfirst.signing`); with none, the key of the process
 ========================= ==========================================================
 
 Nothing of this is ever written into a spec, a trigger or an XCom: whoever needs it asks the
@@ -18,13 +20,16 @@ connection again, so that a rotated key is picked up within one look.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from spotfirst.errors import InvalidSpec, SpotfirstError
+from spotfirst.signing import ControlKeys
 from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow.controlkeys import with_keys
 
 __all__ = ["STORAGE_VARIABLE", "SpotfirstHook"]
 
@@ -108,7 +113,16 @@ class SpotfirstHook(BaseHook):
                 f"${STORAGE_VARIABLE}"
             )
             raise InvalidSpec(msg)
-        return open_storage(url, options=self._options() if url.startswith("s3") else None)
+        storage = open_storage(url, options=self._options() if url.startswith("s3") else None)
+        return with_keys(storage, self.control_keys())
+
+    def control_keys(self) -> ControlKeys | None:
+        """The connection's control key; ``None`` means this process's own.
+
+        It stays in controllers: :meth:`environment`, which instances get, has no part of it.
+        """
+        key = self._extra("control_key")
+        return ControlKeys.parse(key) if key else None
 
     def test_connection(self) -> tuple[bool, str]:
         """What the *Test* button of the connection form does: write to the storage and delete."""
@@ -118,6 +132,41 @@ class SpotfirstHook(BaseHook):
         except SpotfirstError as error:
             return False, str(error)
         return True, f"{storage.url} can be written, and creates only what is absent"
+
+    def load_weights(
+        self, result: Mapping[str, Any], name: str = "model", *, storage: str | None = None
+    ) -> dict[str, Any]:
+        """The trained weights of a task's result as NumPy arrays by name; needs no torch.
+
+        ``result`` is what a :class:`SpotTrainingOperator` returned, and ``name`` the object as it
+        was given to the Checkpointer. Nested names are joined with ``/``. bfloat16 becomes
+        float32, as NumPy has no such type. For torch: ``{k: torch.from_numpy(v) for k, v in …}``.
+
+        The storage is ``storage``, or else the default one: people can edit XComs, so a result
+        does not choose what is read. Only where there is no default one, it is the result's; a
+        run there must have been signed by a controller of ours. Raises :class:`InvalidSpec` for a
+        result of another storage, and when the checkpoint is no longer kept or has no such object;
+        :class:`UntrustedObject` for a run that is not ours.
+        """
+        from spotfirst.checkpoints.weights import read_arrays
+        from spotfirst_airflow.selection import select
+
+        missing = [key for key in ("storage", "resume_from") if not result.get(key)]
+        if missing:
+            msg = f"the result has no {' and no '.join(missing)}: it is of no run with a checkpoint"
+            raise InvalidSpec(msg)
+        hook = type(self).find(self.conn_id)
+        ours = storage or hook.default_storage
+        place = hook.open_storage(ours or str(result["storage"]))
+        if str(result["storage"]).rstrip("/") != place.url:
+            msg = (
+                f"the result is of a run in {result['storage']}, and this is {place.url}; give "
+                "load_weights(…, storage=…) if that is right"
+            )
+            raise InvalidSpec(msg)
+        run, _, commit = select(place, str(result["resume_from"]), pinned=True)
+        run.spec()  # its signature is checked
+        return read_arrays(run.packs(), commit, name)
 
     def get_conn(self) -> Storage:
         """The default storage, as Airflow's hooks are expected to give."""

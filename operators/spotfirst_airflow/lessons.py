@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from statistics import median
 
-from spotfirst.errors import SpotfirstError
 from spotfirst.lessons import Lessons, PoolHistory
 from spotfirst.market import Pool
-from spotfirst.run import Run, list_runs
-from spotfirst.spec import RunSpec
+from spotfirst.run import list_runs
 from spotfirst.state import RunState
 from spotfirst.steptimes import StepTimes
 from spotfirst.storage import Storage
 from spotfirst_airflow.policies.experience import HOUR_S, look_back
+from spotfirst_airflow.reading import read_runs
 
 __all__ = ["learn"]
 
@@ -35,8 +33,9 @@ def learn(storage: Storage, run_id: str, model_id: str) -> Lessons:
     """
     names = sorted(list_runs(storage), key=lambda name: (_in_common(name, run_id), name))
     nearest = [name for name in reversed(names) if name != run_id][:RUNS]
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        told = [found for found in pool.map(lambda name: _read(storage, name), nearest) if found]
+    told, broken = read_runs(storage, nearest, lambda run: (run.spec(), run.journal().refresh()))
+    for each in broken:
+        _log.warning("%s; it teaches nothing", each)
     newest = sorted(told, key=lambda each: each[0].created_at, reverse=True)
     same = [
         (spec, state)
@@ -56,15 +55,6 @@ def learn(storage: Storage, run_id: str, model_id: str) -> Lessons:
         startup_s=median(startups) if startups else None,
         pools=_pools(state for _, state in reversed(newest)),
     )
-
-
-def _read(storage: Storage, name: str) -> tuple[RunSpec, RunState] | None:
-    try:
-        run = Run(storage, name)
-        return run.spec(), run.journal().refresh()
-    except (SpotfirstError, OSError, ValueError) as error:
-        _log.warning("Run %s teaches nothing: %s", name, error)
-        return None
 
 
 def _in_common(name: str, run_id: str) -> int:

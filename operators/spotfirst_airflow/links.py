@@ -7,23 +7,23 @@ from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperatorLink
 
-from spotfirst_airflow.decorators import SpotTrainingDecoratedOperator
-from spotfirst_airflow.operators import SpotTrainingOperator
-
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["UI_PREFIX", "SpotRunLink", "run_page"]
+__all__ = ["UI_PREFIX", "SpotRunLink", "run_address", "run_page"]
 
 UI_PREFIX = "/spotfirst"
 """Where the plugin mounts its pages on Airflow's API server."""
 
 
 class SpotRunLink(BaseOperatorLink):
-    """Registered by the plugin, so that it is computed live, from the task's first second on."""
+    """On the operators, and registered by the plugin as well, which computes it live.
+
+    So it is there from the task's first second on; for an operator of your own that derives from
+    ours, which the plugin does not know, once the task has been deferred or is done.
+    """
 
     name = "Spotfirst run"
-    operators = [SpotTrainingOperator, SpotTrainingDecoratedOperator]
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
         """The page of the run that this task instance has, or will have."""
@@ -39,3 +39,12 @@ def run_page(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str
         quote(part, safe="") for part in ("dags", dag_id, "runs", run_id, "tasks", task_id)
     )
     return f"{base}{UI_PREFIX}/{parts}/{map_index}"
+
+
+def run_address(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    """The page's whole URL, as far as ``[api] base_url`` says where the web server is."""
+    from airflow.configuration import conf
+
+    base = urlsplit(conf.get("api", "base_url", fallback="/"))
+    path = run_page(dag_id, run_id, task_id, map_index)
+    return f"{base.scheme}://{base.netloc}{path}" if base.netloc else path

@@ -2,20 +2,94 @@
 
 from __future__ import annotations
 
-from spotfirst import events as e
-from spotfirst.state import RunState
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
 
-__all__ = ["describe"]
+from spotfirst import events as e
+from spotfirst.heartbeat import Heartbeat
+from spotfirst.spec import RunSpec
+from spotfirst.state import RunState
+from spotfirst_airflow.costs import is_simulated, usd
+
+__all__ = ["NOT_NEEDED", "describe", "is_bad", "progress_line", "script_error"]
+
+NOT_NEEDED = "no longer needed"
+"""How the reason begins for which an attempt is ended without being asked for a checkpoint."""
 
 _ENDINGS = {
     "completed": "completed",
     "script_failed": "failed: its command exited with {code}",
     "interrupted": "was interrupted",
     "handed_over": "handed over",
-    "killed": "was killed (SIGKILL; out of memory?)",
+    "killed": "was killed by a signal, code {code} (out of memory?)",
     "lost": "was lost: its instance or agent is gone",
     "max_life": "ended itself at its maximum life",
+    "unfit": "could not begin",
 }
+_BAD_ENDS = {"script_failed", "killed", "lost", "unfit"}
+_EXPLAINED = {"handed_over", "interrupted", "lost", "unfit"}
+"""Ends whose message says more than the cause does."""
+
+
+_ERROR = re.compile(
+    r"(?i)^\S*(error|exception|interrupt|exit)\b.*|.*\b(error|fatal|failed|cannot)\b.*"
+)
+_LONGEST_ERROR = 300
+
+
+def script_error(log_tail: Sequence[str]) -> str:
+    """The script's own error among its last lines; empty when it wrote nothing.
+
+    After a traceback that is its last line, which is not indented. Otherwise it is the last line
+    that speaks of an error, or else the last line.
+    """
+    lines = [line.rstrip() for line in log_tail if line.strip()]
+    begins = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    after = lines[begins[-1] + 1 :] if begins else []
+    found = next((line for line in after if not line.startswith((" ", "\t"))), "")
+    if not found:
+        found = next((line for line in reversed(lines) if _ERROR.match(line)), "")
+    text = (found or (lines[-1] if lines else "")).strip()
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
+
+
+def is_bad(event: e.Event) -> Literal["", "warning", "error"]:
+    """How bad the news is, for the level of a log line."""
+    if isinstance(event, e.Failed):
+        return "error"
+    if isinstance(event, e.Ended) and event.cause in _BAD_ENDS:
+        return "warning"
+    return "warning" if isinstance(event, (e.Warned, e.NotLaunched)) else ""
+
+
+def progress_line(
+    spec: RunSpec, state: RunState, beat: Heartbeat | None, *, cost: str, now: datetime
+) -> str:
+    """Where a run stands, in one line: step, loss, cost, and the time to the deadline."""
+    progress = beat.progress if beat else None
+    words = []
+    if progress is not None and progress.step is not None:
+        noun = "checkpoint" if spec.checkpoint_mode == "files" else "step"
+        total = f"/{progress.total_steps}" if progress.total_steps else ""
+        words.append(f"{noun} {progress.step}{total}")
+    if progress is not None and "loss" in progress.metrics:
+        words.append(f"loss {progress.metrics['loss']:.4g}")
+    attempt = state.attempt(beat.attempt) if beat else None
+    if attempt is not None:
+        words.append(f"attempt {attempt.number} on {attempt.market}, {attempt.pool}")
+    elif state.waiting is not None:
+        words.append(f"waiting: {state.waiting.reason}")
+    else:
+        words.append("no instance trains now")
+    of_budget = f" of {usd(spec.budget_usd)}" if spec.budget_usd is not None else ""
+    words.append(f"cost {cost}{of_budget}")
+    if spec.deadline is not None:
+        minutes = int((spec.deadline - now).total_seconds() // 60)
+        left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        words.append(f"{left} to the deadline" if minutes >= 0 else "past the deadline")
+    return " · ".join(words)
 
 
 def describe(event: e.Event, state: RunState) -> str:
@@ -25,17 +99,22 @@ def describe(event: e.Event, state: RunState) -> str:
     if isinstance(event, e.Launching):
         return f"attempt {event.attempt}: launching {event.market}, {event.pool} ({event.reason})"
     if isinstance(event, e.Launched):
-        return f"attempt {event.attempt}: running as {event.instance_id} at ${event.price_usd_h}/h"
+        price = f"${event.price_usd_h}/h{' simulated' if is_simulated(event.price_source) else ''}"
+        return f"attempt {event.attempt}: running as {event.instance_id} at {price}"
     if isinstance(event, e.NotLaunched):
         return f"attempt {event.attempt}: not launched ({event.cause}): {event.message}"
     if isinstance(event, e.Noticed):
         when = f", instance goes at {event.notice.time:%H:%M:%S}" if event.notice.time else ""
         return f"attempt {event.attempt}: {event.notice.kind} notice{when}"
     if isinstance(event, e.HandoverRequested):
+        if event.reason.startswith(NOT_NEEDED):
+            return f"attempt {event.attempt}: {event.reason}"
         return f"attempt {event.attempt}: asked to checkpoint and stop ({event.reason})"
     if isinstance(event, e.Ended):
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)
-        if event.cause == "lost" and event.message:
+        if event.cause == "script_failed" and event.exit_code is None:
+            ending = f"failed: {event.message or 'its command could not be started'}"
+        if event.cause in _EXPLAINED and event.message:
             ending += f" ({event.message})"
         steps = f", at step {event.step}" if event.step is not None else ""
         kept = (
@@ -51,7 +130,8 @@ def describe(event: e.Event, state: RunState) -> str:
     if isinstance(event, e.Succeeded):
         return f"succeeded with attempt {event.attempt} at step {event.step}"
     if isinstance(event, e.Failed):
-        return f"failed: {event.message}"
+        own = script_error(event.log_tail)
+        return f"failed: {own} ({event.message})" if own else f"failed: {event.message}"
     if isinstance(event, e.Reopened):
         resumed = state.checkpoint_step
         return f"goes on from its newest checkpoint (step {resumed or 0})"

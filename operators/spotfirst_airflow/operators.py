@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
+import msgspec
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -15,17 +18,19 @@ from airflow.sdk.exceptions import (
     AirflowTaskTimeout,
 )
 
-from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError
+from spotfirst.errors import FormatError, InvalidSpec, SpotfirstError, StateError
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import check_written, parse, suggestion, to_request
 from spotfirst_airflow.hooks import SpotfirstHook
-from spotfirst_airflow.policies import in_words
-from spotfirst_airflow.rendering import (
-    check_rendered,
-    parse_duration,
-    parse_moment,
-    parse_retention,
-    parse_usd,
+from spotfirst_airflow.links import SpotRunLink, run_address
+from spotfirst_airflow.rendering import render_exactly
+from spotfirst_airflow.taskrecord import (
+    RUN_XCOM_KEY,
+    TaskKey,
+    TaskRecord,
+    read_record,
+    signed_record,
 )
 from spotfirst_airflow.waking import Bell
 
@@ -34,14 +39,13 @@ if TYPE_CHECKING:
 
     from spotfirst.checkpoints.retention import Retention
     from spotfirst.state import RunState
+    from spotfirst.storage import Storage
     from spotfirst_airflow.budget import OnBudget
     from spotfirst_airflow.following import Follower
     from spotfirst_airflow.policies import Policy
+    from spotfirst_airflow.submission import Request
 
-__all__ = ["RUN_XCOM_KEY", "SpotTrainingOperator"]
-
-RUN_XCOM_KEY = "spotfirst_run"
-"""Under this key the task says which run is its own, before anything is launched."""
+__all__ = ["RUN_XCOM_KEY", "InvalidArgument", "RendersExactly", "SpotTrainingOperator"]
 
 _CLEAN_UP_S = 300.0
 _KILL_S = 4.0
@@ -49,17 +53,57 @@ _LOG_TAIL = 15
 _OVER_TIME = "execution_timeout"
 
 
-class SpotTrainingOperator(BaseOperator):
+class InvalidArgument(InvalidSpec, AirflowFailException):
+    """An argument of a task is wrong. In a DAG file it is an import error; it is never retried."""
+
+
+class RendersExactly:
+    """A mixin of operators whose template fields are refused when a value behind them is missing.
+
+    ``exact_fields`` are those fields; others are rendered as Airflow does.
+    """
+
+    exact_fields: ClassVar[Sequence[str]] = ()
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Any,
+        jinja_env: Any,
+        seen_oids: set[int],
+    ) -> None:
+        """Airflow's hook for how fields are rendered, called for mapped tasks as well."""
+        render: Any = super()._do_render_template_fields  # type: ignore[misc]
+        for name in template_fields:
+            is_exact = parent is self and name in self.exact_fields
+
+            def rendered(env: Any, name: str = name) -> None:
+                render(parent, (name,), context, env, seen_oids)
+
+            try:
+                render_exactly(rendered, jinja_env, name, parent, is_exact=is_exact)
+            except InvalidSpec as error:
+                raise InvalidArgument(str(error)) from error
+
+
+class SpotTrainingOperator(RendersExactly, BaseOperator):
     """Trains on spot instances: by the deadline, within the budget, from the newest checkpoint.
+
+    Arguments that are no templates are checked when the DAG file is parsed: a wrong one is an
+    import error that names it. Templates are checked when they have been rendered; the task then
+    fails without a retry.
 
     A retry or a clear comes back to the same run: it re-attaches to what is training, goes on
     from the newest checkpoint when the run had failed or been stopped, and trains anew only when
     the result had been delivered and the task was cleared. The return value describes the result:
-    ``run_id``, ``checkpoint``, ``step``, ``metrics``, ``cost_usd`` and more.
+    ``run_id``, ``checkpoint``, ``step``, ``metrics``, ``cost_usd`` and more; ``docs/airflow.md``
+    lists its keys.
 
     Args:
         command: what to run on the instance, such as ``["python", "train.py"]``.
-        code: a folder to pack and send; ``None`` when the image has the code.
+        code: a folder to pack and send, relative to the DAG file; ``None`` when the image has the
+            code.
         storage: URL for the files of all runs; by default the connection's, or
             ``$SPOTFIRST_STORAGE``.
         fleet: where instances come from, such as ``"ec2"`` or ``"local"``; by default the
@@ -82,7 +126,8 @@ class SpotTrainingOperator(BaseOperator):
             ``None`` but can be rendered by a template.
         checkpoint_mode: ``"trainer"`` when the script uses ``spotfirst.Checkpointer``,
             ``"files"`` when it writes files into ``$SPOTFIRST_CHECKPOINT_DIR``.
-        checkpoint_period: the most training time that a kill without notice can lose.
+        checkpoint_period: the most training time that a kill without notice can lose, such as
+            ``"5m"``.
         retention: which checkpoints stay, a dict or a :class:`Retention`: ``{"last": 5,
             "every_steps": 1000, "best": 2, "metric": "loss"}`` keeps the newest 5, the first in
             each 1000 steps, and the 2 with the lowest loss. By default, the newest 5.
@@ -91,9 +136,13 @@ class SpotTrainingOperator(BaseOperator):
         training_time: how long it will train from the first step to the last, on one of these
             instances, if anybody knows: as a duration, or as a string such as ``"8h"``. It counts
             until steps, or earlier runs of the same model, tell more.
-        max_life: when an instance ends itself, whatever else happens.
-        env: variables for the script. They are stored in the run: no secrets.
+        max_life: when an instance ends itself, whatever else happens, such as ``"2d"``.
+        env: variables for the script. They are stored in the run: no secrets. Numbers become
+            text, ``True`` becomes ``true``.
         tags: what costs are summed by: ``model_id``, ``team``, ``env``, ``experiment_run``.
+        export: where the worker puts what was trained, once it is: a URL or an absolute path. It
+            ends in ``.safetensors`` and becomes the object ``model`` of the Checkpointer; in files
+            mode it is a folder with the script's files.
         spotfirst_conn_id: the connection with storage and keys. The default one may be missing;
             then the environment of Airflow's processes is used.
         deferrable: wait in the triggerer; ``False`` waits in the worker.
@@ -104,14 +153,12 @@ class SpotTrainingOperator(BaseOperator):
         "policy_options", "deadline", "budget_usd", "on_budget", "dataset", "dataset_since",
         "resume_from", "checkpoint_mode", "checkpoint_period", "retention", "script_retries",
         "launches_per_hour", "training_time", "max_life", "env", "tags",
+        "export",
     )  # fmt: skip
     """What says what to train, and how."""
 
-    template_fields: Sequence[str] = (
-        "command", "code", "storage", "fleet", "fleet_options", "instance_types", "policy",
-        "policy_options", "deadline", "budget_usd", "dataset", "dataset_since", "resume_from",
-        "retention", "env", "tags", "spotfirst_conn_id",
-    )  # fmt: skip
+    template_fields: Sequence[str] = (*ARGUMENTS, "spotfirst_conn_id")
+    exact_fields: ClassVar[Sequence[str]] = template_fields
     template_fields_renderers = {
         "command": "json",
         "env": "json",
@@ -121,18 +168,19 @@ class SpotTrainingOperator(BaseOperator):
         "tags": "json",
     }
     ui_color = "#d8f0e3"
+    operator_extra_links = (SpotRunLink(),)
     grace = timedelta(minutes=30)
     """How long after its limits Airflow ends the trigger, should nobody have stopped the run."""
 
     def __init__(
         self,
         *,
-        command: Sequence[str],
+        command: Sequence[str] | None = None,  # it is needed; here, a misspelt one is told first
         code: str | None = None,
         storage: str | None = None,
         fleet: str | None = None,
         fleet_options: Mapping[str, Any] | None = None,
-        instance_types: Sequence[str] = (),
+        instance_types: Sequence[str] | str = (),
         policy: str | Policy = "spotfirst",
         policy_options: Mapping[str, Any] | None = None,
         deadline: timedelta | datetime | str | None = None,
@@ -142,18 +190,20 @@ class SpotTrainingOperator(BaseOperator):
         dataset_since: int | str | None = None,
         resume_from: str | None = None,
         checkpoint_mode: Literal["trainer", "files"] = "trainer",
-        checkpoint_period: timedelta = timedelta(minutes=5),
+        checkpoint_period: timedelta | str = timedelta(minutes=5),
         retention: Retention | Mapping[str, Any] | None = None,
-        script_retries: int = 0,
-        launches_per_hour: int = 30,
+        script_retries: int | str = 0,
+        launches_per_hour: int | str = 30,
         training_time: timedelta | str | None = None,
-        max_life: timedelta = timedelta(days=7),
-        env: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        max_life: timedelta | str = timedelta(days=7),
+        env: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        export: str | None = None,
         spotfirst_conn_id: str | None = SpotfirstHook.default_conn_name,
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
+        _refuse_misspelt(kwargs, self.ARGUMENTS)
         super().__init__(**kwargs)
         self.command = command
         self.code = code
@@ -178,31 +228,51 @@ class SpotTrainingOperator(BaseOperator):
         self.max_life = max_life
         self.env = env
         self.tags = tags
+        self.export = export
         self.spotfirst_conn_id = spotfirst_conn_id
         self.deferrable = deferrable
-        self._written = {name: getattr(self, name) for name in SpotTrainingOperator.template_fields}
         self._held: tuple[Run, SpotfirstHook, str] | None = None
+        self._attaching: tuple[Storage, SpotfirstHook, str, str] | None = None
         self._killed = False
+        self._check_arguments()
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """What all mapped tasks have in common; checked when the DAG is parsed, like the rest."""
+        _refuse_misspelt(kwargs, cls.ARGUMENTS)
+        try:
+            check_written({name: kwargs[name] for name in cls.ARGUMENTS if name in kwargs})
+        except InvalidSpec as error:
+            raise InvalidArgument(str(error)) from None
+        return super().partial(**kwargs)
 
     # -- what Airflow calls -----------------------------------------------------------------
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Attach to the run of this task, then wait for its end."""
+        from spotfirst_airflow.exports import check_target
         from spotfirst_airflow.submission import attach
 
         ti = context["ti"]
-        owner, delivery = str(ti.id), _delivery(ti)
+        owner = str(ti.id)
+        page = run_address(
+            ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index
+        )
+        self.log.info("Run page: %s", page)
         hook = SpotfirstHook.find(self.spotfirst_conn_id)
         try:
-            check_rendered(self._written, vars(self))
-            storage = hook.open_storage(self.storage)
+            if self.export is not None:
+                check_target(parse("export", self.export), hook.open_storage)
+            storage = hook.open_storage(parse("storage", self.storage))
+            base_id = self._base_run_id(ti)
+            self._attaching = (storage, hook, owner, base_id)
             run = attach(
                 storage,
-                self._base_run_id(ti),
+                base_id,
                 self._request(hook),
                 owner=owner,
                 environment=hook.environment(),
-                is_same_task=lambda delivered_to: delivered_to == delivery,
+                is_same_task=lambda delivered_to: self._is_retry_of(delivered_to, context),
             )
             state = _state(run)
         except (InvalidSpec, FormatError) as error:
@@ -211,9 +281,8 @@ class SpotTrainingOperator(BaseOperator):
         except SpotfirstError as error:
             raise AirflowException(str(error)) from error
         self._held = (run, hook, owner)
-        ti.xcom_push(
-            RUN_XCOM_KEY, {"run_id": run.run_id, "storage": storage.url, "conn_id": hook.conn_id}
-        )
+        record = TaskRecord(run.run_id, storage.url, hook.conn_id)
+        ti.xcom_push(RUN_XCOM_KEY, signed_record(record, TaskKey.of(ti), hook))
         self.log.info("Run %s in %s", run.run_id, storage.url)
         if state.is_final and not state.open_attempts:
             return self._finish(context, run)
@@ -222,12 +291,18 @@ class SpotTrainingOperator(BaseOperator):
         self._wait_here(run, hook, owner)
         return self._finish(context, run)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Called when the run has ended, or when the triggerer cannot look after it."""
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], record: list[Any] | None = None
+    ) -> dict[str, Any]:
+        """Called when the run has ended, or when the triggerer cannot look after it.
+
+        ``record`` is what :meth:`execute` left with Airflow, where no user can edit it.
+        """
+        own = TaskRecord(*record) if record else None
         if event.get("error"):
             why = f"the triggerer could not look after it: {event['error']}"
-            return self._give_up(context, why)
-        run, hook = self._reopen(context)
+            return self._give_up(context, why, own)
+        run, hook = self._reopen(context, own)
         if not _state(run).is_final:  # reopened by hand in the meantime
             self._defer(run, hook, str(context["ti"].id))
         return self._finish(context, run)
@@ -243,11 +318,26 @@ class SpotTrainingOperator(BaseOperator):
     def on_kill(self) -> None:
         """The worker was told to end this task. Airflow grants about five seconds."""
         self._killed = True
-        if self._held is None:
+        held = self._held or self._half_attached()
+        if held is None:
             return
-        run, hook, owner = self._held
+        run, hook, owner = held
         self.log.info("Asking run %s to stop", run.run_id)
         self._stop(run, hook, owner, reason="its task in Airflow was ended", patience_s=_KILL_S)
+
+    def _half_attached(self) -> tuple[Run, SpotfirstHook, str] | None:
+        """The run that this try may have taken over a moment before it was ended."""
+        from spotfirst_airflow.submission import newest_run
+
+        if self._attaching is None:
+            return None
+        storage, hook, owner, base_id = self._attaching
+        try:
+            run = newest_run(storage, base_id)
+        except SpotfirstError as error:
+            self.log.error("Run %s could not be stopped: %s", base_id, error)  # noqa: TRY400
+            return None
+        return None if run is None else (run, hook, owner)
 
     # -- the parts --------------------------------------------------------------------------
 
@@ -256,38 +346,37 @@ class SpotTrainingOperator(BaseOperator):
 
         return base_run_id(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
-    def _request(self, hook: SpotfirstHook) -> Any:
-        from spotfirst_airflow.submission import Request
+    def _check_arguments(self) -> None:
+        """Refuse literal arguments that are wrong; raises :class:`InvalidArgument`."""
+        deferrable: Any = self.deferrable
+        if not isinstance(deferrable, bool):
+            msg = f"deferrable is {deferrable!r}; give True or False"
+            raise InvalidArgument(msg)
+        arguments = self._arguments()
+        if arguments.get("command", ()) is None:
+            msg = "command is missing; give a list of words, such as ['python', 'train.py']"
+            raise InvalidArgument(msg)
+        try:
+            check_written(arguments)
+        except InvalidSpec as error:
+            raise InvalidArgument(str(error)) from None
 
-        command = self.command
-        if isinstance(command, str):
-            msg = f"command {command!r} is one string; give a list, such as ['python', 'train.py']"
-            raise InvalidSpec(msg)
-        policy, policy_options = in_words(self.policy, dict(self.policy_options or {}))
-        return Request(
-            command=tuple(str(word) for word in command),
-            code=self.code,
-            fleet=self.fleet or hook.default_fleet,
-            fleet_options=dict(self.fleet_options or {}),
-            instance_types=tuple(self.instance_types),
-            policy=policy,
-            policy_options=policy_options,
-            deadline=parse_moment(self.deadline),
-            budget_usd=parse_usd(self.budget_usd),
-            on_budget=self.on_budget,
-            dataset=self.dataset,
-            dataset_since=None if self.dataset_since is None else str(self.dataset_since),
-            resume_from=None if self.resume_from == "scratch" else self.resume_from,
-            checkpoint_mode=self.checkpoint_mode,
-            checkpoint_period_s=self.checkpoint_period.total_seconds(),
-            retention=parse_retention(self.retention),
-            script_retries=self.script_retries,
-            launches_per_hour=self.launches_per_hour,
-            training_time=parse_duration(self.training_time, "training_time"),
-            max_life_s=self.max_life.total_seconds(),
-            env={name: str(value) for name, value in (self.env or {}).items()},
-            tags={name: str(value) for name, value in (self.tags or {}).items()},
-        )
+    def _arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.ARGUMENTS}
+
+    def _request(self, hook: SpotfirstHook) -> Request:
+        values = self._arguments()
+        values["fleet"] = self.fleet or hook.default_fleet
+        request = to_request(values)
+        folder = self._dag_folder()
+        if request.code is None or folder is None:
+            return request
+        return msgspec.structs.replace(request, code=str(folder / Path(request.code).expanduser()))
+
+    def _dag_folder(self) -> Path | None:
+        """Where the DAG file is, on this machine; ``None`` for an operator without a DAG."""
+        dag = self.get_dag()
+        return Path(dag.fileloc).absolute().parent if dag is not None and dag.fileloc else None
 
     def _defer(self, run: Run, hook: SpotfirstHook, owner: str) -> NoReturn:
         from spotfirst_airflow.triggers import SpotRunTrigger
@@ -311,6 +400,7 @@ class SpotTrainingOperator(BaseOperator):
                 stop_reason=self._over_time(),
             ),
             method_name="execute_complete",
+            kwargs={"record": [run.run_id, run.root.url, hook.conn_id]},
             timeout=min(limits) - now if limits else None,
         )
 
@@ -341,15 +431,42 @@ class SpotTrainingOperator(BaseOperator):
 
         return Follower(open_run, log=self.log, owner=owner, show_output=output)
 
-    def _reopen(self, context: Context) -> tuple[Run, SpotfirstHook]:
-        """The run that ``execute`` attached to, as it told in its XCom."""
+    def _reopen(self, context: Context, own: TaskRecord | None = None) -> tuple[Run, SpotfirstHook]:
+        """The run that ``execute`` attached to.
+
+        By ``own``, the record that came with the deferral. Airflow drops it when a trigger failed:
+        then by the record in the XCom, if this task signed it, or else by the task's arguments.
+        """
+        from spotfirst_airflow.submission import newest_run
+
         ti = context["ti"]
-        told = ti.xcom_pull(task_ids=ti.task_id, key=RUN_XCOM_KEY, map_indexes=ti.map_index)
-        if not told:
-            msg = f"the XCom {RUN_XCOM_KEY!r} of this task is gone; clear the task to re-attach"
+        task = TaskKey.of(ti)
+        if own is None:
+            own = self._recorded(ti, task)
+        if own is not None:
+            hook = SpotfirstHook(own.conn_id)
+            return Run(hook.open_storage(own.storage), own.run_id), hook
+        hook = SpotfirstHook.find(self.spotfirst_conn_id)
+        storage = hook.open_storage(self.storage)
+        run = newest_run(storage, task.base_run_id)
+        if run is None:
+            msg = (
+                f"there is no run {task.base_run_id!r} in {storage.url}, and it is not recorded "
+                "where else this task's run is; clear the task to begin one"
+            )
             raise AirflowException(msg)
-        hook = SpotfirstHook(told["conn_id"])
-        return Run(hook.open_storage(told["storage"]), told["run_id"]), hook
+        return run, hook
+
+    def _recorded(self, ti: Any, task: TaskKey) -> TaskRecord | None:
+        try:
+            found = ti.xcom_pull(task_ids=ti.task_id, key=RUN_XCOM_KEY, map_indexes=ti.map_index)
+        except Exception as error:  # noqa: BLE001 - Airflow's decoder on what people wrote
+            found, record = error, None
+        else:
+            record = read_record(found, task)
+        if found and record is None:
+            self.log.warning("The XCom %r is not this task's own: not used", RUN_XCOM_KEY)
+        return record
 
     def _finish(self, context: Context, run: Run) -> dict[str, Any]:
         """Deliver the result of a final run, or raise what it ended with."""
@@ -359,17 +476,54 @@ class SpotTrainingOperator(BaseOperator):
         state = _state(run)
         if state.result is None:
             _raise(run, state)
-        delivered = result(run, state, now=utc_now())
+        exported = self._exported(run)
+        delivered = result(run, state, now=utc_now(), exported=exported)
         events = context["outlet_events"]
         for outlet in self.outlets:
             events[outlet].extra.update(_extra(delivered))
         # Last: whoever dies before this line delivers again, whoever dies after it has delivered.
-        mark_delivered(run, _delivery(context["ti"]))
+        mark_delivered(run, _delivery(context))
         return delivered
 
-    def _give_up(self, context: Context, why: str) -> dict[str, Any]:
+    def _exported(self, run: Run) -> str | None:
+        from spotfirst_airflow.exports import export_result
+
+        if self.export is None:
+            return None
+        hook = SpotfirstHook.find(self.spotfirst_conn_id)
+        target = parse("export", self.export)
+        try:
+            place = export_result(run, target, open_url=hook.open_storage)
+        except (InvalidSpec, FormatError, StateError) as error:
+            raise AirflowFailException(str(error)) from error
+        except SpotfirstError as error:
+            # The training is done, and its result not delivered: a retry only exports again.
+            raise AirflowException(str(error)) from error
+        self.log.info("Exported to %s", place)
+        return place
+
+    def _is_retry_of(self, delivered_to: str, context: Context) -> bool:
+        """Whether the result went to an earlier try of this task, and it was not cleared since.
+
+        A retry leaves ``max_tries`` and the dag run's ``clear_number`` alone. A clear counts the
+        dag run's clears up, whichever of its tasks were cleared, and sets ``max_tries`` to the
+        tries so far plus the task's retries: after it, all of the retries are left.
+        """
+        now = _delivery(context)
+        if now == delivered_to:
+            return True
+        ti = context["ti"]
+        is_another_clear = now.startswith("max_tries=") and delivered_to.startswith("max_tries=")
+        is_first = ti.max_tries - (ti.try_number - 1) >= (self.retries or 0)
+        return (
+            is_another_clear
+            and now.split(";")[0] == delivered_to.split(";", maxsplit=1)[0]
+            and not is_first
+        )
+
+    def _give_up(self, context: Context, why: str, own: TaskRecord | None = None) -> dict[str, Any]:
         """Stop the run, see its instances go, and fail; unless it has succeeded in the meantime."""
-        run, hook = self._reopen(context)
+        run, hook = self._reopen(context, own)
         self._stop(run, hook, str(context["ti"].id), reason=why, patience_s=_CLEAN_UP_S)
         state = _state(run)
         if state.result is not None:
@@ -404,12 +558,23 @@ class SpotTrainingOperator(BaseOperator):
             self.log.error("Run %s could not be stopped: %s", run.run_id, error)  # noqa: TRY400
 
 
-def _delivery(ti: Any) -> str:
-    """To whom a result was delivered: the same for automatic retries, another after a clear.
+def _delivery(context: Context) -> str:
+    """To whom a result was delivered: the same for automatic retries, another after a clear."""
+    ti = context["ti"]
+    clears = getattr(context.get("dag_run"), "clear_number", None)
+    if clears is None:  # a retry cannot be told from a clear, so each try is its own
+        return f"try={ti.id}"
+    return f"max_tries={ti.max_tries};clears={clears}"
 
-    A clear raises ``max_tries`` to the current try plus the task's retries; a retry leaves it.
-    """
-    return f"max_tries={ti.max_tries}"
+
+def _refuse_misspelt(kwargs: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Name the argument that was probably meant; Airflow only names what it does not know."""
+    own = inspect.signature(BaseOperator.__init__).parameters
+    for name in kwargs:
+        meant = "" if name in known or name in own else suggestion([name], known)
+        if meant:
+            msg = f"there is no argument {name}{meant}"
+            raise InvalidArgument(msg)
 
 
 def _state(run: Run) -> RunState:
@@ -418,10 +583,12 @@ def _state(run: Run) -> RunState:
 
 def _raise(run: Run, state: RunState) -> NoReturn:
     """Fail the task with what the run ended with."""
-    from spotfirst_airflow.costs import bill
+    from spotfirst_airflow.costs import bill, usd
     from spotfirst_airflow.keeping import still_kept
+    from spotfirst_airflow.news import script_error
 
-    cost = f"It cost ${bill(state, now=utc_now()).total_usd:.4f} so far."
+    account = bill(state, now=utc_now())
+    cost = f"It cost {usd(account.total_usd, simulated=account.is_simulated)} so far."
     if state.failure is None:
         reason = state.stop.reason if state.stop else "it was stopped"
         msg = f"run {run.run_id} has stopped: {reason}. {cost} Clear the task to continue it"
@@ -431,15 +598,20 @@ def _raise(run: Run, state: RunState) -> NoReturn:
         raise AirflowFailException(msg)
     tail = "".join(f"\n    {line}" for line in state.failure.log_tail[-_LOG_TAIL:])
     kept = still_kept(state, now=utc_now())
-    msg = f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip() + (
-        f"\nThe last lines of its output:{tail}" if tail else ""
+    # First the script's own error: many tools show no more than this line.
+    own = script_error(state.failure.log_tail)
+    msg = (f"{own}\n" if own else "") + (
+        f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip()
+        + (f"\nThe last lines of its output:{tail}" if tail else "")
     )
     raise (AirflowException if state.failure.retryable else AirflowFailException)(msg)
 
 
 def _extra(delivered: Mapping[str, Any]) -> dict[str, Any]:
     """What an asset's event says about the model that was made."""
-    names = ("run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd")
+    names = (
+        "run_id", "storage", "checkpoint", "resume_from", "step", "metrics", "cost_usd", "exported",
+    )  # fmt: skip
     return {name: delivered[name] for name in names} | {
         "weights_sha256": delivered["weights_sha256"]
     }

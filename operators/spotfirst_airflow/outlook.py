@@ -6,15 +6,16 @@ from datetime import datetime
 from statistics import median
 
 from spotfirst import events as e
-from spotfirst.heartbeat import Heartbeat
+from spotfirst.heartbeat import Heartbeat, Progress
 from spotfirst.spec import RunSpec
-from spotfirst.state import RunState
+from spotfirst.state import Phase, RunState
 from spotfirst.steptimes import StepTimes
 from spotfirst.wire import Record
 from spotfirst_airflow.budget import SHUTDOWN_S, Budget
+from spotfirst_airflow.costs import bill, usd
 from spotfirst_airflow.policies import Work
 
-__all__ = ["Outlook", "done_share", "shutdown_s", "work_left"]
+__all__ = ["Outlook", "done_share", "passed", "past_limits", "shutdown_s", "work_left"]
 
 _DEFAULT_CHANGEOVER_S = 60.0
 _DRAIN_MARGIN_S = 5.0
@@ -37,17 +38,51 @@ class Outlook(Record):
             deadline=spec.deadline,
             budget=None
             if spec.budget_usd is None
-            else Budget(usd=spec.budget_usd, on_budget=spec.on_budget),
+            else Budget(
+                usd=spec.budget_usd, on_budget=spec.on_budget, simulated=spec.fleet == "local"
+            ),
             changeover_s=median(startups)
             if startups
             else spec.lessons.startup_s or _DEFAULT_CHANGEOVER_S,
         )
 
 
+def passed(spec: RunSpec, state: RunState, *, now: datetime) -> dict[str, str]:
+    """Which of its limits, ``deadline`` and ``budget``, a run has passed by ``now``, in words.
+
+    What an instance costs of which nobody has seen the end counts until now.
+    """
+    found = {}
+    ends = [a.ended.ended_at for a in state.attempts if a.ended]
+    at = max(ends, default=state.updated_at or now) if state.is_final else now
+    if spec.deadline is not None and at >= spec.deadline:
+        found["deadline"] = f"the deadline {spec.deadline:%Y-%m-%d %H:%M:%S} UTC has passed"
+    spent_usd = bill(state, now=now).total_usd
+    if spec.budget_usd is not None and spent_usd >= spec.budget_usd:
+        found["budget"] = (
+            f"the budget of {usd(spec.budget_usd)} is used up: {usd(spent_usd)} are spent"
+        )
+    return found
+
+
+def past_limits(spec: RunSpec, state: RunState, *, now: datetime) -> list[str]:
+    """The same as sentences for people, with what to do about a run that goes on all the same."""
+    texts = list(passed(spec, state, now=now).values())
+    if texts and state.phase is Phase.ACTIVE and state.open_attempts:
+        texts.append(
+            "the run was not stopped, so it may have no controller: its instance stops by itself; "
+            "see `spotfirst show`, and end it with `spotfirst stop` or `spotfirst reap`"
+        )
+    return texts
+
+
 def shutdown_s(beat: Heartbeat | None) -> float:
-    """How long a trainer takes to write a checkpoint and end, by what its last one took."""
-    checkpoint_s = beat.progress.checkpoint_s if beat else None
-    return SHUTDOWN_S if checkpoint_s is None else 2 * checkpoint_s + _DRAIN_MARGIN_S
+    """How long a trainer takes to end its step, write a checkpoint and end, by what they took."""
+    progress = beat.progress if beat else Progress()
+    step_s = progress.step_times.mean_s if progress.step_times else 0.0
+    if progress.checkpoint_s is None:
+        return step_s + SHUTDOWN_S
+    return step_s + 2 * progress.checkpoint_s + _DRAIN_MARGIN_S
 
 
 def work_left(spec: RunSpec, state: RunState, beat: Heartbeat | None) -> Work | None:

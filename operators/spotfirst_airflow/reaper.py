@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from spotfirst.errors import FormatError, InvalidSpec, LaunchRejected, SpotfirstError, StorageDenied
+from spotfirst_airflow.arguments import check_written, is_template, parse, parse_duration
 from spotfirst_airflow.hooks import SpotfirstHook
-from spotfirst_airflow.rendering import check_rendered
+from spotfirst_airflow.operators import InvalidArgument, RendersExactly
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SpotReaperOperator"]
 
 
-class SpotReaperOperator(BaseOperator):
+class SpotReaperOperator(RendersExactly, BaseOperator):
     """Ends instances that no live run of the storage owns, and counts what it found.
 
     The last line of defence: runs end their own instances, and instances end themselves at their
@@ -40,13 +41,21 @@ class SpotReaperOperator(BaseOperator):
         fleet: whose instances; by default the connection's fleet, or ``"local"``.
         fleet_options: what that fleet wants to know, such as ``{"region": "eu-central-1"}``.
         storage: URL that holds the runs; by default the connection's, or ``$SPOTFIRST_STORAGE``.
-        grace: how long an instance may be without an owner: its controller may be ending it.
+        grace: how long an instance may be without an owner, such as ``"10m"``: its controller may
+            be ending it.
         dry_run: end nothing, and say what would be.
         spotfirst_conn_id: the connection with storage and keys. The default one may be missing;
             then the environment of Airflow's processes is used.
     """
 
-    template_fields: Sequence[str] = ("fleet", "fleet_options", "storage", "spotfirst_conn_id")
+    template_fields: Sequence[str] = (
+        "fleet",
+        "fleet_options",
+        "storage",
+        "grace",
+        "spotfirst_conn_id",
+    )
+    exact_fields: ClassVar[Sequence[str]] = template_fields
     template_fields_renderers = {"fleet_options": "json"}
     ui_color = "#d8f0e3"
 
@@ -56,7 +65,7 @@ class SpotReaperOperator(BaseOperator):
         fleet: str | None = None,
         fleet_options: Mapping[str, Any] | None = None,
         storage: str | None = None,
-        grace: timedelta = timedelta(minutes=5),
+        grace: timedelta | str = timedelta(minutes=5),
         dry_run: bool = False,
         spotfirst_conn_id: str | None = SpotfirstHook.default_conn_name,
         **kwargs: Any,
@@ -68,7 +77,20 @@ class SpotReaperOperator(BaseOperator):
         self.grace = grace
         self.only_look = dry_run  # BaseOperator has a method dry_run
         self.spotfirst_conn_id = spotfirst_conn_id
-        self._written = {name: getattr(self, name) for name in self.template_fields}
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        dry_run: Any = self.only_look
+        if not isinstance(dry_run, bool):
+            msg = f"dry_run {dry_run!r}: it is not a bool; give True or False"
+            raise InvalidArgument(msg)
+        names = ("fleet", "fleet_options", "storage")
+        try:
+            check_written({name: getattr(self, name) for name in names})
+            if not is_template(self.grace):
+                parse_duration("grace", self.grace)
+        except InvalidSpec as error:
+            raise InvalidArgument(str(error)) from None
 
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
         """One round."""
@@ -76,18 +98,18 @@ class SpotReaperOperator(BaseOperator):
         from spotfirst_airflow.reaping import reap
 
         try:
-            check_rendered(self._written, {n: getattr(self, n) for n in self.template_fields})
             hook = SpotfirstHook.find(self.spotfirst_conn_id)
-            storage = hook.open_storage(self.storage)
+            storage = hook.open_storage(parse("storage", self.storage))
+            grace = parse_duration("grace", self.grace)
             fleet = load_fleet(
                 self.fleet or hook.default_fleet,
-                dict(self.fleet_options or {}),
+                parse("fleet_options", self.fleet_options) or {},
                 environment=hook.environment(),
             )
             self.log.info(
                 "Looking for instances without an owner; the owners are in %s", storage.url
             )
-            done = reap(fleet, storage, grace_s=self.grace.total_seconds(), dry_run=self.only_look)
+            done = reap(fleet, storage, grace_s=grace.total_seconds(), dry_run=self.only_look)
         except (InvalidSpec, FormatError, LaunchRejected, StorageDenied) as error:
             raise AirflowFailException(str(error)) from error  # the next try would be told the same
         except SpotfirstError as error:

@@ -13,14 +13,16 @@ from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Literal, Protocol, runtime_checkable
 
+from spotfirst import events as e
 from spotfirst.errors import FleetError, FormatError, UnknownRun
 from spotfirst.run import Run
 from spotfirst.spec import RunSpec, is_run_id
-from spotfirst.state import RunState
+from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.fleets import Fleet, Instance
 from spotfirst_airflow.fleets.base import KEEP_TAG, RUN_TAG, STORAGE_TAG
+from spotfirst_airflow.outlook import passed
 
 __all__ = ["Reaped", "Standing", "Tidies", "Verdict", "judge", "reap"]
 
@@ -32,6 +34,9 @@ for debugging, until the time that its tag says. ``foreign``: its run is in anot
 is not ours to read. ``unclear``: its run's files cannot be read.
 """
 
+PAST_LIMIT_S = 180.0
+"""At its deadline, and before its budget is spent, an instance stops by itself, with a checkpoint;
+and when its run is stopped, its controller asks it to. So much later, neither has."""
 PAST_LIFE_S = 900.0
 """An instance ends itself at its maximum life. So much later, it evidently could not."""
 _PATIENCE_S = 20.0
@@ -180,14 +185,13 @@ class _Owners:
             self._states[run_id] = Run(self._storage, run_id).journal().refresh()
         return self._states[run_id]
 
-    def max_life_s(self, run_id: str) -> float | None:
+    def spec(self, run_id: str) -> RunSpec | None:
         if run_id not in self._specs:
             try:
                 self._specs[run_id] = Run(self._storage, run_id).spec()
             except UnknownRun:
                 self._specs[run_id] = None
-        spec = self._specs[run_id]
-        return spec.max_life_s if spec else None
+        return self._specs[run_id]
 
 
 def _judge_one(
@@ -200,14 +204,13 @@ def _judge_one(
         return "foreign", f"it is of run {run_id} in {where}: reap it from there"
     run_id = instance.tags[RUN_TAG]
     try:
-        state, life_s = owners.state(run_id), owners.max_life_s(run_id)
+        state, spec = owners.state(run_id), owners.spec(run_id)
     except FormatError as error:
         return "unclear", f"the files of its run cannot be read: {error}"
     attempt = next((a for a in state.attempts if a.token == instance.token), None)
     if attempt is not None and attempt.is_open and not state.is_final:
-        age_s = (now - instance.started_at).total_seconds()
-        if life_s is not None and age_s > life_s + max(PAST_LIFE_S, grace_s):
-            return "orphan", f"it outlived its maximum life of {life_s / 3600:.4g} h"
+        if why := _outlived(instance, attempt, state, spec, now=now, grace_s=grace_s):
+            return "orphan", why
         return "live", f"attempt {attempt.number} of a run that is {state.phase}"
     since = instance.started_at
     if attempt is None:
@@ -229,6 +232,41 @@ def _judge_one(
     if now - since < timedelta(seconds=grace_s):
         return "recent", f"{what}, only {(now - since).total_seconds():.0f} s ago"
     return "orphan", what
+
+
+def _outlived(
+    instance: Instance,
+    attempt: Attempt,
+    state: RunState,
+    spec: RunSpec | None,
+    *,
+    now: datetime,
+    grace_s: float,
+) -> str:
+    """Why an instance of an active run should be gone all the same; empty when it should not.
+
+    Whatever keeps its controller from doing it: there may be none any more.
+    """
+    earlier = now - timedelta(seconds=max(PAST_LIMIT_S, grace_s))
+    if state.phase is Phase.STOPPING and state.stop is not None and state.stop.at < earlier:
+        return f"its run was to stop at {state.stop.at:%Y-%m-%d %H:%M:%S} UTC: {state.stop.reason}"
+    if spec is None:
+        return ""
+    age_s = (now - instance.started_at).total_seconds()
+    if age_s > spec.max_life_s + max(PAST_LIFE_S, grace_s):
+        return f"it outlived its maximum life of {spec.max_life_s / 3600:.4g} h"
+    if attempt.launched is None:  # the fleet knows what the journal does not yet
+        launched = e.Launched(
+            at=now, attempt=attempt.number, instance_id=instance.instance_id,
+            started_at=instance.started_at, price_usd_h=instance.price_usd_h,
+            price_source=instance.price_source, price_at=now,
+            on_demand_usd_h=instance.on_demand_usd_h, clock_rate=instance.clock_rate,
+        )  # fmt: skip
+        state = state.apply(launched)
+    limits = passed(spec, state, now=earlier)
+    if spec.on_budget == "alert":
+        limits.pop("budget", None)
+    return "; ".join(limits.values())
 
 
 def _kept_until(instance: Instance) -> tuple[datetime | None, str]:

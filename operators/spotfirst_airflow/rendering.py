@@ -1,41 +1,90 @@
-"""What templates rendered to, checked and parsed before anything is launched."""
+"""What templates rendered to: a value that is missing is told from the text of a value.
+
+Jinja writes a missing value as the word ``None``, which is also a text that somebody may have
+meant. So templates are rendered with a mark in the place of each missing value.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from decimal import Decimal, InvalidOperation
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
-from spotfirst.wire import prepared
+from spotfirst_airflow.arguments import is_template
 
-__all__ = ["check_rendered", "parse_duration", "parse_moment", "parse_retention", "parse_usd"]
+__all__ = ["check_rendered", "refuse_code", "render_exactly"]
 
-_TEMPLATE = re.compile(r"{{|{%")
-_NOTHING = {"", "none", "null", "undefined"}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _MAY_BE_EMPTY = {"env"}
 """An environment variable that is set to nothing is a common way to switch something off."""
 
 
-def check_rendered(written: Mapping[str, Any], rendered: Mapping[str, Any]) -> None:
+def render_exactly(
+    render: Callable[[Any], object], jinja_env: Any, name: str, owner: Any, *, is_exact: bool
+) -> None:
+    """Render one field of an operator with ``render(environment)``.
+
+    When ``is_exact``, :class:`InvalidSpec` is raised if a value behind its templates is missing. It
+    is also raised for a template that no value can render.
+    """
+    import jinja2
+
+    own = jinja_env.finalize  # of the DAG's jinja_environment_kwargs
+
+    def finalize(value: Any) -> Any:
+        if value is None or isinstance(value, jinja2.Undefined):
+            return mark
+        return value if own is None else own(value)
+
+    mark = f"\0{secrets.token_hex(8)}\0"
+    written = getattr(owner, name)
+    try:
+        render(jinja_env.overlay(finalize=finalize) if is_exact else jinja_env)
+    except jinja2.TemplateError as error:
+        msg = f"{name} is {written!r}, which cannot be rendered: {error}"
+        raise InvalidSpec(msg) from error
+    refuse_code(name, written, getattr(owner, name))
+    if is_exact:
+        rendered = _with_texts(written, getattr(owner, name))
+        check_rendered({name: written}, {name: rendered}, mark=mark)
+        setattr(owner, name, rendered)
+
+
+def refuse_code(name: str, written: Any, rendered: Any) -> None:
+    """Raise :class:`InvalidSpec` when a template decides what a controller executes.
+
+    Params, conf and XComs are for more people than DAGs are. They may choose among what is
+    installed; which class is imported, and what is run as the agent, the DAG's author writes down.
+    """
+    if name == "policy" and is_template(written) and ":" in str(rendered):
+        msg = (
+            f"policy (written as {written!r}) rendered to {rendered!r}: a template may give the "
+            "name of an installed policy only. Write MODULE:CLASS into the DAG"
+        )
+        raise InvalidSpec(msg)
+    if name != "fleet_options" or not isinstance(rendered, Mapping):
+        return
+    literal = written.get("agent_command") if isinstance(written, Mapping) else None
+    if rendered.get("agent_command") != literal:
+        msg = (
+            "fleet_options['agent_command'] was given by a template: it is run where controllers "
+            "run. Write it into the DAG"
+        )
+        raise InvalidSpec(msg)
+
+
+def check_rendered(written: Mapping[str, Any], rendered: Mapping[str, Any], *, mark: str) -> None:
     """Raise :class:`InvalidSpec` when a field that was meant to hold a value holds none.
 
-    ``written`` are the fields as the DAG's author wrote them, ``rendered`` as they are now. A
-    missing Param or XCom renders to an empty string or to the word ``None``; launched like that,
-    a run would train the wrong thing, at full price.
+    ``written`` are the fields as the DAG's author wrote them, ``rendered`` as they are now, with
+    ``mark`` in the place of what a missing Param or XCom gave. Launched without that value, a run
+    would train the wrong thing, at full price.
     """
     problems = [
-        f"{path} (written as {source!r}) rendered to {value!r}"
+        f"{path} (written as {source!r}) rendered to {_unmarked(value, mark)!r}"
         for name in written
         for path, source, value in _pairs(name, written[name], rendered.get(name))
-        if _is_lost(path, source, value)
+        if _is_lost(path, source, value, mark)
     ]
     if problems:
         msg = (
@@ -45,69 +94,19 @@ def check_rendered(written: Mapping[str, Any], rendered: Mapping[str, Any]) -> N
         raise InvalidSpec(msg)
 
 
-def parse_moment(value: timedelta | datetime | str | None) -> timedelta | datetime | None:
-    """A deadline: as it is, or from ``"8h"``, ``"90m"``, ``"2d"``, ``"300s"`` or ISO 8601."""
-    if value is None or isinstance(value, (timedelta, datetime)):
-        return value
-    if match := _DURATION.fullmatch(value):
-        return timedelta(**{_UNITS[match[2]]: float(match[1])})
-    try:
-        return datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
-    except ValueError:
-        msg = (
-            f"deadline {value!r} is neither a duration, such as '8h' or '90m', nor a moment, such "
-            "as '2030-01-31T18:00:00+00:00'"
-        )
-        raise InvalidSpec(msg) from None
+def _with_texts(written: Any, rendered: Any) -> Any:
+    """``rendered`` with the text "None" where native rendering read it as a Python literal."""
+    if isinstance(written, Mapping) and isinstance(rendered, Mapping):
+        return {key: _with_texts(written.get(key), each) for key, each in rendered.items()}
+    if _is_list(written) and type(rendered) in {list, tuple} and len(written) == len(rendered):
+        pairs = zip(written, rendered, strict=True)
+        return type(rendered)(_with_texts(before, after) for before, after in pairs)
+    # A value that is missing has the mark in its place, so this one is not.
+    return "None" if rendered is None and isinstance(written, str) else rendered
 
 
-def parse_duration(value: timedelta | str | None, name: str) -> timedelta | None:
-    """A duration: as it is, or from ``"8h"``, ``"90m"``, ``"2d"`` or ``"300s"``."""
-    if value is None or isinstance(value, timedelta):
-        return value
-    if match := _DURATION.fullmatch(value):
-        return timedelta(**{_UNITS[match[2]]: float(match[1])})
-    msg = f"{name} {value!r} is no duration, such as '8h' or '90m'"
-    raise InvalidSpec(msg)
-
-
-def parse_usd(value: float | Decimal | str | None) -> Decimal | None:
-    """Dollars, exactly as they were written."""
-    if value is None:
-        return None
-    try:
-        amount = Decimal(str(value))
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite():
-        msg = f"budget_usd {value!r} is not a number of dollars, such as 25 or '12.50'"
-        raise InvalidSpec(msg)
-    return amount
-
-
-def parse_retention(value: Any) -> Retention | None:
-    """Which checkpoints to keep; from a mapping, numbers may be texts that a template gave."""
-    if value is None:
-        return None
-    names = Retention.__struct_fields__
-    if not isinstance(value, (Retention, Mapping)):
-        msg = f"retention is {value!r}; give a mapping with some of {', '.join(names)}"
-        raise InvalidSpec(msg)
-    if isinstance(value, Mapping):
-        unknown = sorted(str(key) for key in value if key not in names)
-        if unknown:
-            msg = (
-                f"retention has the unknown keys {', '.join(unknown)}; there are {', '.join(names)}"
-            )
-            raise InvalidSpec(msg)
-        try:
-            value = msgspec.convert(dict(value), prepared(Retention), strict=False)
-        except msgspec.ValidationError as error:
-            msg = f"retention is {value!r}: {error}"
-            raise InvalidSpec(msg) from error
-    found: Retention = value
-    found.check()
-    return found
+def _unmarked(value: Any, mark: str) -> Any:
+    return value.replace(mark, "None") if isinstance(value, str) else value
 
 
 def _pairs(path: str, written: Any, rendered: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -126,14 +125,12 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
-def _is_lost(path: str, written: Any, rendered: Any) -> bool:
-    if written is None:
+def _is_lost(path: str, written: Any, rendered: Any, mark: str) -> bool:
+    if not is_template(written):
         return False
     if rendered is None:
         return True
     if not isinstance(rendered, str):
         return False
-    if not rendered.strip():
-        return path.partition("[")[0] not in _MAY_BE_EMPTY
-    is_template = not isinstance(written, str) or bool(_TEMPLATE.search(written))
-    return is_template and rendered.strip().lower() in _NOTHING
+    is_empty = not rendered.strip() and path.partition("[")[0] not in _MAY_BE_EMPTY
+    return is_empty or mark in rendered

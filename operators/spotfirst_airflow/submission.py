@@ -24,10 +24,12 @@ from spotfirst import events as e
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec, UnknownRun
 from spotfirst.run import Run, create_run
-from spotfirst.spec import CodeRef, DatasetRef, ResumeFrom, RunSpec
+from spotfirst.spec import CodeRef, DatasetRef, ResumeFrom, RunSpec, is_run_id
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, utc_now
+from spotfirst_airflow import secretlike
+from spotfirst_airflow.arguments import check_time
 from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
@@ -40,8 +42,12 @@ __all__ = [
     "Request",
     "attach",
     "base_run_id",
+    "check_new_id",
+    "check_texts",
+    "is_run_of",
     "mark_delivered",
     "newest_generation",
+    "newest_run",
     "open_controller",
     "pinned_checkpoint",
     "request_stop",
@@ -49,7 +55,8 @@ __all__ = [
     "storage_environment",
 ]
 
-_GENERATION = re.compile(r"\.g(\d+)$")
+_GENERATION = re.compile(r"(.+)\.g(\d+)", re.DOTALL)
+_HASHED = re.compile(r"-[0-9a-f]{8}\Z")
 _LONGEST_ID = 170
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -120,6 +127,7 @@ def attach(
     """
     generation = newest_generation(storage, base_id)
     if generation == 0:
+        check_new_id(base_id)
         return _submit(storage, base_id, request, owner=owner, environment=environment, clock=clock)
     run = Run(storage, _generation_id(base_id, generation))
     journal = run.journal(by=controller_name())
@@ -127,12 +135,20 @@ def attach(
     if state.phase is Phase.SUCCEEDED:
         if not state.delivered_to or is_same_task(state.delivered_to):
             return run
+        if like := _GENERATION.fullmatch(base_id):
+            msg = (
+                f"run {base_id!r} has succeeded, and is generation {like[2]} of {like[1]!r}: ask "
+                f"for {like[1]!r} to train once more, or replay this one"
+            )
+            raise InvalidSpec(msg)
         following = _generation_id(base_id, generation + 1)
         return _submit(
             storage, following, request, owner=owner, environment=environment, clock=clock
         )
     if state.seq == 0 or state.phase is Phase.ACTIVE:
         return _take_over(run, owner=owner, clock=clock)
+    if (newest := run.chain().refresh().newest()) is not None:
+        _check_content(newest[1].content, request.checkpoint_mode)
     # It starts from where it did, which it has pinned, whatever became of that since.
     anywhere = msgspec.structs.replace(request, resume_from=None)
     spec = _plan(storage, run.run_id, anywhere, environment=environment, now=clock())
@@ -202,17 +218,56 @@ def base_run_id(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> 
     parts = [dag_id, run_id, task_id] + ([str(map_index)] if map_index >= 0 else [])
     exact = "--".join(parts)
     readable = "--".join(_UNSAFE.sub("-", part).strip("-.") for part in parts)
-    if readable == exact and exact.count("--") == len(parts) - 1 and len(exact) <= _LONGEST_ID:
+    if (
+        readable == exact
+        and is_run_id(exact)
+        and exact.count("--") == len(parts) - 1
+        and len(exact) <= _LONGEST_ID
+        and not _GENERATION.fullmatch(exact)  # a task that is called "train.g2"
+        and not _HASHED.search(exact)  # nor may one be called like the digest of another
+    ):
         return exact
-    return f"{readable[:_LONGEST_ID]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+    # An id begins with a letter or digit; one whose parts have none keeps the digest only.
+    start = readable[:_LONGEST_ID].lstrip("-._") or "task"
+    return f"{start}-{digest}"
+
+
+def is_run_of(base_id: str, run_id: str) -> bool:
+    """Whether ``run_id`` is a generation of the run ``base_id``: itself, ``.g2`` and so on."""
+    return run_id == base_id or run_id in {
+        _generation_id(base_id, int(found[2]))
+        for found in [_GENERATION.fullmatch(run_id)]
+        if found is not None and len(found[2]) < 9 and int(found[2]) > 1
+    }
+
+
+def check_new_id(run_id: str) -> None:
+    """Raise :class:`InvalidSpec` for an id that ends like a later generation of another run."""
+    if like := _GENERATION.fullmatch(run_id):
+        msg = (
+            f"run id {run_id!r} ends like a later generation of run {like[1]!r}; choose one "
+            "without '.g…' at its end"
+        )
+        raise InvalidSpec(msg)
 
 
 def newest_generation(storage: Storage, base_id: str) -> int:
     """How many generations of a run there are; 0 when there is none."""
     generation = 0
-    while storage.exists(f"runs/{_generation_id(base_id, generation + 1)}/spec.json"):
+    while _exists(storage, _generation_id(base_id, generation + 1)):
         generation += 1
     return generation
+
+
+def newest_run(storage: Storage, base_id: str) -> Run | None:
+    """The newest generation of a run; ``None`` when there is none."""
+    generation = newest_generation(storage, base_id)
+    return Run(storage, _generation_id(base_id, generation)) if generation else None
+
+
+def _exists(storage: Storage, run_id: str) -> bool:
+    return is_run_id(run_id) and Run(storage, run_id).exists()
 
 
 def _generation_id(base_id: str, generation: int) -> str:
@@ -228,15 +283,17 @@ def _submit(
     environment: Mapping[str, str],
     clock: Clock,
 ) -> Run:
-    if _GENERATION.search(run_id) and newest_generation(storage, _GENERATION.sub("", run_id)) == 0:
-        msg = f"run id {run_id!r} ends like a later generation; choose one without '.g…'"
-        raise InvalidSpec(msg)
-    spec = _plan(storage, run_id, request, environment=environment, now=clock())
+    now, until, training = clock(), request.deadline, request.training_time
+    left = until - now if isinstance(until, datetime) else timedelta(0)
+    is_ahead = left > timedelta(0)  # one that has passed is refused as such
+    if training is not None and request.resume_from is None and is_ahead:
+        check_time(training, left)
+    spec = _plan(storage, run_id, request, environment=environment, now=now)
     try:
         with pinned_checkpoint(storage, spec.resume_from, by=run_id):
             run = create_run(storage, spec)
     except InvalidSpec:
-        if not storage.exists(f"runs/{run_id}/spec.json"):
+        if not _exists(storage, run_id):
             raise
         run = Run(storage, run_id)  # a racing try of the same task was first; its spec counts
     return _take_over(run, owner=owner, clock=clock)
@@ -265,6 +322,7 @@ def _plan(
     now: datetime,
 ) -> RunSpec:
     """The spec of a request, once everything that can be checked beforehand has been."""
+    check_texts(request)
     kind = fleet_class(request.fleet)
     load_policy(request.policy, request.policy_options)
     deadline = (
@@ -274,7 +332,7 @@ def _plan(
         run_id=run_id,
         created_at=now,
         command=request.command,
-        env=_checked_env(request.env),
+        env=dict(request.env),
         fleet=request.fleet,
         fleet_options=kind.settle(request.fleet_options, now=now),
         instance_types=request.instance_types,
@@ -302,14 +360,45 @@ def _plan(
     storage.probe()
     if isinstance(fleet, Prepares):
         fleet.prepare(storage)
-    return msgspec.structs.replace(
-        spec,
-        resume_from=resolve_checkpoint(storage, request.resume_from)
-        if request.resume_from
-        else None,
-        dataset=_resolve_dataset(storage, request),
-        code=_publish_code(storage, request.code),
-    )
+    with _naming("resume_from", request.resume_from):
+        resume_from = _resume_from(storage, request)
+    with _naming("dataset", request.dataset):
+        dataset = _resolve_dataset(storage, request)
+    with _naming("code", request.code):
+        code = _publish_code(storage, request.code)
+    return msgspec.structs.replace(spec, resume_from=resume_from, dataset=dataset, code=code)
+
+
+@contextmanager
+def _naming(name: str, value: object) -> Iterator[None]:
+    """Put the argument's name and value before what is wrong with it."""
+    try:
+        yield
+    except InvalidSpec as error:
+        if name in str(error).partition(" ")[0]:
+            raise
+        msg = f"{name} {value!r}: {error}"
+        raise type(error)(msg) from error
+
+
+def _resume_from(storage: Storage, request: Request) -> ResumeFrom | None:
+    if not request.resume_from:
+        return None
+    found = resolve_checkpoint(storage, request.resume_from)
+    content = dict(Run(storage, found.run_id).chain().refresh().commits)[found.seq].content
+    _check_content(content, request.checkpoint_mode)
+    return found
+
+
+def _check_content(content: str, mode: str) -> None:
+    """Raise :class:`InvalidSpec` when checkpoints of the other mode are to be gone on from."""
+    theirs = "files" if content == "files" else "trainer"
+    if mode != theirs:
+        msg = (
+            f"checkpoint_mode is {mode!r}, and the checkpoint to go on from was made with "
+            f"{theirs!r}; give checkpoint_mode={theirs!r}"
+        )
+        raise InvalidSpec(msg)
 
 
 def _publish_code(storage: Storage, source: str | None) -> CodeRef | None:
@@ -330,7 +419,7 @@ def _resolve_dataset(storage: Storage, request: Request) -> DatasetRef | None:
     if since.name != found.name:
         msg = f"dataset_since={text!r} is another dataset than {request.dataset!r}"
         raise InvalidSpec(msg)
-    return msgspec.structs.replace(found, since=since.version)
+    return msgspec.structs.replace(found, since=since.version, since_manifest=since.manifest)
 
 
 def resolve_checkpoint(storage: Storage, text: str) -> ResumeFrom:
@@ -342,7 +431,7 @@ def resolve_checkpoint(storage: Storage, text: str) -> ResumeFrom:
         msg = f'resume_from={text!r} must read "RUN@STEP" or "RUN@latest"; `spotfirst runs` lists runs'
         raise InvalidSpec(msg)
     run, seq, commit = select(storage, text)
-    return ResumeFrom(run_id=run.run_id, step=commit.step, seq=seq)
+    return ResumeFrom(run_id=run.run_id, step=commit.step, seq=seq, digest=commit.digest)
 
 
 @contextmanager
@@ -372,19 +461,33 @@ def pinned_checkpoint(storage: Storage, source: ResumeFrom | None, *, by: str) -
         raise
 
 
-def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
-    """Specs are readable by whoever reads the storage, so secrets must not be in them."""
-    for name in env:
+def check_texts(request: Request) -> None:
+    """Refuse what must not stand in a spec, which is plain text to all who read the storage.
+
+    Raises :class:`InvalidSpec` for a name that is Spotfirst's own, and for a secret.
+    """
+    for name in request.env:
         if name.startswith("SPOTFIRST_"):
             msg = f"env {name!r} is Spotfirst's own; choose another name"
             raise InvalidSpec(msg)
-        if re.search(r"(?i)secret|password|token|api_?key|private_?key", name):
-            msg = (
-                f"env {name!r} looks like a secret, and a run's spec is stored in plain text. Give "
-                "the instance's role access to it, or read it from a secrets manager in the script"
-            )
-            raise InvalidSpec(msg)
-    return dict(env)
+    for place, what in _secrets(request):
+        msg = (
+            f"{place} looks like a secret ({what}), and a run's spec is stored in plain text. Give "
+            "the instance's role access to it, or read it from a secrets manager in the script"
+        )
+        raise InvalidSpec(msg)
+
+
+def _secrets(request: Request) -> Iterator[tuple[str, str]]:
+    for name, value in request.env.items():
+        if what := secretlike.in_variable(name, value):
+            yield f"env {name!r}", what
+    if what := secretlike.in_command(request.command):
+        yield "command", what
+    for argument in ("tags", "fleet_options", "policy_options"):
+        place, what = secretlike.in_options(getattr(request, argument))
+        if what:
+            yield f"{argument} {place!r}", what
 
 
 def storage_environment() -> dict[str, str]:

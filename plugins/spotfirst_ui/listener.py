@@ -13,10 +13,13 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from airflow.listeners import hookimpl
+
+if TYPE_CHECKING:
+    from spotfirst_airflow.taskrecord import TaskRecord
 
 __all__ = ["GRACE_S", "on_task_instance_failed", "on_task_instance_success"]
 
@@ -75,13 +78,14 @@ def _end_run(task: _Task) -> None:
         _log.exception("Could not look whether the run of %s has ended", task)
 
 
-def _told(task: _Task) -> dict[str, Any] | None:
+def _told(task: _Task) -> TaskRecord | None:
     from airflow.utils.session import create_session
 
+    from spotfirst_airflow.taskrecord import TaskKey
     from spotfirst_ui.told import told_about_run
 
     with create_session() as session:
-        return told_about_run(session, task.dag_id, task.run_id, task.task_id, task.map_index)
+        return told_about_run(session, TaskKey(*task[1:]))
 
 
 def _is_final(task: _Task) -> bool:
@@ -97,15 +101,15 @@ def _is_final(task: _Task) -> bool:
     return str(getattr(state, "value", state)) in _FINAL
 
 
-def _stop(task: _Task, told: Mapping[str, Any]) -> None:
+def _stop(task: _Task, told: TaskRecord) -> None:
     from spotfirst.run import Run
     from spotfirst_airflow.following import Follower
     from spotfirst_airflow.hooks import SpotfirstHook
     from spotfirst_airflow.submission import request_stop
 
     def open_run() -> tuple[Run, Mapping[str, str]]:
-        hook = SpotfirstHook(told.get("conn_id"))
-        return Run(hook.open_storage(told["storage"]), told["run_id"]), hook.environment()
+        hook = SpotfirstHook(told.conn_id)
+        return Run(hook.open_storage(told.storage), told.run_id), hook.environment()
 
     run, _ = open_run()
     state = run.journal().refresh()

@@ -9,11 +9,13 @@ from html import escape
 from spotfirst.state import Attempt, Phase
 from spotfirst_airflow.costs import Charge, usd
 from spotfirst_airflow.htmlpages import card, document, table
+from spotfirst_airflow.outlook import past_limits
 from spotfirst_ui.view import RunView
 
 __all__ = ["render_message", "render_run"]
 
 _REFRESH_S = 4
+_SIMULATED = "simulated"
 _STYLE = """
 .succeeded { color: var(--good); } .failed, .stopped { color: var(--bad); }
 .active, .stopping { color: var(--busy); }
@@ -26,6 +28,7 @@ _ENDS = {
     "killed": "killed",
     "lost": "lost",
     "max_life": "end of life",
+    "unfit": "could not begin",
 }
 
 
@@ -73,16 +76,15 @@ def _phase(view: RunView) -> str:
 
 
 def _problem(view: RunView) -> str:
-    state = view.state
+    state, texts = view.state, []
     if state.failure is not None:
-        text = state.failure.message
+        texts.append(state.failure.message)
     elif state.stop is not None:
-        text = state.stop.reason
+        texts.append(state.stop.reason)
     elif state.waiting is not None and not state.open_attempts:
-        text = f"waiting: {state.waiting.reason}"
-    else:
-        return ""
-    return f"<p><strong>{escape(text)}</strong></p>"
+        texts.append(f"waiting: {state.waiting.reason}")
+    texts += past_limits(view.spec, state, now=view.now)
+    return "".join(f"<p><strong>{escape(text)}</strong></p>" for text in texts)
 
 
 def _figures(view: RunView) -> str:
@@ -92,19 +94,24 @@ def _figures(view: RunView) -> str:
     metrics = (
         view.state.result.metrics if view.state.result else progress.metrics if progress else {}
     )
-    saving = view.bill.saving_share
+    simulated = view.bill.is_simulated
     budget, egress_usd = view.spec.budget_usd, view.bill.egress_usd
     of_budget = f"of {usd(budget)}" if budget is not None else ""
     crossed = f"{usd(egress_usd)} between regions" if egress_usd else ""
+    lost = "" if view.bill.lost_steps is None else f"{view.bill.lost_steps} steps lost"
     cards = [
         ("Step", f"{step if step is not None else '-'}", f"of {total}" if total else ""),
-        ("Cost", usd(view.bill.total_usd), ", ".join(filter(None, (of_budget, crossed)))),
+        (
+            "Cost",
+            usd(view.bill.total_usd if view.bill.charges else None),
+            ", ".join(filter(None, (_SIMULATED if simulated else "", of_budget, crossed))),
+        ),
         (
             "On demand",
-            usd(view.bill.on_demand_usd),
-            f"{saving:.0%} saved" if view.bill.on_demand_usd else "",
+            usd(view.bill.known_on_demand_usd),
+            view.bill.saving_in_words,
         ),
-        ("Attempts", str(len(view.bill.charges)), f"{view.bill.lost_steps} steps lost"),
+        ("Attempts", str(len(view.bill.charges)), lost),
     ]
     if view.spec.deadline is not None:
         left = view.spec.deadline - view.now
@@ -116,7 +123,8 @@ def _figures(view: RunView) -> str:
 
 def _attempts(view: RunView) -> str:
     charges = {charge.attempt: charge for charge in view.bill.charges}
-    head = ("#", "Market", "Pool", "Started", "Ran", "Steps", "Cost", "Notice", "End", "Why")
+    cost = "Simulated cost" if view.bill.is_simulated else "Cost"
+    head = ("#", "Market", "Pool", "Started", "Ran", "Steps", cost, "Notice", "End", "Why")
     rows = [_attempt(a, charges.get(a.number), view.now) for a in view.state.attempts]
     return table(head, rows) if rows else "<p class=soft>None yet.</p>"
 
@@ -168,9 +176,10 @@ def _checkpoints(view: RunView) -> str:
 
 
 def _warnings(view: RunView) -> str:
-    if not view.state.warnings:
+    texts = [*view.state.warnings[-10:], *view.problems]
+    if not texts:
         return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in view.state.warnings[-10:])
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f"<h2>Warnings</h2><ul>{items}</ul>"
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+from spotfirst_airflow.decorators import SpotTrainingDecoratedOperator
 from spotfirst_airflow.links import UI_PREFIX, SpotRunLink
+from spotfirst_airflow.operators import SpotTrainingOperator
 from spotfirst_ui import listener
 
 __all__ = ["SpotfirstPlugin"]
@@ -30,10 +32,16 @@ class _LazyApp:
         await self._app(scope, receive, send)
 
 
+class LiveRunLink(SpotRunLink):
+    """Airflow asks the plugin for it at each look at a task instance of these operators."""
+
+    operators = [SpotTrainingOperator, SpotTrainingDecoratedOperator]
+
+
 class SpotfirstPlugin(AirflowPlugin):
     """Registered by the entry point ``airflow.plugins``."""
 
     name = "spotfirst"
     fastapi_apps = [{"app": _LazyApp(), "url_prefix": UI_PREFIX, "name": "Spotfirst"}]
-    operator_extra_links = [SpotRunLink()]
+    operator_extra_links = [LiveRunLink()]
     listeners = [listener]

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import TYPE_CHECKING, Any
 
-from spotfirst_airflow.operators import RUN_XCOM_KEY
-from spotfirst_airflow.submission import base_run_id
+from spotfirst_airflow.taskrecord import RUN_XCOM_KEY, TaskKey, TaskRecord, read_record
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 __all__ = ["told_about_run"]
 
+_log = logging.getLogger(__name__)
 
-def told_about_run(
-    session: Session, dag_id: str, run_id: str, task_id: str, map_index: int
-) -> dict[str, Any] | None:
+
+def told_about_run(session: Session, task: TaskKey) -> TaskRecord | None:
     """The XCom that the task pushed before anything was launched; ``None`` before that.
 
-    People can edit XComs, so one that names the run of another task instance counts as none.
+    People can edit XComs, so one that this very task did not sign counts as none.
     """
     from airflow.models.xcom import XComModel
 
     query = XComModel.get_many(
-        run_id=run_id,
+        run_id=task.run_id,
         key=RUN_XCOM_KEY,
-        task_ids=task_id,
-        dag_ids=dag_id,
-        map_indexes=map_index,
+        task_ids=task.task_id,
+        dag_ids=task.dag_id,
+        map_indexes=task.map_index,
         limit=1,
     )
-    found = session.scalars(query).first()
-    value = XComModel.deserialize_value(found) if found is not None else None
-    if not isinstance(value, dict) or not value.keys() >= {"run_id", "storage"}:
+    # Annotated, because get_many() is declared as one of tuples.
+    found: Any = session.scalars(query).first()
+    if found is None:
         return None
-    base_id, own_id = base_run_id(dag_id, run_id, task_id, map_index), str(value["run_id"])
-    if own_id != base_id and not own_id.startswith(f"{base_id}.g"):
+    record = read_record(_plain(found.value), task)
+    if record is None:
+        _log.warning("The XCom %r of %s is not what that task signed: ignored", RUN_XCOM_KEY, task)
+    return record
+
+
+def _plain(value: object) -> object:
+    """The value as plain JSON. Airflow's own decoder would make objects of what people wrote."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
         return None
-    return value

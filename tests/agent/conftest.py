@@ -169,10 +169,11 @@ class Lab:
         if not command:
             fields.setdefault("code", publish(storage, TRAINER))
             command = ("python", "trainer.py")
-        defaults = {"heartbeat_s": 0.3, "notice_poll_s": 0.2, "run_id": f"r{secrets.token_hex(3)}"}
-        spec = RunSpec(
-            created_at=datetime.now(timezone.utc), command=command, **{**defaults, **fields}
-        )
+        defaults = {
+            "created_at": datetime.now(timezone.utc), "heartbeat_s": 0.3, "notice_poll_s": 0.2,
+            "run_id": f"r{secrets.token_hex(3)}",
+        }  # fmt: skip
+        spec = RunSpec(command=command, **{**defaults, **fields})
         return create_run(storage, spec)
 
     def shell(self, script: str, **fields: Any) -> Run:
@@ -200,6 +201,16 @@ class Lab:
 
     def output(self) -> str:
         return (self.folder / "agent.out").read_text()
+
+    def pids(self, word: str) -> list[int]:
+        """The processes of this lab's attempts that have this word in their command."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                is_ours = process.environ().get("SPOTFIRST_CHANNEL", "").startswith(str(self.work))
+                if is_ours and word in process.cmdline():
+                    found.append(process.pid)
+        return found
 
     def leftovers(self) -> list[str]:
         """Processes that any attempt of this lab has left behind; the guards get a moment."""

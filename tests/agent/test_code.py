@@ -145,6 +145,38 @@ def test_a_second_fetch_moves_no_bytes(tmp_path: Path, storage: Storage) -> None
     assert (tmp_path / "two" / "train.py").exists()
 
 
+@pytest.mark.parametrize(
+    "garbage", [b"garbage", b"\x1f\x8b", b"", "truncated", "longer", "of another code"]
+)
+def test_publishing_again_mends_a_damaged_archive(
+    tmp_path: Path, storage: Storage, garbage: bytes | str
+) -> None:
+    ref = publish(storage, write(tmp_path / "source", train_py="print(1)"))
+    good = storage.read(code_path(ref))
+    bad = {
+        "truncated": good[:-9],
+        "longer": good + b"more",
+        "of another code": gzip.compress(b"other"),
+    }.get(str(garbage), garbage)
+    storage.write(code_path(ref), bad if isinstance(bad, bytes) else bad.encode())
+    with pytest.raises(CorruptObject, match=r"code/[0-9a-f]{64}.tar.gz is damaged.*again"):
+        fetch(storage, ref, tmp_path / "before", cache=tmp_path / "cache")
+    assert not (tmp_path / "before").exists()
+    assert publish(storage, tmp_path / "source") == ref
+    fetch(storage, ref, tmp_path / "code", cache=tmp_path / "cache")
+    assert (tmp_path / "code" / "train.py").exists()
+
+
+def test_an_archive_that_is_far_too_large_is_not_downloaded(
+    tmp_path: Path, storage: Storage
+) -> None:
+    ref = publish(storage, write(tmp_path / "source", train_py="print(1)"))
+    storage.write(code_path(ref), bytes(ref.size_bytes * 3))
+    with pytest.raises(CorruptObject, match="larger than its content"):
+        fetch(storage, ref, tmp_path / "code", cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.gz"))
+
+
 def test_a_damaged_cache_is_loaded_anew(tmp_path: Path, storage: Storage) -> None:
     ref = publish(storage, write(tmp_path / "code", train_py="x"))
     fetch(storage, ref, tmp_path / "one", cache=tmp_path / "cache")
@@ -202,3 +234,25 @@ def test_a_hostile_archive_unpacks_nothing(
     with pytest.raises(CorruptObject, match="nothing was unpacked"):
         fetch(storage, ref, tmp_path / "jail" / "out", cache=tmp_path / "cache")
     assert list((tmp_path / "jail").iterdir()) == []
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path, storage: Storage) -> None:
+    """The second must not be written through the link that the first one made."""
+    file = tarfile.TarInfo("a")
+    ref = hostile(storage, link("a", "b"), (file, b"x"))
+    with pytest.raises(CorruptObject, match="cannot be unpacked"):
+        fetch(storage, ref, tmp_path / "code", cache=tmp_path / "cache")
+    assert not (tmp_path / "code").exists()
+
+
+def test_no_bit_but_the_executable_one_is_taken_from_an_archive(
+    tmp_path: Path, storage: Storage
+) -> None:
+    program, text = tarfile.TarInfo("program"), tarfile.TarInfo("text")
+    program.mode, text.mode = 0o6777, 0o1666
+    fetch(
+        storage, hostile(storage, (program, b"x"), (text, b"x")), tmp_path / "code",
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in (tmp_path / "code").iterdir()}
+    assert modes == {"program": 0o755, "text": 0o644}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 from .conftest import Instance, Lab
 
@@ -59,7 +59,7 @@ def test_an_agent_that_hangs_does_not_outlive_its_life(lab: Lab) -> None:
     command = instance.until_running()
     instance.process.send_signal(signal.SIGSTOP)
     wait_until(off.exists, "the power-off")
-    assert instance.process.wait(60) == -signal.SIGKILL
+    assert instance.process.wait(PATIENCE_S) == -signal.SIGKILL
     assert is_gone(command)
 
 

@@ -84,3 +84,48 @@ def test_the_command_is_gone_before_the_instance_is(window_s: float) -> None:
     stop = watch(interruption_seen=0, interruption_at=window_s).stop(at(window_s), None)
     assert stop is not None
     assert stop.by < at(window_s)
+
+
+def test_at_the_deadline_it_stops_at_once_and_not_much_later() -> None:
+    limited = watch(deadline=500)
+    assert limited.stop(at(499), Progress(checkpoint_s=1.0)) is None
+    stop = limited.stop(at(500), Progress(checkpoint_s=1.0))
+    assert stop is not None
+    assert (stop.reason, stop.by) == ("deadline", at(530))
+    slow = limited.stop(at(500), Progress(checkpoint_s=100.0), step_s=7.0)
+    assert slow is not None
+    assert slow.by == at(500 + 2 * 100 + 5 + 7), "a large checkpoint has the time that it takes"
+
+
+def test_before_the_budget_it_stops_when_only_the_end_is_left() -> None:
+    limited = watch(budget_ends=500)
+    assert limited.stop(at(500 - 8), Progress(checkpoint_s=1.0)) is None
+    stop = limited.stop(at(500 - 7), Progress(checkpoint_s=1.0))
+    assert stop is not None
+    assert (stop.reason, stop.by) == ("budget", at(507))
+    assert limited.stop(at(500 - 17), Progress(checkpoint_s=1.0), step_s=10.0) is not None
+
+
+@given(
+    deadline=st.none() | st.integers(0, 1000),
+    budget_ends=st.none() | st.integers(0, 1000),
+    handover=st.none() | st.integers(0, 1000),
+    checkpoint_s=st.none() | st.floats(0, 100),
+    step_s=st.floats(0, 100),
+    now=st.integers(0, 2000),
+)
+def test_whoever_asks_what_is_left_ends_soon_after_the_limits(
+    *, deadline: int | None, budget_ends: int | None, handover: int | None,
+    checkpoint_s: float | None, step_s: float, now: int,
+) -> None:  # fmt: skip
+    given_times = {"deadline": deadline, "budget_ends": budget_ends, "handover_at": handover}
+    watched = watch(**{name: time for name, time in given_times.items() if time is not None})
+    progress = Progress(checkpoint_s=checkpoint_s)
+    stop = watched.stop(at(now), progress, step_s)
+    ends = watched.run_ends(progress, step_s)
+    limits = [limit for limit in (deadline, budget_ends) if limit is not None]
+    assert (ends is None) == (not limits)
+    if limits and now >= min(limits):
+        assert stop is not None
+    if stop is not None and ends is not None:
+        assert stop.by <= ends <= at(min(limits)) + timedelta(seconds=30 + 305 + 2)

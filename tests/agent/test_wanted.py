@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+import msgspec
 import pytest
 
 from spotfirst import events as e
+from spotfirst.agent.fitness import UNFIT
 from spotfirst.market import Market, Pool
 from spotfirst.run import Run
+from spotfirst.wire import encode
+from tests.waiting import PATIENCE_S
 
 from .conftest import Lab
 
@@ -49,7 +53,7 @@ def journal(run: Run, *events: e.Event) -> Run:
 )
 def test_an_agent_whose_attempt_is_over_leaves_no_trace(lab: Lab, event: e.Event) -> None:
     run = journal(lab.shell("echo trained"), launching(1), event)
-    assert lab.start(run).process.wait(60) == 0
+    assert lab.start(run).process.wait(PATIENCE_S) == 0
     assert "not wanted any more" in lab.output()
     assert run.storage.list("attempts/1") == []
 
@@ -62,5 +66,29 @@ def test_another_attempt_that_ended_changes_nothing(lab: Lab) -> None:
 
 def test_a_journal_of_a_newer_release_does_not_end_what_it_launched(lab: Lab) -> None:
     run = lab.shell("echo trained")
-    run.storage.create("journal/00000001.json", b'{"v": 99, "kind": "created"}')
+    run.control.create("journal/00000001.json", b'{"v": 99, "kind": "created"}')
     assert lab.start(run).exit().cause == "completed"
+
+
+def test_an_instance_runs_the_spec_that_it_was_launched_for(lab: Lab) -> None:
+    run = lab.shell('echo "digest $SPOTFIRST_SPEC_SHA256"')
+    digest = run.spec_and_digest()[1]
+    instance = lab.start(run, SPOTFIRST_SPEC_SHA256=digest)
+    assert instance.exit().cause == "completed"
+    assert f"digest {digest}" in instance.log()
+
+
+@pytest.mark.parametrize("how", ["amended", "forged"])
+def test_an_instance_runs_no_other_spec(lab: Lab, how: str) -> None:
+    """It has no key to see who wrote it: what it was launched for is all that it goes by."""
+    run = lab.shell("echo trained")
+    digest = run.spec_and_digest()[1]
+    other = msgspec.structs.replace(run.spec(), command=("sh", "-c", "echo something else"))
+    if how == "amended":
+        run.amend(other)
+    else:
+        run.control.write("amendments/00000001.json", encode(other))
+    instance = lab.start(run, SPOTFIRST_SPEC_SHA256=digest)
+    assert instance.process.wait(60) == UNFIT
+    assert f"launched for {digest}" in lab.output()
+    assert run.storage.list("attempts/1") == []

@@ -150,7 +150,7 @@ def test_retry_after_delivery_gives_the_same_result(started: dict[str, Scenario]
     assert it.task_state() == "success"
     assert [line[0] for line in it.trace()] == ["start", "end"]
     assert it.result()["run_id"] == it.base_id
-    assert not it.run(2).storage.exists("spec.json")
+    assert not it.run(2).exists()
     it.check_consistent()
 
 
@@ -169,7 +169,7 @@ def test_success_gives_a_result_and_a_clear_trains_anew(world: World) -> None:
     # A clear while the scheduler is ending the dag run leaves the task unscheduled.
     it.client.wait_for_run(it.dag_id, it.dag_run)
     it.clear()
-    it.wait(lambda: it.run(2).storage.exists("spec.json"), "the second generation")
+    it.wait(lambda: it.run(2).exists(), "the second generation")
     it.wait_for_task("success")
     assert it.result()["run_id"] == it.base_id + ".g2"
     it.check_consistent(generation=2)
@@ -187,7 +187,7 @@ def test_template_that_renders_to_nothing_fails_before_anything_is_launched(worl
     it.wait_for_task("failed")
     assert "resume_from" in it.log()
     assert "rendered to 'None'" in it.log()
-    assert not it.run().storage.exists("spec.json")
+    assert not it.run().exists()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from spotfirst.errors import InvalidSpec
+from spotfirst.signing import ControlKeys, generate_key
 from spotfirst_airflow.hooks import SpotfirstHook
 
 
@@ -90,3 +91,21 @@ def test_test_button_says_what_is_wrong_without_the_secret(
     assert not works
     assert "ftp://" in message
     assert "secret" not in message
+
+
+def test_the_control_key_signs_and_reaches_no_instance(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = generate_key()
+    extra = {"storage": str(tmp_path), "control_key": key}
+    monkeypatch.setenv("AIRFLOW_CONN_OURS", json.dumps({"conn_type": "spotfirst", "extra": extra}))
+    hook = SpotfirstHook("ours")
+    keys = hook.open_storage().keys
+    assert keys is not None
+    assert keys.ids == ControlKeys(key).ids
+    assert key not in repr(keys)
+    assert key not in json.dumps(hook.environment())
+
+
+def test_without_a_control_key_the_process_has_one(connection: str) -> None:
+    assert SpotfirstHook(connection).open_storage().keys is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from spotfirst.market import Market, Pool
 from spotfirst.run import Run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import open_storage
-from spotfirst.wire import encode, utc_now
+from spotfirst.wire import utc_now
 from spotfirst_ui.page import render_message, render_run
 from spotfirst_ui.view import look_at
 
@@ -20,7 +21,7 @@ HOSTILE = "<script>alert('&\"')</script>"
 def run_of(folder: Path) -> Run:
     run = Run(open_storage(str(folder)), "r")
     spec = RunSpec(run_id="r", created_at=utc_now(), command=("true",))
-    run.storage.create("spec.json", encode(spec))
+    run.create_spec(spec)
     run.journal().decide(lambda state: e.Created(at=utc_now()) if state.seq == 0 else None)
     return run
 
@@ -113,3 +114,36 @@ def test_an_attempt_that_was_launched_after_it_had_been_given_up_is_not_called_u
     page = render_run("t", look_at(run, at))
     assert "<td>lost (launched after it was given up)" in page
     assert "<td>not launched" not in page
+
+
+def test_a_run_past_its_deadline_is_said_to_be(tmp_path: Path) -> None:
+    run = Run(open_storage(str(tmp_path)), "r")
+    began = utc_now() - timedelta(hours=2)
+    deadline = began + timedelta(hours=1)
+    run.create_spec(RunSpec(run_id="r", created_at=began, command=("true",), deadline=deadline))
+    append(run, e.Created(at=began))
+    assert "has passed" in render_run("r", look_at(run, utc_now()))
+    assert "has passed" not in render_run("r", look_at(run, began))
+
+
+def test_amounts_that_are_not_known_are_a_dash_and_a_failure_has_saved_nothing(
+    tmp_path: Path,
+) -> None:
+    run, at = run_of(tmp_path), utc_now()
+    assert "$0.0000" not in render_run("t", look_at(run, at))
+    pool = Pool(instance_type="g6.xlarge", zone="a")
+    append(run, e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""))
+    launched = e.Launched(
+        at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal("0.25"),
+        price_source="local fleet: calm market", price_at=at, on_demand_usd_h=Decimal(1),
+    )  # fmt: skip
+    append(run, launched)
+    later = at + timedelta(hours=1)
+    page = render_run("t", look_at(run, later))
+    assert "simulated" in page
+    assert "saved" not in page
+    append(run, e.Ended(at=at, attempt=1, cause="script_failed", exit_code=1, ended_at=later))
+    append(run, e.Failed(at=at, message="no"))
+    page = render_run("t", look_at(run, later))
+    assert "$1.00" in page
+    assert "saved" not in page

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from jinja2.sandbox import SandboxedEnvironment
 
 from spotfirst import events as e
 from spotfirst.errors import FleetUnavailable, LaunchRejected
@@ -127,12 +128,12 @@ def test_it_fails_when_it_could_not_look(
 
 
 def test_a_template_that_lost_its_value_reaps_nothing(storage: Storage, fleet: LocalFleet) -> None:
-    operator = SpotReaperOperator(
-        task_id="reap", storage="{{ params.storage }}", spotfirst_conn_id=None
-    )
-    operator.storage = ""
-    with pytest.raises(AirflowFailException, match=r"params\.storage"):
-        operator.execute({})
+    for params in ({}, {"storage": None}, {"storage": ""}):
+        operator = SpotReaperOperator(
+            task_id="reap", storage="{{ params.storage }}", spotfirst_conn_id=None
+        )
+        with pytest.raises(AirflowFailException, match=r"params\.storage"):
+            operator.render_template_fields({"params": params}, SandboxedEnvironment())
 
 
 def test_airflow_is_told_where_the_operator_is() -> None:

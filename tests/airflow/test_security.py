@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from spotfirst_airflow.links import run_page
 from tests.airflow.world import SECRET, Scenario, World
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.airflow
 
@@ -23,7 +25,7 @@ def running(world: World) -> Scenario:
 
 @pytest.fixture
 def anonymous(world: World) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=world.airflow.url, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=world.airflow.url, trust_env=False, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -98,6 +100,29 @@ def test_forged_xcom_cannot_show_the_run_of_another_task(
     answer = user.get(page(other))
     assert "has not attached to a run yet" in answer.text
     assert running.base_id not in answer.text
+
+
+@pytest.mark.parametrize("forgery", ["another storage", "another connection", "another task's"])
+def test_an_edited_xcom_shows_nothing(
+    running: Scenario, user: httpx.Client, world: World, forgery: str
+) -> None:
+    """Whoever may edit XComs makes the server read no other storage."""
+    mine = f"/dags/{running.dag_id}/dagRuns/{running.dag_run}/taskInstances/train/xcomEntries"
+    honest = running.client.request("GET", f"{mine}/spotfirst_run?deserialize=false")["value"]
+    honest = json.loads(honest) if isinstance(honest, str) else honest
+    other = world.start("unrendered")
+    other.wait_for_task("failed")
+    own = {"run_id": other.base_id, "storage": "/", "conn_id": None, "mac": honest["mac"]}
+    value = {
+        "another storage": own,
+        "another connection": own | {"conn_id": honest["conn_id"], "storage": honest["storage"]},
+        "another task's": honest,
+    }[forgery]
+    path = f"/dags/{other.dag_id}/dagRuns/{other.dag_run}/taskInstances/train/xcomEntries"
+    other.client.request("POST", path, json={"key": "spotfirst_run", "value": value})
+    answer = user.get(page(other))
+    assert answer.status_code == 200
+    assert "has not attached to a run yet" in answer.text
 
 
 def test_last_of_all_the_run_is_stopped(running: Scenario) -> None:

@@ -174,7 +174,7 @@ class World:
             f"{self.airflow.url}/auth/token",
             json={"username": user, "password": user},
             trust_env=False,
-            timeout=30,
+            timeout=PATIENCE_S,
         )
         return str(answer.raise_for_status().json()["access_token"])
 

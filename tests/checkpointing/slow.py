@@ -16,6 +16,7 @@ from spotfirst.context import TrainerContext
 from spotfirst.run import Run
 from spotfirst.storage import Storage
 from tests.checkpointing.training import attempt, progress
+from tests.waiting import PATIENCE_S
 
 BOOT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 BYTES_PER_S = 1_000_000
@@ -91,7 +92,7 @@ class SlowStorage:
     def write_from(self, path: str, data: memoryview) -> None:
         if len(data) > BYTES_PER_S:
             self._world.packs.append(path)
-            assert self._world.gate.wait(120)
+            assert self._world.gate.wait(PATIENCE_S)
         with self._world.lock:
             self._world.now_s += len(data) / BYTES_PER_S
         self._inner.write_from(path, data)

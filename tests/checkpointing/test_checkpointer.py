@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import msgspec
 import pytest
 import torch
 
+from spotfirst._storage_local import LocalStorage
 from spotfirst.checkpointer import Checkpointer, Drained, Superseded, weights_sha256
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.manifest import read_manifest
@@ -38,7 +41,7 @@ from tests.checkpointing.training import (
     train_until,
     uninterrupted,
 )
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,19 @@ def test_a_run_can_start_from_another_runs_checkpoint(
     for path, _ in list(run.storage.walk("")):
         run.storage.delete(path)  # from here on the replay stands by itself
     assert Trainer(attempt(replay, 2, tmp_path / "replay")).train() == expected
+
+
+def test_a_replay_starts_from_the_very_checkpoint_that_was_named(
+    run: Run, storage: Storage, tmp_path: Path
+) -> None:
+    """Whoever writes to the parent's chain does not choose what the child begins with."""
+    train_until(attempt(run, 1, tmp_path), 4)
+    seq, commit = _commits(run)[0]
+    source = ResumeFrom(run_id="r", step=commit.step, seq=seq, digest="0" * 64)
+    spec = msgspec.structs.replace(run.spec(), run_id="replay", resume_from=source)
+    replay = create_run(storage, spec)
+    with pytest.raises(CorruptObject, match=r"another than the one .* somebody replaced it"):
+        Trainer(attempt(replay, 1, tmp_path / "replay")).train()
 
 
 # -- saving ---------------------------------------------------------------------------------
@@ -507,7 +523,7 @@ def _gated(storage: Storage, gate: threading.Event) -> Storage:
 
     def wait(verb: str, path: str) -> None:
         if (verb, path) == ("create", "checkpoints/00000002.json"):
-            gate.wait(120)
+            gate.wait(PATIENCE_S)
 
     return faulty(storage, before=wait)
 
@@ -521,3 +537,37 @@ def _raise(error: Exception) -> Any:
 
 def _exit(run: Run, number: int) -> None:
     run.report_exit(ExitReport(attempt=number, at=LONG_AGO, cause="completed"))
+
+
+def test_a_storage_that_refuses_the_last_checkpoint_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = False
+    waits: list[float] = []
+
+    def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(self: LocalStorage, full: str, *rest: Any) -> Any:
+            if refuses:
+                raise OSError(errno.EROFS, "Read-only file system", full)
+            return method(self, full, *rest)
+
+        return refuse
+
+    for name in ("_create", "_write", "_write_from"):
+        monkeypatch.setattr(LocalStorage, name, refusing(getattr(LocalStorage, name)))
+
+    def sleep(seconds: float) -> None:
+        nonlocal refuses
+        waits.append(seconds)
+        refuses = refuses and sum(waits) < 3600
+
+    trained = Checkpointer(
+        model=torch.nn.Linear(2, 1), period_s=1e9, storage=str(tmp_path), sleep=sleep
+    )
+    for step in trained.steps(4):
+        if step == 2:
+            assert trained.save()
+        refuses = step == 3
+    assert sum(waits) >= 3600, "it waits as long as it takes: the storage took others before"
+    again = Checkpointer(model=torch.nn.Linear(2, 1), storage=str(tmp_path))
+    assert again.restore() == 4

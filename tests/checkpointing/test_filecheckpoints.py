@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-import io
+import contextlib
 import itertools
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from spotfirst.checkpoints.manifest import (
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.checkpoints.packs import chunk_digest
 from spotfirst.checkpoints.retention import Retention
+from spotfirst.checkpoints.staging import read_at as read_at_plainly
 from spotfirst.errors import ClaimLost, CorruptObject, InvalidSpec, StorageUnavailable
 from spotfirst.run import Run, create_run
 from spotfirst.spec import ResumeFrom, RunSpec
@@ -59,6 +62,12 @@ def files(files_run: Run, folder: Path, clock: Clock) -> FileCheckpoints:
     checkpoints = _open(files_run, 1, folder, clock)
     checkpoints.restore()
     return checkpoints
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[set[int]]:
+    """As if all that may write stood still: in these tests nothing runs beside."""
+    yield {os.getpid()}
 
 
 def _open(run: Run, attempt: int, folder: Path, clock: Clock, **options: Any) -> FileCheckpoints:
@@ -206,28 +215,47 @@ def test_what_a_script_was_writing_when_it_was_stopped_is_kept_as_it_was(
     assert _paths(files_run) == ["log", "model", "new", "saved on SIGTERM"]
 
 
+def _changing(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[int]:
+    """Every read of a file's beginning is followed by a change; the reads."""
+    reads: list[int] = []
+
+    def read_at(descriptor: int, offset: int, target: memoryview) -> int:
+        size = read(descriptor, offset, target)
+        reads.append(size)
+        before = path.stat().st_mtime_ns
+        while path.stat().st_mtime_ns == before:  # the file system's clock ticks slowly
+            path.write_bytes(b"y" * path.stat().st_size)
+        return size
+
+    read = read_at_plainly
+    monkeypatch.setattr(implementation, "read_at", read_at)
+    return reads
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_taken(
-    files: FileCheckpoints, files_run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch,
-    clock: Clock,
-) -> None:  # fmt: skip
+    files: FileCheckpoints, folder: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     path = folder / "model"
-    path.write_bytes(b"x" * 100)
-    readinto = io.FileIO.readinto
-
-    class Slow(io.FileIO):
-        def readinto(self, target: Any) -> int:
-            size = readinto(self, target)
-            time.sleep(0.02)  # the file system's clock ticks every few milliseconds
-            path.write_bytes(b"x" * 100)
-            return size
-
-    monkeypatch.setattr(
-        implementation, "open", lambda handle, *_, **__: Slow(handle, "rb"), raising=False
-    )
+    path.write_bytes(b"x" * (2 << 20))
+    reads = _changing(monkeypatch, path)
     clock.ahead_s += 10
     assert files.capture() is None
     assert files.capture(final=True) is None
+    assert reads
     assert any("still being written" in warning for warning in files.warnings)
+
+
+def test_a_large_file_that_changes_once_its_writer_runs_on_is_copied_while_it_stands_still(
+    files_run: Run, folder: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _open(files_run, 1, folder, clock, freeze=_frozen)
+    files.restore()
+    (folder / "model").write_bytes(b"x" * (2 << 20))
+    reads = _changing(monkeypatch, folder / "model")
+    assert files.capture() is not None
+    assert reads
+    mirror(files_run.packs(), _commits(files_run)[-1][1], tmp_path / "other")
+    assert set(_tree(tmp_path / "other")["model"]) == {ord("y")}
 
 
 def test_deleted_files_are_deleted_in_the_checkpoint(
@@ -272,7 +300,7 @@ def test_a_log_that_is_open_for_ever_does_not_keep_what_is_gone(
         os.utime(folder / "2.pt")
         clock.ahead_s += 61
         files.capture()
-    assert _paths(files_run) == ["2.pt"]
+    assert _paths(files_run) == ["2.pt", "log"]
 
 
 def test_what_is_gone_makes_way_for_a_folder_of_its_name(
@@ -296,23 +324,32 @@ def test_what_is_gone_makes_way_for_a_folder_of_its_name(
     assert _tree(tmp_path / "other") == {"d": b"1"}
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux' /proc")
 def test_a_file_that_is_replaced_all_the_time_is_taken_whole(
-    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path, clock: Clock
+    files_run: Run, folder: Path, tmp_path: Path, clock: Clock
 ) -> None:
+    running = threading.Lock()
+
+    @contextlib.contextmanager
+    def freeze() -> Iterator[set[int]]:
+        with running:
+            yield {os.getpid()}
+
+    files = _open(files_run, 1, folder, clock, freeze=freeze)
+    files.restore()
+
     def replace(number: int) -> None:
-        partial = tmp_path / "partial"
-        partial.write_bytes(bytes([number]) * 200_000)
-        partial.replace(folder / "latest.pt")
+        for data in (bytes([number]) * 100_000,) * 2:
+            with running, (tmp_path / "partial").open("ab") as partial:
+                partial.write(data)
+        (tmp_path / "partial").replace(folder / "latest.pt")
 
     replace(0)
-    files.capture(final=True)
     stop = threading.Event()
 
     def write() -> None:
         for number in itertools.cycle(range(1, 256)):
             replace(number)
-            if stop.wait(0.03):
+            if stop.is_set():
                 return
 
     writer = threading.Thread(target=write)
@@ -520,16 +557,20 @@ def test_large_files_have_several_parts(files_run: Run, folder: Path, tmp_path: 
     assert _tree(tmp_path / "other") == _tree(folder)
 
 
-def test_links_and_special_files_are_left_out_with_a_warning(
+def test_special_files_and_links_out_of_the_folder_are_left_out_with_a_warning(
     files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "real").write_text("1")
     (folder / "link").symlink_to("/etc/hostname")
     (folder / "folder").symlink_to(tmp_path)
+    (folder / "up").symlink_to("../elsewhere")
     os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
     files.capture(final=True)
     assert _paths(files_run) == ["real"]
-    assert len(files.warnings) == 3
+    assert _manifest(files_run).links == ()
+    assert len(files.warnings) == 5
 
 
 def test_a_link_in_the_folder_does_not_lead_the_restore_outside(

@@ -22,6 +22,7 @@ from spotfirst.storage import Storage
 from tests.checkpointing.conftest import LONG_AGO
 from tests.checkpointing.storages import faulty
 from tests.checkpointing.training import attempt
+from tests.waiting import PATIENCE_S
 
 
 class FineTuned(torch.nn.Module):
@@ -129,11 +130,11 @@ def test_a_release_in_the_middle_ends_the_reading(run: Run, tmp_path: Path) -> N
     def before(name: str, path: str) -> None:
         if threading.current_thread().name.startswith("spotfirst-read"):
             entered.set()
-            go_on.wait(20)
+            go_on.wait(PATIENCE_S)
 
     prefetch = Prefetch(Run(faulty(run.root, before=before), run.run_id))
     prefetch.start()
-    assert entered.wait(20)
+    assert entered.wait(PATIENCE_S)
     assert not prefetch.ready
     go_on.set()
     prefetch.stop()

@@ -26,6 +26,7 @@ from spotfirst.storage import Storage
 from tests.checkpointing.states import load, same, save, snapshot, store
 from tests.checkpointing.storages import faulty
 from tests.checkpointing.training import attempt, progress
+from tests.waiting import PATIENCE_S
 
 WIDE = 300  # a Linear of this width is large enough to be copied lazily
 
@@ -107,7 +108,7 @@ def test_optimizer_step_waits_for_the_copy(run: Run, tmp_path: Path) -> None:
 
     def held_up(arena: Arena, end: int) -> None:
         entered.set()
-        assert gate.wait(120)
+        assert gate.wait(PATIENCE_S)
         populate(arena, end)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -116,7 +117,7 @@ def test_optimizer_step_waits_for_the_copy(run: Run, tmp_path: Path) -> None:
         weight = training.model[0].weight
         before = weight.detach().clone()
         assert checkpointer.save(wait=False)
-        assert entered.wait(120)
+        assert entered.wait(PATIENCE_S)
         training.forward_and_backward()
         stepping = threading.Thread(target=training.optimizer.step)
         stepping.start()
@@ -177,7 +178,7 @@ def test_a_torn_copy_is_not_committed_and_the_next_one_is_eager(
     changed = threading.Event()
 
     def after_the_change(arena: Arena, end: int) -> None:
-        assert changed.wait(120)
+        assert changed.wait(PATIENCE_S)
         populate(arena, end)
 
     monkeypatch.setattr(Arena, "populate", after_the_change)

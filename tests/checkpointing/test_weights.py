@@ -10,6 +10,7 @@ from spotfirst.checkpoints.weights import state_digest, weights_sha256
 from spotfirst.errors import StateMismatch
 from spotfirst.storage import Storage
 from tests.checkpointing.states import save
+from tests.waiting import PATIENCE_S
 
 
 def _module() -> torch.nn.Module:
@@ -57,4 +58,4 @@ def test_what_the_agent_and_the_command_line_import_needs_no_torch() -> None:
         f"import {', '.join(f'spotfirst.checkpoints.{name}' for name in modules)}\n"
         "import spotfirst.context, spotfirst.leaving, spotfirst.patience, spotfirst.reporting\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

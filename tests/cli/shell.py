@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from spotfirst.run import Run
 from spotfirst.state import RunState
 from spotfirst.storage import open_storage
 from spotfirst_airflow.fleets.base import Fleet, load_fleet
+from tests.waiting import PATIENCE_S
 
+PROGRAM = (sys.executable, "-m", "spotfirst_airflow.cli")
 TRAINING = """
 import os, sys, time
 from pathlib import Path
@@ -67,9 +69,9 @@ class Shell:
         path.write_text(json.dumps(values))
         return str(path)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, program: Sequence[str] = PROGRAM) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "spotfirst_airflow.cli", *words],
+            [*program, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -79,7 +81,7 @@ class Shell:
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*words)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def ok(self, *words: str) -> str:
@@ -102,7 +104,7 @@ class Shell:
     def is_training(self, run_id: str) -> bool:
         """Whether a checkpoint is there, so that a stop has something to keep."""
         run = Run(open_storage(str(self.storage)), run_id)
-        return run.storage.exists("spec.json") and bool(run.chain().refresh().commits)
+        return run.exists() and bool(run.chain().refresh().commits)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner, Result
 
+from spotfirst.checkpoints.files import FileCheckpoints
 from spotfirst.checkpoints.retention import Retention, collect, prune
 from spotfirst.checkpoints.verifying import verify
 from spotfirst.run import Run, create_run
@@ -304,8 +306,8 @@ def test_an_import_that_was_killed_is_completed_by_the_next(
     path = str(tmp_path / "base.safetensors")
     safetensors.torch.save_file(weights(1), path)
     ok("import", path, "--to", "base")
-    for entry in storage.list("runs/base/journal"):
-        storage.delete(f"runs/base/journal/{entry}")
+    for entry in storage.list("control/runs/base/journal"):
+        storage.delete(f"control/runs/base/journal/{entry}")
     ok("import", path, "--to", "base")
     run = Run(storage, "base")
     assert run.journal().refresh().phase is Phase.SUCCEEDED
@@ -456,3 +458,53 @@ def test_gc_beside_a_writer_leaves_every_kept_checkpoint_whole(run: Run) -> None
 def test_help_teaches_with_an_example(command: str) -> None:
     text = ok(command, "--help")
     assert f"spotfirst checkpoint {command}" in text
+
+
+def files_checkpoint(storage: Storage, folder: Path) -> None:
+    spec = RunSpec(run_id="study", created_at=NOW, command=("train",), checkpoint_mode="files")
+    files = FileCheckpoints(create_run(storage, spec), 1, folder)
+    files.restore()
+    (folder / "trials").mkdir()
+    (folder / "trials" / "1.json").write_text("one")
+    (folder / "last").symlink_to("trials/1.json")
+    os.utime(folder / "trials" / "1.json", ns=(5_000_000_000, 5_000_000_000))
+    files.capture(final=True)
+    files.release()
+
+
+def test_the_files_of_a_script_are_exported_to_a_folder(storage: Storage, tmp_path: Path) -> None:
+    files_checkpoint(storage, tmp_path / "files")
+    assert "1 files of study" in ok("export", "study", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "last").read_text() == "one"
+    assert (tmp_path / "out" / "trials" / "1.json").stat().st_mtime_ns == 5_000_000_000
+    told = found("export", "study@latest", str(tmp_path / "other"))
+    assert told["files"] == ["trials/1.json"]
+    assert told["folder"] == str(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_a_folder_that_is_not_empty_is_written_into_only_when_asked(
+    storage: Storage, tmp_path: Path
+) -> None:
+    files_checkpoint(storage, tmp_path / "files")
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    out.mkdir()
+    precious.mkdir()
+    (precious / "1.json").write_text("precious")
+    (out / "mine").write_text("mine")
+    (out / "trials").symlink_to(precious)
+    assert "not empty" in refused("export", "study", str(out))
+    assert "1 files" in ok("export", "study", str(out), "--force")
+    assert (out / "mine").read_text() == "mine"
+    assert (out / "trials" / "1.json").read_text() == "one"
+    assert (precious / "1.json").read_text() == "precious"
+    (out / "last").unlink()
+    (out / "last").mkdir()
+    assert "cannot write" in refused("export", "study", str(out), "--force", code=1)
+
+
+def test_files_have_no_objects_to_export(storage: Storage, tmp_path: Path) -> None:
+    files_checkpoint(storage, tmp_path / "files")
+    assert "--object" in refused("export", "study", str(tmp_path / "out"), "--object", "model")
+    (tmp_path / "file").write_text("mine")
+    assert "no folder" in refused("export", "study", str(tmp_path / "file"), "--force")

@@ -70,6 +70,64 @@ def test_memory_has_no_clock() -> None:
     assert check.verdict == "skipped"
 
 
+def verdicts(done: Result) -> dict[str, str]:
+    return {check["name"]: check["verdict"] for check in json.loads(done.stdout)}
+
+
+def test_a_spec_for_the_local_fleet_is_looked_at_with_its_storage_and_options(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "training").mkdir()
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "command: [python, train.py]\ncode: ./training\nfleet: local\n"
+        f"storage: {tmp_path}/runs\ninstance_types: [g6.xlarge]\n"
+        f"fleet_options: {{root: {tmp_path}/fleet}}\n"
+    )
+    done = call(str(spec), "--json")
+    assert done.exit_code == 0, done.output
+    assert verdicts(done) == {"spec": "ok", "storage": "ok", "clock": "ok", "fleet": "ok"}
+    assert str(tmp_path / "fleet") in done.stdout
+    (tmp_path / "training").rmdir()
+    done = call(str(spec), "--json")
+    assert done.exit_code == 1
+    assert verdicts(done)["spec"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--instance-types", "no-such-type"), "no-such-type"),
+        (("--fleet-option", "tiem_scale=2"), "tiem_scale"),
+        (
+            ("--fleet-option", 'market={"kind": "recorded", "zones": {"a": "/none.csv"}}'),
+            "none.csv",
+        ),
+        (("--fleet-options", '{"time_scale": -1}'), "time_scale"),
+    ],
+)
+def test_what_the_local_fleet_cannot_do_is_a_failure(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = call("--fleet", "local", "--storage", str(tmp_path), *words)
+    assert done.exit_code == 1, done.output
+    assert said in done.output
+
+
+def test_a_folder_of_the_local_fleet_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    root = f"root={tmp_path}/file/fleet"
+    done = call("--fleet", "local", "--storage", str(tmp_path), "--fleet-option", root)
+    assert done.exit_code == 1
+    assert "cannot be written" in done.output
+
+
+def test_fleet_options_that_are_no_json_are_bad_input(tmp_path: Path) -> None:
+    done = call("--fleet-options", "{'region': 1}", "--storage", str(tmp_path))
+    assert done.exit_code == 2
+    assert "fleet_options" in done.stderr
+
+
 # -- ec2 ------------------------------------------------------------------------------------------
 
 
@@ -103,6 +161,27 @@ def test_a_healthy_account_ends_with_code_0(world: World) -> None:
     assert done.exit_code == 0, done.output
     assert "permission ec2:RunInstances" in done.stdout
     assert "failed" not in done.stdout
+
+
+def test_the_fleet_options_of_the_stack_are_taken_as_they_are(world: World, tmp_path: Path) -> None:
+    (tmp_path / "fleet.json").write_text(json.dumps(world.options))
+    given = ["--storage", world.storage_url, "--instance-types", "g6.xlarge,g5.xlarge"]
+    for text in (json.dumps(world.options), str(tmp_path / "fleet.json")):
+        done = call(*given, "--fleet-options", text)
+        assert done.exit_code == 0, done.output
+        assert "permission ec2:RunInstances" in done.stdout
+
+
+def test_a_spec_for_ec2_is_looked_at_with_its_types(world: World, tmp_path: Path) -> None:
+    spec = {
+        "command": ["python", "train.py"], "fleet": "ec2", "fleet_options": world.options,
+        "instance_types": ["g6.xlarge", "g5.xlarge"],
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    done = call(str(tmp_path / "spec.json"), "--storage", world.storage_url, "--json")
+    assert done.exit_code == 0, done.output
+    assert "g6.xlarge" in done.stdout
+    assert verdicts(done)["spec"] == "ok"
 
 
 def test_a_failure_ends_with_code_1_and_its_fix_is_in_the_table(world: World) -> None:

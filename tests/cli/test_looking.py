@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from spotfirst import events as e
 from spotfirst.market import Market, Pool
-from spotfirst.run import create_run
+from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
-from spotfirst.storage import open_storage
+from spotfirst.storage import Storage, open_storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.cli import app
 from spotfirst_airflow.fleets import LaunchRequest
 from spotfirst_airflow.fleets.local import LocalFleet
 from tests.cli.conftest import Finished
 from tests.cli.shell import Shell
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def test_runs_lists_the_newest_first_and_by_prefix(finished: Finished) -> None:
@@ -112,7 +118,7 @@ def test_stop_waits_until_every_instance_is_gone(shell: Shell) -> None:
     out = shell.ok("stop", "busy", "--reason", "enough")
     assert "run busy stopped; its newest checkpoint is at step" in out
     assert shell.fleet().owned() == []
-    told, _ = process.communicate(timeout=30)
+    told, _ = process.communicate(timeout=PATIENCE_S)
     assert "stopped: enough" in told
 
 
@@ -196,3 +202,129 @@ def test_bad_input_is_one_line_and_code_2(
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+ODD = {
+    "a price that is none": ("journal/00000003.json", {"price_usd_h": "NaN"}),
+    "an endless price": ("journal/00000003.json", {"price_usd_h": "1E+999999999"}),
+    "a price below 0": ("journal/00000003.json", {"price_usd_h": "-5"}),
+    "a step of the wrong type": ("journal/00000002.json", {"attempt": "one"}),
+    "a newer format": ("journal/00000001.json", {"v": 99}),
+    "no JSON": ("journal/00000002.json", b"\xff{"),
+    "a huge object": ("journal/00000002.json", b" " * (5 << 20)),
+    "a damaged spec": ("spec.json", b"{"),
+    "no spec": ("spec.json", None),
+}
+
+
+def invoke(storage: Storage, *words: str) -> Any:
+    """A command in this process: a dozen processes for each case would take minutes."""
+    ended = CliRunner().invoke(app, [*words, "-s", storage.url])
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), words
+    return ended
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_broken_run_is_named_by_its_url_and_the_others_are_listed(
+    tmp_path: Path, name: str
+) -> None:
+    at = utc_now()
+    storage = open_storage(str(tmp_path))
+    pool = Pool(instance_type="g", zone="a")
+    for run_id in ("good", "odd"):
+        spec = RunSpec(run_id=run_id, created_at=at, command=("true",), tags={"team": "t"})
+        journal = create_run(storage, spec).journal()
+        for event in (
+            e.Created(at=at),
+            e.Launching(at=at, attempt=1, token=run_id, market=Market.SPOT, pool=pool, reason=""),
+            e.Launched(
+                at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+                price_source="", price_at=at, on_demand_usd_h=Decimal(1),
+            ),
+        ):  # fmt: skip
+            journal.append(event)
+    path, change = ODD[name]
+    [file] = [file for file in tmp_path.rglob(path) if "odd" in file.parts]
+    if change is None:
+        file.unlink()
+    elif isinstance(change, bytes):
+        file.write_bytes(change)
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    where = Run(storage, "odd").url
+
+    listed = invoke(storage, "runs")
+    assert listed.exit_code == 0
+    assert "good" in listed.stdout
+    assert re.search(r"odd +unreadable", listed.stdout)
+    assert where in listed.stderr
+    rows = json.loads(invoke(storage, "runs", "--json").stdout)
+    assert [row["phase"] for row in rows] == ["active", "unreadable"]
+    for words in (("cost",), ("cost", "--by", "team"), ("cost", "--json")):
+        summed = invoke(storage, *words)
+        assert summed.exit_code == 1, "a sum without it must not pass for the whole"
+        assert where in summed.stderr
+        assert summed.stdout
+    assert invoke(storage, "cost", "good").exit_code == 0
+    for words in (("cost", "odd"), ("show", "odd"), ("logs", "odd"), ("stop", "odd")):
+        assert invoke(storage, *words).exit_code in {1, 2}, words
+
+
+def test_what_only_holds_checkpoints_is_no_broken_run(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.write("runs/by-hand/checkpoints/00000001.json", b"{}")
+    listed = invoke(storage, "runs")
+    assert "no runs" in listed.stdout
+    assert listed.stderr == ""
+
+
+def test_a_run_past_its_limits_is_said_to_be_by_runs_and_show(tmp_path: Path) -> None:
+    at = utc_now() - timedelta(hours=2)
+    storage = open_storage(str(tmp_path))
+    limits = {"deadline": at + timedelta(hours=1), "budget_usd": Decimal("1.50")}
+    spec = RunSpec(run_id="late", created_at=at, command=("true",), **limits)
+    journal = create_run(storage, spec).journal()
+    pool = Pool(instance_type="g", zone="a")
+    for event in (
+        e.Created(at=at),
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
+        e.Launched(
+            at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+            price_source="", price_at=at, on_demand_usd_h=Decimal(1),
+        ),
+    ):  # fmt: skip
+        journal.append(event)
+    shown = invoke(storage, "show", "late").stdout
+    assert re.search(r"passed +the deadline .* has passed", shown)
+    assert re.search(r"passed +the budget of \$1.50 is used up: \$2.00", shown)
+    assert "spotfirst reap" in shown
+    assert set(json.loads(invoke(storage, "show", "late", "--json").stdout)["passed"]) == {
+        "budget", "deadline",
+    }  # fmt: skip
+    assert "past its budget and deadline" in invoke(storage, "runs").stdout
+    [row] = json.loads(invoke(storage, "runs", "--json").stdout)
+    assert row["passed"] == ["budget", "deadline"]
+
+
+def test_a_run_that_was_stopped_says_why(tmp_path: Path) -> None:
+    at = utc_now()
+    storage = open_storage(str(tmp_path))
+    journal = create_run(storage, RunSpec(run_id="r", created_at=at, command=("true",))).journal()
+    for event in (
+        e.Created(at=at),
+        e.StopRequested(at=at, reason="the budget of $5.00 is used up", cause="budget"),
+        e.Stopped(at=at, reason="the budget of $5.00 is used up"),
+    ):
+        journal.append(event)
+    assert re.search(r"stopped +the budget of \$5.00", invoke(storage, "show", "r").stdout)
+
+
+def test_a_chain_that_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    storage, at = open_storage(str(tmp_path)), utc_now()
+    run = create_run(storage, RunSpec(run_id="odd", created_at=at, command=("true",)))
+    run.journal().append(e.Created(at=at))
+    run.storage.write("checkpoints/00000001.json", b"garbage")
+    shown = invoke(storage, "show", "odd")
+    assert shown.exit_code == 0
+    assert f"{run.url}/checkpoints/00000001.json" in shown.stdout.replace("\n", "")
+    assert "cost" in shown.stdout

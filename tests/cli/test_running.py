@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import time
+import sys
 from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import typer
 
 from spotfirst import events as e
-from spotfirst.run import create_run
+from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.state import Phase
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import to_request
+from spotfirst_airflow.cli._running import see_through
+from spotfirst_airflow.cli._specfile import read_spec_file
+from spotfirst_airflow.submission import attach
 from tests.cli.conftest import Finished
 from tests.cli.shell import Shell
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 ENDLESS = ("-e", "STEPS=100000")
 
@@ -89,7 +98,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_id_goes_on(shell: Shell) ->
     process = shell.start("run", shell.spec(), "--run-id", "night", *ENDLESS)
     wait_until(lambda: shell.is_training("night"))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, out + err
     assert "run night stopped" in out
     assert shell.fleet().owned() == []
@@ -102,12 +111,23 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_id_goes_on(shell: Shell) ->
 
 
 def test_two_signals_detach_and_the_run_can_be_taken_up_again(shell: Shell) -> None:
-    process = shell.start("run", shell.spec(), "--run-id", "long", *ENDLESS)
+    # A machine under load may need longer than two seconds for a signal.
+    patient = (
+        "from spotfirst_airflow.cli import app, foreground;"
+        "foreground.SECOND_THOUGHTS_S = 600.0; app()"
+    )
+    words = ("run", shell.spec(), "--run-id", "long", *ENDLESS)
+    process = shell.start(*words, program=(sys.executable, "-c", patient))
     wait_until(lambda: shell.is_training("long"))
     process.send_signal(signal.SIGINT)
-    time.sleep(0.7)
+    assert process.stdout is not None
+    shown = ""
+    while "Ctrl-C again" not in shown:
+        line = process.stdout.readline()
+        assert line, f"it ended before it asked: {shown}"
+        shown += line
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "spotfirst run --run-id long" in out
     assert shell.state("long").phase is Phase.ACTIVE
@@ -115,7 +135,7 @@ def test_two_signals_detach_and_the_run_can_be_taken_up_again(shell: Shell) -> N
     again = shell.start("run", "--run-id", "long")
     wait_until(lambda: shell.state("long").owner.endswith(f":{again.pid}"))
     again.send_signal(signal.SIGTERM)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=PATIENCE_S)
     assert "run long stopped" in out, err
     assert len(shell.state("long").attempts) == 1
 
@@ -143,3 +163,32 @@ def test_a_run_whose_deadline_has_passed_asks_for_another(shell: Shell) -> None:
     done = shell.call("run", "--run-id", "late")
     assert done.returncode == 2
     assert "with another --deadline" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_a_run_is_taken_over_stops_it_before_a_launch(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("SPOTFIRST_LOCAL_FLEET", str(shell.home / "fleet"))
+    storage = open_storage(str(shell.storage))
+    request = to_request(read_spec_file(Path(shell.spec())))
+
+    def take_over() -> Run:
+        os.kill(os.getpid(), number)
+        return attach(storage, "brief", request, owner="me", environment={})
+
+    with pytest.raises(typer.Exit):
+        see_through(take_over, owner="me", quiet=True, json=False)
+    state = shell.state("brief")
+    assert state.phase is Phase.STOPPED
+    assert state.attempts == ()
+
+
+def test_a_second_signal_gives_up_an_attachment_that_takes_too_long(shell: Shell) -> None:
+    def take_over() -> Run:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        see_through(take_over, owner="me", quiet=True, json=False)

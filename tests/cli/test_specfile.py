@@ -10,9 +10,9 @@ import pytest
 
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
+from spotfirst_airflow.arguments import to_request
 from spotfirst_airflow.cli._specfile import (
     assign,
-    make_request,
     parse_fleet_options,
     parse_pairs,
     read_spec_file,
@@ -46,7 +46,7 @@ def test_the_same_spec_reads_the_same_in_each_format(tmp_path: Path, name: str, 
     if name.endswith("toml"):
         pytest.importorskip("tomllib")
     (tmp_path / name).write_text(text)
-    request = make_request(read_spec_file(tmp_path / name))
+    request = to_request(read_spec_file(tmp_path / name))
     assert request.command == ("python", "train.py")
     assert request.code == str(tmp_path / "training")
     assert request.deadline == timedelta(hours=8)
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_spec_is_refused_by_name(
 )
 def test_a_wrong_value_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidSpec, match=message):
-        make_request(values)
+        to_request(values)
 
 
 def test_retention_of_a_spec_says_which_checkpoints_stay(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_retention_of_a_spec_says_which_checkpoints_stay(tmp_path: Path) -> None
     values = read_spec_file(tmp_path / "spec.yaml")
     assign(values, {"retention.last": "9"})
     meant = Retention(last=9, every_steps=1000, best=2, metric="accuracy", mode="max")
-    assert make_request(values).retention == meant
+    assert to_request(values).retention == meant
 
 
 def test_set_goes_into_depth_and_reads_json_but_leaves_variables_text() -> None:

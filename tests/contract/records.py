@@ -36,21 +36,28 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def of(hint: Any) -> st.SearchStrategy[Any]:
+_SIZES = {float: st.floats(0.125, 10**6, width=32), int: st.integers(0, 10**6)}
+"""Numbers that a reader takes from others. Only metrics may be any number."""
+_ANY = {"metrics": _PLAIN[float], "exit_code": st.integers(-255, 255)}
+
+
+def of(hint: Any, name: str = "") -> st.SearchStrategy[Any]:
     """Values of a field's type."""
+    if hint in {float, int}:
+        return _ANY.get(name, _SIZES[hint])
     if hint in _PLAIN:
         return _PLAIN[hint]
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is tuple and arguments[-1] is not ...:
-        return st.tuples(*map(of, arguments))
+        return st.tuples(*(of(argument, name) for argument in arguments))
     if origin is tuple:
-        return st.lists(of(arguments[0]), max_size=3).map(tuple)
+        return st.lists(of(arguments[0], name), max_size=3).map(tuple)
     if origin is dict:
-        return st.dictionaries(of(arguments[0]), of(arguments[1]), max_size=3)
+        return st.dictionaries(of(arguments[0]), of(arguments[1], name), max_size=3)
     if origin in {Union, UnionType}:
-        return st.one_of([of(argument) for argument in arguments])
+        return st.one_of([of(argument, name) for argument in arguments])
     if issubclass(hint, enum.Enum):
         return st.sampled_from(list(hint))
     return built(hint)
@@ -61,7 +68,7 @@ def built(kind: type[Any]) -> st.SearchStrategy[Any]:
     hints = get_type_hints(kind)
     required, optional = {}, {}
     for field in msgspec.structs.fields(kind):
-        (required if field.required else optional)[field.name] = of(hints[field.name])
+        (required if field.required else optional)[field.name] = of(hints[field.name], field.name)
     return st.fixed_dictionaries(required, optional=optional).map(lambda fields: kind(**fields))
 
 

@@ -13,6 +13,7 @@ from spotfirst.errors import CorruptObject, LostRace, NewerFormat, StorageUnavai
 from spotfirst.events import Event, UnknownEvent, Waiting, decode_event
 from spotfirst.journal import Journal
 from spotfirst.sequence import Sequence
+from spotfirst.signing import Seal, default_keys
 from spotfirst.state import RunState, fold
 from spotfirst.storage import Storage
 from tests.contract.faults import Lossy, entries, fresh
@@ -157,7 +158,9 @@ def test_an_event_that_others_could_not_read_is_not_written(memory: Storage) -> 
 
 
 def test_an_unknown_event_counts(memory: Storage) -> None:
-    memory.write("journal/00000001.json", b'{"v":1,"kind":"later","at":"2026-01-02T00:00:00Z"}')
+    event = b'{"v":1,"kind":"later","at":"2026-01-02T00:00:00Z"}'
+    data, _ = Seal(default_keys(), "", memory.url).close(event, path="journal/00000001.json")
+    memory.write("journal/00000001.json", data)
     journal = Journal(memory)
     assert journal.refresh().seq == 1
     assert isinstance(journal.events[0], UnknownEvent)

@@ -15,6 +15,7 @@ from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.run import Run, create_run, list_runs
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage, open_storage
+from tests.waiting import PATIENCE_S
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
@@ -57,7 +58,7 @@ def test_racing_processes_create_one_run(storage: Storage) -> None:
         pytest.skip("memory is one process's")
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         made = pool.starmap_async(_create, [(storage.url, n) for n in range(6)])
-        assert made.get(timeout=120) == ["run-1"] * 6
+        assert made.get(timeout=PATIENCE_S) == ["run-1"] * 6
     assert list_runs(storage) == ["run-1"]
 
 
@@ -76,8 +77,8 @@ def test_a_run_that_is_not_there_is_unknown(storage: Storage) -> None:
 def test_runs_are_listed_sorted_and_strangers_left_out(storage: Storage) -> None:
     for run_id in ("b", "a.2", "a"):
         create_run(storage, _spec(run_id=run_id))
-    storage.write("runs/.hidden", b"x")
-    storage.write("runs/not a run/x", b"x")
+    storage.write("control/runs/.hidden", b"x")
+    storage.write("control/runs/not a run/x", b"x")
     assert list_runs(storage) == ["a", "a.2", "b"]
 
 
@@ -124,7 +125,7 @@ def test_the_first_exit_report_and_handover_stand(storage: Storage) -> None:
 
 def test_a_spec_that_was_changed_by_hand_is_corrupt_and_named(memory: Storage) -> None:
     create_run(memory, _spec())
-    memory.write("runs/run-1/spec.json", b'{"v":1}')
+    memory.write("control/runs/run-1/spec.json", b'{"v":1}')
     with pytest.raises(CorruptObject, match=r"runs/run-1/spec.json"):
         Run(memory, "run-1").spec()
 

@@ -11,6 +11,7 @@ import pytest
 
 from spotfirst.errors import InvalidSpec, ObjectMissing, UnsupportedStorage
 from spotfirst.storage import Storage, open_storage
+from tests.waiting import PATIENCE_S
 
 _ODD = [
     "with space",
@@ -57,7 +58,7 @@ def test_of_racing_processes_one_creates(storage: Storage) -> None:
         pytest.skip("memory is one process's")
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         made = pool.starmap_async(_create_numbered, [(storage.url, "prize", n) for n in range(6)])
-        won = made.get(timeout=120)
+        won = made.get(timeout=PATIENCE_S)
     assert won.count(True) == 1
     assert storage.read("prize") == b"writer %d" % won.index(True)
 

@@ -27,6 +27,7 @@ from spotfirst.market import Pool
 from spotfirst.state import fold
 from spotfirst.wire import FORMAT_VERSION, Record, decode, encode
 from tests.contract.records import EVENTS, RECORDS, any_event, built
+from tests.waiting import PATIENCE_S
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 _quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -179,6 +180,6 @@ def test_a_second_thread_may_read_a_record_while_the_first_still_looks_up_its_fi
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr

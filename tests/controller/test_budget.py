@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 
 import msgspec
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from spotfirst import events as e
 from spotfirst.errors import InvalidSpec
 from spotfirst.market import Market
 from spotfirst.state import Phase
 from spotfirst_airflow.asking import same_kind
 from spotfirst_airflow.budget import SHUTDOWN_S, Budget
 from spotfirst_airflow.costs import bill
+from spotfirst_airflow.fleets import Instance, LaunchRequest
 from spotfirst_airflow.policies import (
     Decision,
     Fallback,
@@ -26,17 +29,103 @@ from spotfirst_airflow.policies import (
 )
 from spotfirst_airflow.policies.spotfirst import Spotfirst
 from spotfirst_airflow.simulation import Played, Task, World, simulate
+from tests.controller.world import START, FakeFleet, Faults
 from tests.controller.world import World as Run
 from tests.policies.test_spotfirst import places, zones
 
 HOUR = 3600.0
 
 
-def test_people_are_told_once_at_70_90_and_100_percent() -> None:
-    run = Run(total_steps=3000, policy="on_demand", budget_usd=Decimal("0.03"))
-    run.until_done()
+def told_percent(run: Run) -> list[str]:
     told = [line for line in run.news if "of the budget" in line and "WARNING" in line]
-    assert [line.split()[1] for line in told] == ["70", "90", "100"]
+    return [line.split()[1] for line in told]
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        # It stops while what a stop takes still fits: the smaller the budget, the sooner.
+        ("0.02", ["70"]),
+        ("0.30", ["70", "90"]),
+    ],
+)
+def test_people_are_told_once_and_only_of_what_is_spent(budget: str, told: list[str]) -> None:
+    run = Run(total_steps=3000, policy="on_demand", budget_usd=Decimal(budget))
+    state = run.until_done().state
+    assert told_percent(run) == told
+    assert state.stop is not None
+    assert state.stop.cause == "budget"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    budget=st.decimals("0.004", "0.05", places=3),
+    on_budget=st.sampled_from(["stop", "continue_cheaper", "alert"]),
+    policy=st.sampled_from(["fallback", "spotfirst", "on_demand"]),
+    deadline_s=st.none() | st.integers(60, 400),
+    interrupted_at=st.lists(st.integers(1, 200), max_size=3),
+    seed=st.integers(0, 2**32),
+    rate=st.sampled_from([0.0, 0.1]),
+)
+def test_a_warning_is_true_and_a_pass_that_stops_a_run_launches_nothing(
+    *, budget: Decimal, on_budget: str, policy: str, deadline_s: int | None,
+    interrupted_at: list[int], seed: int, rate: float,
+) -> None:  # fmt: skip
+    run = Run(
+        total_steps=250, policy=policy, budget_usd=budget, on_budget=on_budget,
+        deadline=START + timedelta(seconds=deadline_s) if deadline_s else None,
+        faults=Faults(seed, lost=rate, refused=rate, died=rate),
+    )  # fmt: skip
+    journal = run.run.journal()
+    journal.refresh()
+    asked: list[str] = []
+    launch = FakeFleet.launch
+
+    def counted(fleet: FakeFleet, request: LaunchRequest) -> Instance:
+        asked.append(request.token)
+        return launch(fleet, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeFleet, "launch", counted)
+        for second in range(3000):
+            before = len(journal.events)
+            asked.clear()
+            step = run.reconcile()
+            journal.refresh()
+            fresh = journal.events[before:]
+            spent = bill(journal.state, now=run.now).total_usd
+            for event in fresh:
+                if isinstance(event, e.Warned) and "of the budget" in event.message:
+                    assert spent * 100 >= budget * int(event.message.split()[0])
+            stops = [event for event in fresh if isinstance(event, (e.StopRequested, e.Failed))]
+            if stops or journal.state.phase is not Phase.ACTIVE:
+                assert asked == []
+                assert not any(isinstance(event, e.Launching) for event in fresh)
+            if step is not None and step.done:
+                break
+            if second in interrupted_at and run.alive():
+                run.interrupt(run.alive()[-1], notice=second % 2 == 0)
+            run.tick()
+    run.faults.armed = False
+    state = run.until_done().state
+    if state.stop is not None and state.stop.cause == "budget":
+        assert bill(state, now=run.now).total_usd <= budget + Decimal("0.003")
+
+
+@pytest.mark.parametrize("on_budget", ["stop", "continue_cheaper"])
+@pytest.mark.parametrize("late_s", [0, 60, 400])
+def test_a_controller_that_comes_late_stops_what_went_on(on_budget: str, late_s: int) -> None:
+    run = Run(total_steps=3000, policy="on_demand", budget_usd=Decimal("0.05"), on_budget=on_budget)
+    while not any(machine.phase == "training" for machine in run.alive()):
+        run.reconcile()
+        run.tick()
+    run.tick(120 + late_s)
+    run.controllers = [run.new_controller()]
+    state = run.until_done().state
+    assert state.phase is Phase.STOPPED
+    assert len(state.attempts) == 1, "nothing is launched any more"
+    assert state.attempts[0].ended is not None
+    assert state.attempts[0].ended.step == state.attempts[0].ended.checkpoint_step
 
 
 def test_with_alert_the_run_goes_on_past_its_budget() -> None:
@@ -50,7 +139,7 @@ def test_with_alert_the_run_goes_on_past_its_budget() -> None:
 def test_from_90_percent_on_it_goes_on_cheaper_on_spot_alone() -> None:
     run = Run(
         total_steps=3000, policy=Fallback(no_capacity_s=0.0, return_after_s=1e6),
-        budget_usd=Decimal("0.06"), on_budget="continue_cheaper",
+        budget_usd=Decimal("0.40"), on_budget="continue_cheaper",
     )  # fmt: skip
     run.capacity = dict.fromkeys(run.capacity, False)
     while bill(run.run.journal().refresh(), now=run.now).total_usd < Decimal("0.03"):
@@ -62,7 +151,24 @@ def test_from_90_percent_on_it_goes_on_cheaper_on_spot_alone() -> None:
     assert markets[0] is Market.ON_DEMAND
     assert markets[-1] is Market.SPOT
     assert "the budget asks to go on cheaper" in state.attempts[-1].reason
-    assert bill(state, now=run.now).total_usd < Decimal("0.06")
+    assert bill(state, now=run.now).total_usd < Decimal("0.40")
+
+
+def test_a_move_is_begun_only_when_the_budget_pays_both_instances_meanwhile() -> None:
+    run = Run(
+        total_steps=3000, policy=Fallback(no_capacity_s=0.0, return_after_s=1e6),
+        budget_usd=Decimal("0.06"), on_budget="continue_cheaper",
+    )  # fmt: skip
+    run.capacity = dict.fromkeys(run.capacity, False)
+    while bill(run.run.journal().refresh(), now=run.now).total_usd < Decimal("0.03"):
+        run.reconcile()
+        run.tick()
+    run.capacity = dict.fromkeys(run.capacity, True)
+    state = run.until_done().state
+    # A minute of on demand until the new one is there is more than the tenth that is left.
+    assert [attempt.market for attempt in state.attempts if attempt.launched] == [Market.ON_DEMAND]
+    assert state.stop is not None
+    assert state.stop.cause == "budget"
 
 
 def test_what_to_do_about_a_budget_needs_one() -> None:

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spotfirst import events as e
 from spotfirst.errors import FleetUnavailable, LaunchRejected
+from spotfirst.events import EndCause
 from spotfirst.market import Market
 from spotfirst.state import Phase
 from spotfirst_airflow.costs import bill
@@ -176,12 +178,92 @@ def test_a_launch_that_is_not_wanted_any_more_does_not_hide_why_the_run_failed()
     assert state.attempts[1].not_launched.cause == "withdrawn"
 
 
+def test_instances_that_cannot_run_the_agent_are_paid_for_once() -> None:
+    world = World(script_retries=100)
+    while not world.alive():
+        world.reconcile()
+    world.alive()[0].exit("unfit", message="the agent cannot work with this image: no blake3")
+    state = world.until_done().state
+    assert state.failure is not None
+    assert state.failure.message == "the agent cannot work with this image: no blake3"
+    assert not state.failure.retryable
+    assert len(state.attempts) == 1
+
+
+@pytest.mark.parametrize("cause", ["script_failed", "killed", "completed"])
+def test_an_end_just_before_the_fleet_took_the_instance_was_an_interruption(
+    cause: EndCause,
+) -> None:
+    world = World()
+    world.powers_off = False
+    while not (world.alive() and world.trainer_step() >= 25):
+        world.reconcile()
+        world.tick()
+    first = world.trainer()
+    first.exit(cause, code=1)
+    first.die("fleet")
+    state = world.until_done().state
+    assert state.phase is Phase.SUCCEEDED
+    assert state.attempts[0].ended is not None
+    assert state.attempts[0].ended.cause == "interrupted"
+    assert state.result is not None
+    assert state.result.step == 60
+
+
 def test_script_retries_are_taken_when_asked_for() -> None:
     world = World(script_retries=1)
     while not world.alive():
         world.reconcile()
     world.alive()[0].crash = 3
     assert world.until_done().state.phase is Phase.SUCCEEDED
+
+
+def _interrupted_at(world: World, step: int) -> None:
+    """The first attempt trains up to this step, and its instance is gone without notice."""
+    while not (world.alive() and world.trainer_step() >= step):
+        world.reconcile()
+        world.tick()
+    world.interrupt(world.trainer(), notice=False)
+
+
+def test_a_checkpoint_with_which_an_attempt_crashes_at_once_is_passed_over_for_the_one_before() -> (
+    None
+):
+    world = World()
+    world.poisoned = {20}
+    _interrupted_at(world, 25)
+    state = world.until_done().state
+    assert state.phase is Phase.SUCCEEDED
+    starts = [a.ended.start_step for a in state.attempts if a.ended]
+    assert starts == [0, 20, 10]
+    assert any("the one BEFORE it" in warning for warning in state.warnings)
+
+
+def test_going_back_ends_after_two_checkpoints_and_begins_with_the_newest_once_reopened() -> None:
+    world = World()
+    world.poisoned = {10, 20, 30, 40, 50}
+    _interrupted_at(world, 55)
+    state = world.until_done().state
+    assert state.phase is Phase.FAILED
+    assert [a.ended.start_step for a in state.attempts if a.ended] == [0, 50, 40, 30]
+    journal = world.run.journal()
+    journal.refresh()
+    journal.append(e.Reopened(at=world.now, owner="someone"))
+    world.poisoned = set()
+    world.controllers = [world.new_controller()]
+    state = world.until_done().state
+    assert state.phase is Phase.SUCCEEDED
+    assert state.attempts[-1].ended is not None
+    assert state.attempts[-1].ended.start_step == 50
+
+
+def test_with_one_checkpoint_alone_there_is_none_to_go_back_to() -> None:
+    world = World()
+    world.poisoned = {10}
+    _interrupted_at(world, 15)
+    state = world.until_done().state
+    assert state.phase is Phase.FAILED
+    assert len(state.attempts) == 2
 
 
 def test_a_crash_loop_without_progress_stops_after_a_few_tries() -> None:

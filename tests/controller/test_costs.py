@@ -6,6 +6,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from spotfirst.state import RunState, fold
 from spotfirst_airflow.costs import Bill, bill, usd
 from tests.controller.world import START
 
+LATER = START + timedelta(hours=1)
 POOL = Pool(instance_type="gpu", zone="zone-a")
 
 
@@ -99,6 +101,29 @@ def test_the_same_work_on_demand_counts_kept_steps_and_one_startup() -> None:
     assert found.saving_usd == Decimal("0.4400")
 
 
+@pytest.mark.parametrize(
+    ("attempts", "lost"),
+    [
+        ([], 0),
+        ([{}], 0),
+        ([{"used_s": 60}], None),
+        (
+            [
+                {"used_s": 60, "start": 5, "step": 5},
+                {"used_s": 60, "start": 5, "step": 9, "startup_s": 9.0},
+            ],
+            0,
+        ),
+        # In files mode the numbers are captures: how much was trained between them is not known.
+        ([{"used_s": 60, "start": 0, "step": 3}, {"used_s": 60, "start": 3, "step": 5}], None),
+    ],
+)
+def test_lost_steps_are_counted_where_steps_are_told(
+    attempts: list[dict[str, Any]], lost: int | None
+) -> None:
+    assert account(*attempts).lost_steps == lost
+
+
 def test_a_run_without_steps_compares_all_its_seconds() -> None:
     assert account({"used_s": 5000}).on_demand_usd == Decimal("2.0000")
 
@@ -122,3 +147,37 @@ def test_a_bill_does_not_change_later() -> None:
 def test_small_amounts_keep_their_digits_for_people() -> None:
     assert usd(Decimal("12.3456")) == "$12.35"
     assert usd(Decimal("0.0123")) == "$0.0123"
+
+
+def test_a_run_has_saved_something_only_when_it_succeeded() -> None:
+    ended = (
+        *bought(Decimal("0.25")),
+        e.Ended(at=START, attempt=1, cause="completed", ended_at=LATER),
+    )
+    going = bill(fold(ended), now=LATER)
+    assert (going.known_on_demand_usd, going.saved_usd, going.saved_share) == (None, None, None)
+    failed = bill(fold((*ended, e.Failed(at=START, message="m"))), now=LATER)
+    assert failed.known_on_demand_usd == Decimal("1.0000")
+    assert (failed.saved_usd, failed.saving_in_words) == (None, "")
+    done = bill(fold((*ended, e.Succeeded(at=START, attempt=1, step=1))), now=LATER)
+    assert done.saved_usd == Decimal("0.7500")
+    assert done.saving_in_words == "75% saved"
+
+
+def test_dollars_of_the_local_fleet_are_simulated() -> None:
+    assert bill(fold(bought(Decimal(1))), now=LATER).is_simulated
+    assert not bill(fold(bought(Decimal(1), source="AWS spot")), now=LATER).is_simulated
+    assert usd(Decimal("0.5"), simulated=True) == "$0.5000 simulated"
+    assert usd(None) == "-"
+
+
+def bought(price: Decimal, *, source: str = "local fleet: calm market") -> tuple[e.Event, ...]:
+    pool = Pool(instance_type="g", zone="a")
+    return (
+        e.Created(at=START),
+        e.Launching(at=START, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
+        e.Launched(
+            at=START, attempt=1, instance_id="i", started_at=START, price_usd_h=price,
+            price_source=source, price_at=START, on_demand_usd_h=Decimal(1),
+        ),
+    )  # fmt: skip

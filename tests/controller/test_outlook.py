@@ -21,7 +21,7 @@ from spotfirst.state import RunState, fold
 from spotfirst.steptimes import StepTimes, StepWatch
 from spotfirst.storage import Storage, open_storage
 from spotfirst_airflow.lessons import RUNS, learn
-from spotfirst_airflow.outlook import Outlook, work_left
+from spotfirst_airflow.outlook import Outlook, passed, past_limits, work_left
 from tests.controller.world import START
 
 POOL = Pool(instance_type="g5.xlarge", zone="zone-a")
@@ -168,7 +168,7 @@ def test_without_a_model_nothing_is_learnt_about_the_training(storage: Storage) 
 def test_a_run_that_cannot_be_read_teaches_nothing_and_stops_nobody(storage: Storage) -> None:
     written(storage, "dag--1", {"startup_s": 5.0})
     written(storage, "dag--2", {"startup_s": 5.0})
-    storage.write("runs/dag--2/spec.json", b"{broken")
+    storage.write("control/runs/dag--2/spec.json", b"{broken")
     assert learn(storage, "dag--3", "m").runs == ("dag--1",)
 
 
@@ -179,3 +179,40 @@ def test_so_many_runs_are_read_those_of_the_same_task_first(storage: Storage) ->
     runs = learn(storage, "dag--999", "m").runs
     assert len(runs) == RUNS
     assert set(runs) == {f"dag--{number:03}" for number in range(5, RUNS + 5)}
+
+
+# -- limits that have passed --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "minutes", "expected"),
+    [
+        ({}, 600, set()),
+        ({"deadline": START + timedelta(minutes=60)}, 59, set()),
+        ({"deadline": START + timedelta(minutes=60)}, 60, {"deadline"}),
+        ({"budget_usd": Decimal("1.00")}, 59, set()),
+        ({"budget_usd": Decimal("1.00")}, 61, {"budget"}),
+        (
+            {"budget_usd": Decimal("1.00"), "deadline": START + timedelta(minutes=60)},
+            61,
+            {"budget", "deadline"},
+        ),
+    ],
+)
+def test_what_has_passed_is_said_while_an_instance_runs_on(
+    limits: dict[str, Any], minutes: float, expected: set[str]
+) -> None:
+    state = fold(history({})[:-1])  # at $1 an hour, and it has not ended
+    now = START + timedelta(minutes=minutes)
+    assert set(passed(spec(**limits), state, now=now)) == expected
+    texts = past_limits(spec(**limits), state, now=now)
+    assert len(texts) == (len(expected) + 1 if expected else 0)
+
+
+def test_a_run_that_ended_in_time_has_not_passed_its_deadline_since() -> None:
+    ended = [
+        *history({"cause": "completed"}),
+        e.Succeeded(at=START + timedelta(hours=5), attempt=1),
+    ]
+    limits = {"deadline": START + timedelta(hours=1), "budget_usd": Decimal("0.60")}
+    assert passed(spec(**limits), fold(ended), now=START + timedelta(hours=9)) == {}

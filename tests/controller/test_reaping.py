@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,8 @@ def storage() -> Storage:
     return open_storage(f"memory://reaping-{next(_names)}")
 
 
-def a_run(
-    storage: Storage, run_id: str = "run", *, max_life_s: float = 7 * 86400.0, attempts: int = 1
-) -> Journal:
-    spec = RunSpec(
-        run_id=run_id, created_at=NOW - 9 * HOUR, command=("true",), max_life_s=max_life_s
-    )
+def a_run(storage: Storage, run_id: str = "run", *, attempts: int = 1, **limits: Any) -> Journal:
+    spec = RunSpec(run_id=run_id, created_at=NOW - 9 * HOUR, command=("true",), **limits)
     journal = create_run(storage, spec).journal()
     journal.append(e.Created(at=NOW - 9 * HOUR))
     for number in range(1, attempts + 1):
@@ -106,8 +103,52 @@ def test_an_open_attempt_of_an_active_run_is_alive_however_old(storage: Storage)
 
 
 def test_an_attempt_that_is_stopping_still_owns_its_instance(storage: Storage) -> None:
-    a_run(storage).append(e.StopRequested(at=NOW - HOUR, reason="enough"))
+    a_run(storage).append(e.StopRequested(at=NOW - timedelta(minutes=2), reason="enough"))
     assert verdict(storage, instance(storage)).standing == "live"
+
+
+def test_an_attempt_that_should_have_stopped_long_ago_is_ended(storage: Storage) -> None:
+    a_run(storage).append(e.StopRequested(at=NOW - HOUR, reason="enough"))
+    found = verdict(storage, instance(storage))
+    assert found.orphan
+    assert "enough" in found.why
+    patient = verdict(storage, instance(storage), grace_s=2 * 3600)
+    assert patient.standing == "live"
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+@pytest.mark.parametrize(
+    ("limits", "orphan"),
+    [
+        ({}, False),
+        ({"deadline": NOW + HOUR}, False),
+        ({"deadline": NOW - timedelta(minutes=2)}, False),
+        ({"deadline": NOW - timedelta(minutes=4)}, True),
+        ({"budget_usd": Decimal("4.01")}, False),  # 8 h at $0.50
+        ({"budget_usd": Decimal("3.99")}, False),
+        ({"budget_usd": Decimal("3.90")}, True),
+        ({"budget_usd": Decimal("3.90"), "on_budget": "continue_cheaper"}, True),
+        ({"budget_usd": Decimal("3.90"), "on_budget": "alert"}, False),
+        ({"budget_usd": Decimal("3.90"), "deadline": NOW - HOUR, "on_budget": "alert"}, True),
+    ],
+)
+def test_deadline_and_budget_are_kept_when_no_controller_does(
+    storage: Storage, limits: dict[str, Any], orphan: bool, is_told: bool
+) -> None:
+    journal = a_run(storage, **limits)
+    one = instance(storage)
+    if is_told:
+        journal.append(
+            e.Launched(
+                at=one.started_at, attempt=1, instance_id="i-1", started_at=one.started_at,
+                price_usd_h=one.price_usd_h, price_source="test", price_at=one.started_at,
+                on_demand_usd_h=one.on_demand_usd_h,
+            )
+        )  # fmt: skip
+    found = verdict(storage, one)
+    assert found.orphan == orphan, found.why
+    if orphan:
+        assert ("deadline" in found.why) == ("deadline" in limits)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +212,7 @@ def test_a_folder_and_its_file_url_are_one_storage(tmp_path: object) -> None:
 
 def test_a_run_that_cannot_be_read_is_spared_and_does_not_save_the_others(storage: Storage) -> None:
     a_run(storage, "odd")
-    storage.write("runs/odd/journal/00000003.json", b"{")
+    storage.write("control/runs/odd/journal/00000003.json", b"{")
     end(a_run(storage), NOW - HOUR)
     found = judge(
         [instance(storage, "odd-1"), instance(storage)], storage, now=NOW, grace_s=60

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spotfirst import events as e
 from spotfirst.checkpoints.chain import CheckpointChain
@@ -17,7 +20,7 @@ from spotfirst.checkpoints.retention import Retention, collect
 from spotfirst.errors import InvalidSpec, UnknownRun, UnsupportedStorage
 from spotfirst.journal import Journal
 from spotfirst.run import Run, create_run, list_runs
-from spotfirst.spec import ResumeFrom
+from spotfirst.spec import ResumeFrom, is_run_id
 from spotfirst.state import Phase
 from spotfirst.storage import Storage, open_storage
 from spotfirst_airflow import submission
@@ -25,6 +28,7 @@ from spotfirst_airflow.submission import (
     Request,
     attach,
     base_run_id,
+    is_run_of,
     mark_delivered,
     request_stop,
 )
@@ -75,6 +79,13 @@ BAD_INPUT = {
     "no checkpoint kept": ({"retention": Retention(last=0)}, "retention"),
     "no period": ({"checkpoint_period_s": 0.0}, "checkpoint_period_s"),
     "a secret": ({"env": {"WANDB_API_KEY": "x"}}, "WANDB_API_KEY"),
+    "a secret by its value": ({"env": {"URL": "redis://:pw@h/0"}}, "'URL' .* URL with a password"),
+    "a secret in the command": ({"command": ("train", "--api-key=x")}, "command .*by its name"),
+    "a secret in a tag": ({"tags": {"team": "hf_abcdefghijklmnopqrst"}}, "tags 'team'"),
+    "a secret in an option": (
+        {"fleet_options": {"market": {"kind": "AKIAIOSFODNN7EXAMPLE"}}},
+        "fleet_options .*AWS access key",
+    ),
     "our own variable": ({"env": {"SPOTFIRST_RUN": "x"}}, "SPOTFIRST_RUN"),
 }
 
@@ -158,10 +169,12 @@ def test_a_replay_pins_its_checkpoint_before_it_begins(storage: Storage) -> None
             submission, "create_run", lambda s, spec: Watching(s, create_run(s, spec).run_id)
         )
         child = replay(storage, "run@20")
-    [(seq, _)] = [entry for entry in chain.commits if entry[1].step == 20]
+    [(seq, commit)] = [entry for entry in chain.commits if entry[1].step == 20]
     assert seen[0] == {seq}, "pinned when Created is written"
     assert parent.pins() == {seq: ["replay"]}
-    assert child.spec().resume_from == ResumeFrom(run_id="run", step=20, seq=seq)
+    assert child.spec().resume_from == ResumeFrom(
+        run_id="run", step=20, seq=seq, digest=commit.digest
+    )
 
 
 def test_the_best_checkpoint_is_that_of_the_parents_retention(storage: Storage) -> None:
@@ -304,8 +317,8 @@ def test_a_retry_of_the_task_that_has_its_result_does_not_run_anew(storage: Stor
 
 def test_a_submitter_that_died_after_the_spec_is_finished_by_the_next(storage: Storage) -> None:
     run = submit(storage)
-    storage.delete("runs/run/journal/00000001.json")
-    storage.delete("runs/run/journal/00000002.json")
+    storage.delete("control/runs/run/journal/00000001.json")
+    storage.delete("control/runs/run/journal/00000002.json")
     assert submit(storage, owner="try-2").run_id == run.run_id
     state = run.journal().refresh()
     assert state.created_at == NOW
@@ -322,3 +335,65 @@ def test_run_ids_are_readable_stable_and_differ_by_map_index() -> None:
     long = base_run_id("d" * 150, "r" * 150, "train")
     assert len(long) <= 200
     assert long != base_run_id("d" * 150, "r" * 151, "train"), "cutting must not merge two runs"
+
+
+_IDS = st.one_of(
+    st.text(min_size=1, max_size=250),
+    st.text("ab.-_g2", min_size=1, max_size=12),
+    st.from_regex(r"\A[a-z]{1,3}(--?[a-z0-9]{1,8}|\.g[0-9]|-[0-9a-f]{8})*\Z"),
+)
+_TASKS = st.tuples(_IDS, _IDS, _IDS, st.integers(-1, 3))
+
+
+@settings(max_examples=500)
+@given(st.lists(_TASKS, min_size=2, max_size=6, unique=True))
+def test_different_tasks_have_different_run_ids(tasks: list[tuple[str, str, str, int]]) -> None:
+    ids = [base_run_id(*task) for task in tasks]
+    assert len(set(ids)) == len(tasks)
+    for run_id in ids:
+        assert is_run_id(run_id)
+        assert is_run_id(f"{run_id}.g99999")
+    for other in ids[1:]:
+        assert not is_run_of(ids[0], other)
+
+
+@given(_TASKS, st.integers(2, 10**6))
+def test_no_task_has_the_run_id_of_a_later_generation(
+    task: tuple[str, str, str, int], generation: int
+) -> None:
+    base_id = base_run_id(*task)
+    assert not re.search(r"\.g\d+$", base_id)
+    assert is_run_of(base_id, f"{base_id}.g{generation}")
+    assert not is_run_of(base_id, f"{base_id}.gpu")
+    assert not is_run_of(base_id, f"{base_id}.g01")
+
+
+def test_tasks_whose_ids_differ_by_a_dot_or_a_dash_have_different_runs() -> None:
+    tasks = ["t", "t.g2", "t-", "t.", "-t", "t--0", "group.t", "group-t", "group--t", "t!", "t?"]
+    ids = {base_run_id("dag", "r", task) for task in tasks}
+    ids |= {base_run_id("dag", "r--t", "0"), base_run_id("dag", "r", "t", 0)}
+    ids |= {base_run_id("dag--r", "t", "0"), base_run_id("d", "ag", "r--t")}
+    assert len(ids) == len(tasks) + 4
+
+
+def test_a_new_run_may_not_be_called_like_a_later_generation(storage: Storage) -> None:
+    for _ in range(2):  # whether there is a first generation or not
+        with pytest.raises(InvalidSpec, match="ends like a later generation of run 'run'"):
+            attach(storage, "run.g2", GOOD, owner="me", environment={})
+        submit(storage)
+
+
+def test_a_later_generation_is_gone_on_with_by_its_own_id_but_not_repeated(
+    storage: Storage,
+) -> None:
+    first = submit(storage)
+    succeed(first)
+    mark_delivered(first, "me")
+    second = submit(storage, owner="cleared")
+    again = attach(storage, "run.g2", GOOD, owner="by hand", environment={}, clock=lambda: NOW)
+    assert again.run_id == second.run_id
+    succeed(second)
+    mark_delivered(second, "me")
+    with pytest.raises(InvalidSpec, match="generation 2 of 'run'"):
+        attach(storage, "run.g2", GOOD, owner="by hand", environment={}, clock=lambda: NOW)
+    assert list_runs(storage) == ["run", "run.g2"]

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from spotfirst_airflow.waking import Bell, ring
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
-LONG_S = 30.0
+LONG_S = PATIENCE_S
 
 
 def took(began: float) -> float:

@@ -18,7 +18,14 @@ import msgspec
 
 from spotfirst import events as e
 from spotfirst.checkpoints.chain import CheckpointChain
-from spotfirst.errors import ClaimLost, FleetUnavailable, NoCapacity, StorageUnavailable
+from spotfirst.checkpoints.restoring import crashed_with
+from spotfirst.errors import (
+    ClaimLost,
+    FleetError,
+    FleetUnavailable,
+    NoCapacity,
+    StorageUnavailable,
+)
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, Progress, Timings
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.run import Run, create_run
@@ -73,14 +80,16 @@ class FaultyStorage:
 
     def __init__(self, inner: Storage, faults: Faults) -> None:
         self._inner, self._faults = inner, faults
-        self.url = inner.url
+        self.url, self.keys = inner.url, inner.keys
 
     def child(self, path: str) -> FaultyStorage:
         return FaultyStorage(self._inner.child(path), self._faults)
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._inner, name)
-        return lambda *args: self._faults.around(lambda: call(*args), StorageUnavailable)
+        return lambda *args, **more: self._faults.around(
+            lambda: call(*args, **more), StorageUnavailable
+        )
 
 
 class World:
@@ -88,7 +97,9 @@ class World:
 
     ``way_usd_gb``: by zone, what a GB costs that is read there from the storage, and written to it.
     Each checkpoint has ``checkpoint_bytes``, of which ``new_bytes`` are written.
-    ``powers_off``: instances end themselves with their agent.
+    ``refuses``: by market, the error that every launch there ends with; ``refused`` has them.
+    ``powers_off``: instances end themselves with their agent. ``poisoned`` are steps with whose
+    checkpoints every attempt crashes at once.
     """
 
     def __init__(
@@ -106,7 +117,10 @@ class World:
         self.total_steps, self.checkpoint_every = total_steps, checkpoint_every
         self.capacity = {"zone-a": True, "zone-b": True}
         self.on_demand = True
+        self.refused: list[tuple[datetime, Market]] = []
+        self.refuses: dict[Market, FleetError] = {}
         self.powers_off = True
+        self.poisoned: set[int] = set()
         self.way_usd_gb: dict[str, tuple[Decimal, Decimal]] = {}
         self.checkpoint_bytes = self.new_bytes = 0
         self.machines: dict[str, Machine] = {}
@@ -284,10 +298,16 @@ class Machine:
                 self.run.request_handover(holder, ask)
                 return
         self.chain.claim(number)
-        newest = self.chain.newest()
-        step = newest[1].step if newest else 0
+        crashed = crashed_with(self.run, self.chain)
+        commits = [commit for commit in self.chain.commits if commit[0] not in crashed]
+        seq, step = (commits[-1][0], commits[-1][1].step) if commits else (None, 0)
         self.phase = "training"
-        self._tell(start_step=step, step=step, timings=Timings(first_step=self.world.now))
+        self._tell(
+            start_step=step, step=step, restored_seq=seq,
+            timings=Timings(first_step=self.world.now),
+        )  # fmt: skip
+        if seq is not None and step in self.world.poisoned:
+            self.exit("script_failed", 1, "the command exited with 1")
 
     def _train(self) -> None:
         if (self.progress.step or 0) >= self.world.total_steps:
@@ -357,6 +377,9 @@ class FakeFleet:
             world = self._world
             if request.token not in world.machines:
                 spot = request.market is Market.SPOT
+                if (refusal := world.refuses.get(request.market)) is not None:
+                    world.refused.append((world.now, request.market))
+                    raise refusal
                 if request.token in world.buried or (
                     not world.capacity[request.pool.zone] if spot else not world.on_demand
                 ):

@@ -52,8 +52,8 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     def watch(verb: str, size: Callable[[tuple[Any, ...], Any], int]) -> None:
         original = getattr(Storage, verb)
 
-        def watched(self: Storage, *args: Any) -> Any:
-            result = original(self, *args)
+        def watched(self: Storage, *args: Any, **more: Any) -> Any:
+            result = original(self, *args, **more)
             path = next(a for a in args if isinstance(a, str))
             seen.calls.append((verb, path, size(args, result)))
             return result

@@ -13,6 +13,7 @@ from blake3 import blake3
 from spotfirst import datasets
 from spotfirst.storage import open_storage
 from tests.datasets.helpers import content, fill
+from tests.waiting import PATIENCE_S
 
 ONE = {"a": b"alpha", "b/c": b"gamma"}
 TWO = {"a": b"ALPHA", "b/c": b"gamma", "d": b"delta"}
@@ -71,7 +72,7 @@ def _kill_everywhere(what: str, folder: Path, *, stride: int = 1) -> list[Path]:
     """The folders that the killed processes left behind."""
     done = subprocess.run(
         [sys.executable, "-c", _DRIVER, what, str(folder), str(stride)],
-        capture_output=True, text=True, timeout=100, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     cases = [json.loads(line) for line in done.stdout.splitlines()]

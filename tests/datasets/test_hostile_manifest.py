@@ -27,7 +27,7 @@ GOOD = blake3(b"evil").hexdigest()
 
 def _parquet(rows: list[tuple[object, ...]], schema: pa.Schema = SCHEMA) -> bytes:
     loose = pa.schema([field.with_nullable(True) for field in schema])
-    columns = [[row[i] for row in rows] for i in range(len(loose))]
+    columns = [[row[i] if i < len(row) else None for row in rows] for i in range(len(loose))]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, loose, strict=True)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_arrays(arrays, schema=loose), sink)

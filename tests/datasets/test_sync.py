@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -204,8 +205,8 @@ def test_a_damaged_transfer_is_tried_once_more(
     _commit(local, folder)
     original, damaged = Storage.read, set[str]()
 
-    def read(self: Storage, path: str) -> bytes:
-        data = original(self, path)
+    def read(self: Storage, path: str, **more: Any) -> bytes:
+        data = original(self, path, **more)
         if path.startswith("objects/") and path not in damaged:
             damaged.add(path)
             return data[:-1]

@@ -21,6 +21,7 @@ from spotfirst.run import Run, create_run
 from spotfirst.spec import ResumeFrom, RunSpec
 from spotfirst.storage import Storage, open_storage
 from tests.datasets.helpers import fill
+from tests.waiting import PATIENCE_S
 
 pytest.importorskip("torch")
 
@@ -41,7 +42,7 @@ def _start(steps: int, corpus: Path, **variables: object) -> subprocess.Popen[st
 
 
 def _finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     return output
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from spotfirst import datasets
-from spotfirst.datasets import DatasetRef
-from spotfirst.errors import InvalidSpec, NewerFormat, StorageUnavailable, UnknownDataset
+from spotfirst.datasets._log import Version
+from spotfirst.errors import (
+    CorruptObject,
+    InvalidSpec,
+    NewerFormat,
+    StorageUnavailable,
+    UnknownDataset,
+)
 from spotfirst.storage import Storage
+from spotfirst.wire import decode, encode
 from tests.datasets.helpers import Traffic
 
 MakeFolder = Callable[[str, dict[str, bytes]], Path]
@@ -29,7 +37,9 @@ def three(local: Storage, folder: MakeFolder) -> Storage:
     ("text", "number"), [("corpus", 3), ("corpus@latest", 3), ("corpus@2", 2), ("corpus@002", 2)]
 )
 def test_a_name_resolves_to_a_version(three: Storage, text: str, number: int) -> None:
-    assert datasets.resolve(three, text) == DatasetRef(name="corpus", version=number)
+    found = datasets.resolve(three, text)
+    assert (found.name, found.version, found.since) == ("corpus", number, None)
+    assert found.manifest == datasets.versions(three, "corpus")[number - 1].manifest
 
 
 def test_since_is_kept_in_the_reference(three: Storage) -> None:
@@ -123,3 +133,17 @@ def test_the_manifest_since_a_version_has_only_what_is_new(
     rows = datasets.manifest(storage, datasets.resolve(storage, "corpus", since=1))
 
     assert rows["key"].to_pylist() == ["edit", "new"]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_version_that_was_replaced_is_refused(
+    three: Storage, tmp_path: Path, number: int
+) -> None:
+    """The reference in a run's spec has the digest: nobody trains it on other data."""
+    ref = datasets.resolve(three, "corpus@3", since=1)
+    versions = three.child("datasets/corpus/versions")
+    other = decode(versions.read("00000002.json"), Version, path="x")
+    forged = msgspec.structs.replace(other, version=number)
+    versions.write(f"{number:08d}.json", encode(forged))
+    with pytest.raises(CorruptObject, match=rf"version {number} of corpus is another"):
+        datasets.sync(three, ref, tmp_path / "target", tmp_path / "cache")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from devstack.airflow import AirflowStandalone
+from spotfirst.signing import KEY_VARIABLE, default_keys, key_file
 from spotfirst_airflow.fleets.base import load_fleet
 
 
@@ -25,7 +27,13 @@ def run_dag(
     airflow = AirflowStandalone(
         folder / "airflow",
         dags,
-        {"HOME": str(folder), "SPOTFIRST_LOCAL_FLEET": str(folder / "fleet"), **variables},
+        {
+            "HOME": str(folder),
+            "SPOTFIRST_LOCAL_FLEET": str(folder / "fleet"),
+            # In another home there would be another key, and this process reads the run as well.
+            KEY_VARIABLE: _control_key(),
+            **variables,
+        },
     )
     airflow.home.mkdir()
     (airflow.home / "airflow.cfg").touch()
@@ -50,3 +58,9 @@ def run_dag(
         fleet = load_fleet("local", {"root": str(folder / "fleet")}, environment={})
         fleet.terminate([instance.token for instance in fleet.owned()])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def _control_key() -> str:
+    """The key of this process, made if there is none."""
+    default_keys()
+    return os.environ.get(KEY_VARIABLE) or key_file().read_text()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -67,7 +69,7 @@ def playing(folder: Path, *words: str) -> Iterator[Playing]:
     finally:
         if demo.process.poll() is None:
             demo.process.send_signal(signal.SIGTERM)
-            demo.process.wait(180)
+            demo.process.wait(PATIENCE_S)
 
 
 @pytest.mark.airflow
@@ -76,22 +78,22 @@ def test_the_demo_trains_in_airflow_compares_the_weights_and_stays_until_ctrl_c(
     tmp_path: Path,
 ) -> None:
     with playing(tmp_path, "--steps", "24") as demo:
-        demo.wait_for("Airflow stays up", patience_s=600)
+        demo.wait_for("Airflow stays up", patience_s=PATIENCE_S)
         text = demo.text()
         assert "step 24/24" in text  # by the first attempt, or on a busy machine by the second
         assert "✓ the same, bit for bit" in text
         assert "in Airflow the DAG run is: success" in text
         demo.process.send_signal(signal.SIGINT)
-        assert demo.process.wait(180) == 0
+        assert demo.process.wait(PATIENCE_S) == 0
         assert demo.processes() == {}
 
 
 @pytest.mark.airflow
 def test_ctrl_c_at_any_time_leaves_no_process_behind(tmp_path: Path) -> None:
     with playing(tmp_path) as demo:
-        demo.wait_for("starting Airflow", patience_s=180)
+        demo.wait_for("starting Airflow", patience_s=PATIENCE_S)
         time.sleep(4)  # Airflow and the training without interruptions are starting up
         assert demo.processes()
         demo.process.send_signal(signal.SIGINT)
-        assert demo.process.wait(180) == 130
+        assert demo.process.wait(PATIENCE_S) == 130
         assert demo.processes() == {}

@@ -39,11 +39,12 @@ def test_the_dag_in_the_readme_trains_when_it_is_pasted(tmp_path: Path) -> None:
 
 
 def test_the_spec_in_the_readme_is_one(tmp_path: Path) -> None:
-    from spotfirst_airflow.cli._specfile import make_request, read_spec_file
+    from spotfirst_airflow.arguments import to_request
+    from spotfirst_airflow.cli._specfile import read_spec_file
 
     [spec] = blocks("yaml")
     (tmp_path / "spec.yaml").write_text(spec)
-    assert make_request(read_spec_file(tmp_path / "spec.yaml")).budget_usd == 25
+    assert to_request(read_spec_file(tmp_path / "spec.yaml")).budget_usd == 25
 
 
 def test_every_command_in_the_readme_exists() -> None:

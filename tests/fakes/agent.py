@@ -2,12 +2,13 @@
 
 Machines and training are simulated; what decides is production's own: the notices are read by
 :class:`~spotfirst.agent.notices.NoticeSource`, :class:`~spotfirst.agent.stopping.Watch` says when
-to drain, :func:`~spotfirst.checkpoints.claiming.wait_for_claim` when the chain may be claimed, and
+to drain, :class:`~spotfirst.agent.limits.Purse` when the budget is spent, :func:`~spotfirst.checkpoints.claiming.wait_for_claim` when the chain may be claimed, and
 :func:`~spotfirst.agent.exits.classify` how an attempt ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import msgspec
 
 from spotfirst.agent.exits import Ending, StopReason, classify
+from spotfirst.agent.limits import Purse
 from spotfirst.agent.stopping import Watch
 from spotfirst.checkpoints.claiming import HANDOVER_PATIENCE_S, wait_for_claim
-from spotfirst.errors import ClaimLost, StorageUnavailable
+from spotfirst.errors import ClaimLost, StorageDenied, StorageUnavailable
 from spotfirst.heartbeat import AgentPhase, ExitReport, Heartbeat, Progress, Timings
 from spotfirst.market import Notice
 from spotfirst.run import Run
@@ -26,6 +28,8 @@ from tests.fakes.cloud import CloudInstance
 from tests.fakes.imds import Imds, SimulatedNoticeSource
 
 _LINGER_S = 30.0
+_PURSE_S = 5.0
+_REPORT_S = 20.0
 _TAGS = "/latest/meta-data/tags/instance/spotfirst:"
 
 
@@ -71,6 +75,8 @@ class SimulatedAgent:
         self.see_through(storage)
         self._notices = SimulatedNoticeSource(instance, self._clock)
         self.spec = self.run.spec()
+        self._purse = Purse(self.run, self.attempt, self.spec, clock=self._clock)
+        self._purse_at = instance.running_at
         self.phase: AgentPhase = "booting"
         self.progress = Progress(total_steps=work.total_steps)
         self.notice: Notice | None = None
@@ -105,6 +111,8 @@ class SimulatedAgent:
         self.run = Run(storage, self._run_id)
         self.chain = self.run.chain()
         self.chain._clock = self._clock  # the files of a run are all written by one clock here
+        if hasattr(self, "spec"):
+            self._purse = Purse(self.run, self.attempt, self.spec, clock=self._clock)
 
     @property
     def now(self) -> datetime:
@@ -127,6 +135,10 @@ class SimulatedAgent:
         if life_s >= self.spec.max_life_s:  # the timer of the user data
             self.instance.end("itself")
             return
+        ends = self._watch().run_ends(self.progress, self.work.step_s)
+        if ends is not None and self.now >= ends + timedelta(seconds=_REPORT_S):  # the guard
+            self.instance.end("itself")
+            return
         if self.is_mute:
             return
         try:
@@ -134,7 +146,7 @@ class SimulatedAgent:
         except ClaimLost:
             self.was_fenced = True
             self._end(Ending(code=None, superseded=True))
-        except StorageUnavailable:
+        except (StorageUnavailable, StorageDenied):
             return
 
     def _tick(self) -> None:
@@ -176,6 +188,10 @@ class SimulatedAgent:
     # -- looking ----------------------------------------------------------------------------
 
     def _look(self) -> None:
+        if self._purse.is_watched and self.now >= self._purse_at:
+            self._purse_at = self.now + timedelta(seconds=_PURSE_S)
+            with contextlib.suppress(StorageUnavailable):
+                self._purse_at = self.now + timedelta(seconds=self._purse.look())
         if self.now >= self._notice_at:
             self._notice_at = self.now + timedelta(seconds=self.spec.notice_poll_s)
             found = self._notices.poll()
@@ -191,17 +207,21 @@ class SimulatedAgent:
             if self.run.handover(self.attempt) is not None:
                 self.handover_at = self.now
 
-    def _wants_to_stop(self) -> bool:
+    def _watch(self) -> Watch:
         notice = self.notice
         interruption = notice if notice and notice.kind == "interruption" else None
-        watch = Watch(
+        return Watch(
+            deadline=self.spec.deadline,
+            budget_ends=self._purse.empty_at,
             life_ends=self.instance.launched_at + timedelta(seconds=self.spec.max_life_s),
             interruption_at=interruption.time if interruption else None,
             interruption_seen=interruption.seen_at if interruption else None,
             handover_at=self.handover_at,
             booted=self.instance.running_at,
         )
-        stop = watch.stop(self.now, self.progress, self.work.step_s)
+
+    def _wants_to_stop(self) -> bool:
+        stop = self._watch().stop(self.now, self.progress, self.work.step_s)
         self._stop = stop.reason if stop else None
         return stop is not None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleets.worlds import World
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -18,4 +18,4 @@ def world(tmp_path: Path) -> Iterator[World]:
     if world.root.exists():
         fleet = world.fleet()
         fleet.terminate([instance.token for instance in fleet.owned()])
-    wait_until(lambda: not world.processes(), patience_s=20)
+    wait_until(lambda: not world.processes(), patience_s=PATIENCE_S)

@@ -20,6 +20,8 @@ import pytest
 
 from spotfirst.errors import FleetUnavailable, LaunchRejected, NoCapacity
 from spotfirst.market import Market, Pool
+from spotfirst.run import Run
+from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets import InstanceState
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, RUN_TAG, STORAGE_TAG
@@ -27,7 +29,7 @@ from spotfirst_airflow.fleets.local import LocalFleet
 from spotfirst_airflow.fleets.local.fleet import _BOOT_PATIENCE_S
 from spotfirst_airflow.fleets.local.registry import Boot, Registry, Running
 from tests.fleets.worlds import World, ask, ended, one, request, running
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 DODGER = """
 import os, subprocess, sys, time
@@ -122,6 +124,23 @@ def test_an_agent_that_fails_ends_the_instance_for_an_unknown_reason(world: Worl
     assert ended(fleet, "t").ended_by == "unknown"
 
 
+def test_an_agent_that_cannot_work_is_reported_for_with_its_reason(
+    world: World, tmp_path: Path
+) -> None:
+    code = (
+        "import os, pathlib;"
+        "pathlib.Path(os.environ['SPOTFIRST_WORKDIR'], 'unfit.txt').write_text('too old');"
+        "raise SystemExit(78)"
+    )
+    fleet = world.fleet(agent_command=agent(code))
+    storage = open_storage(str(tmp_path / "storage"))
+    fleet.launch(request("t", storage_url=storage.url))
+    assert ended(fleet, "t").ended_why == "too old"
+    report = Run(storage, "run-1").exit_report(1)
+    assert report is not None
+    assert (report.cause, report.message) == ("unfit", "too old")
+
+
 def test_an_instance_boots_for_as_long_as_it_was_told(world: World) -> None:
     fleet = world.fleet(boot_s=3)
     launched = fleet.launch(request("t"))
@@ -180,7 +199,7 @@ def test_processes_that_race_for_a_token_get_one_instance(world: World) -> None:
     racers = [context.Process(target=_launch, args=(options, "t", gate, found)) for _ in range(4)]
     for racer in racers:
         racer.start()
-    assert len({found.get(timeout=30) for _ in racers}) == 1
+    assert len({found.get(timeout=PATIENCE_S) for _ in racers}) == 1
     for racer in racers:
         racer.join()
     running(world.fleet(), "t")
@@ -272,7 +291,7 @@ def test_of_a_launch_and_a_termination_at_once_nothing_is_left(world: World) -> 
         fleet.terminate([token])
         launcher.join()
         assert fleet.owned() == []
-    wait_until(lambda: not world.processes(), patience_s=20)
+    wait_until(lambda: not world.processes(), patience_s=PATIENCE_S)
 
 
 def test_a_supervisor_that_cannot_start_is_a_rejected_launch_that_says_why(
@@ -395,7 +414,7 @@ def test_an_interruption_leaves_no_process_whatever_it_did_to_hide(world: World)
     wait_until((world.folder("t") / "work" / "ready").exists)
     assert len(world.processes()) == 3
     ended(fleet, "t")
-    wait_until(lambda: not world.processes(), patience_s=20)
+    wait_until(lambda: not world.processes(), patience_s=PATIENCE_S)
 
 
 # -- violence -------------------------------------------------------------------------------------
@@ -407,7 +426,7 @@ def test_termination_is_at_once_and_leaves_no_process(world: World) -> None:
     wait_until((world.folder("t") / "work" / "ready").exists)
     fleet.terminate(["t"])
     assert one(fleet, "t").ended_by == "request"
-    wait_until(lambda: not world.processes(), patience_s=20)
+    wait_until(lambda: not world.processes(), patience_s=PATIENCE_S)
 
 
 def test_killing_the_agent_ends_the_instance(world: World) -> None:
@@ -416,7 +435,7 @@ def test_killing_the_agent_ends_the_instance(world: World) -> None:
     wait_until((world.folder("t") / "work" / "ready").exists)
     os.kill(pid(world, "agent", "t"), signal.SIGKILL)
     assert ended(fleet, "t").ended_by == "unknown"
-    wait_until(lambda: not world.processes(), patience_s=20)
+    wait_until(lambda: not world.processes(), patience_s=PATIENCE_S)
 
 
 def test_killing_the_supervisor_ends_the_instance(world: World) -> None:
@@ -426,7 +445,7 @@ def test_killing_the_supervisor_ends_the_instance(world: World) -> None:
     wait_until(lambda: len(world.processes()) == 3)
     agent_pid = pid(world, "agent", "t")
     os.kill(pid(world, "supervisor", "t"), signal.SIGKILL)
-    wait_until(lambda: not psutil.pid_exists(agent_pid), patience_s=20)  # nobody looked yet
+    wait_until(lambda: not psutil.pid_exists(agent_pid), patience_s=PATIENCE_S)  # nobody looked yet
     end = one(fleet, "t")
     assert (end.state, end.ended_by) == (InstanceState.TERMINATED, "unknown")
     assert end.ended_at is not None
@@ -467,7 +486,7 @@ def test_a_deleted_registry_ends_its_instances(world: World) -> None:
     fleet.launch(request("t"))
     running(fleet, "t")
     shutil.rmtree(world.root)
-    wait_until(lambda: not world.processes(), patience_s=20)
+    wait_until(lambda: not world.processes(), patience_s=PATIENCE_S)
 
 
 # -- housekeeping ---------------------------------------------------------------------------------

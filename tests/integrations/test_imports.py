@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.waiting import PATIENCE_S
+
 WITHOUT = """
 import importlib, sys
 sys.modules |= dict.fromkeys(["lightning", "transformers", "accelerate"])
@@ -32,4 +34,6 @@ def test_spotfirst_imports_none_of_them() -> None:
 
 def _python(*arguments: str) -> str:
     command = [sys.executable, "-c", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout

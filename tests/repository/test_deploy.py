@@ -19,7 +19,7 @@ from spotfirst_airflow.fleets.ec2._examination import STATEMENTS
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
 from tests.fleets.ec2.examined import an_account
 from tests.fleets.ec2.policies import Statements, decide, document_of, statements_of
-from tests.fleets.ec2.stacks import REGION_TEMPLATE, TEMPLATE, Stack, template
+from tests.fleets.ec2.stacks import REGION_TEMPLATE, TEMPLATE, Stack, resolved, template
 
 ACCOUNT = "123456789012"
 EC2 = f"arn:aws:ec2:us-east-1:{ACCOUNT}"
@@ -67,7 +67,7 @@ def test_every_statement_that_the_doctor_points_to_exists() -> None:
     allowed: dict[str, set[str]] = {}
     for resource in template()["Resources"].values():
         document = resource["Properties"].get("PolicyDocument", {})
-        for statement in document.get("Statement", []):
+        for statement in resolved(document.get("Statement", []), {}, {}):
             actions = statement["Action"]
             actions = [actions] if isinstance(actions, str) else actions
             for action in actions:
@@ -84,8 +84,9 @@ def test_every_statement_that_the_doctor_points_to_exists() -> None:
 def test_an_instance_uses_objects_below_its_prefix_only(
     stack: Stack, instance: Statements, action: str
 ) -> None:
+    """tests/security has which of them it may write."""
     bucket = f"arn:aws:s3:::{stack.bucket}"
-    assert decide(instance, f"s3:{action}", f"{bucket}/spotfirst/runs/a/spec.json") == "allowed"
+    assert decide(instance, f"s3:{action}", f"{bucket}/spotfirst/runs/a/packs/x") == "allowed"
     for elsewhere in (
         f"{bucket}/other/x",
         f"{bucket}/spotfirst-2/x",

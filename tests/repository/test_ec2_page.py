@@ -35,6 +35,7 @@ from spotfirst_airflow.fleets.ec2.options import Ec2Options
 from spotfirst_airflow.results import weights_digest
 from tests.demo.once import run_dag
 from tests.fleets.ec2.harness import PYTHON, PYTHON_TAG, REGION, Cloud, no_keys, nothing_else
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "ec2.md").read_text()
@@ -97,7 +98,7 @@ def test_the_dag_of_the_page_is_one(tmp_path: Path) -> None:
     told = "print(task.dag_id, task.fleet, sorted(task.fleet_options))"
     done = subprocess.run(
         [sys.executable, "-c", f"{dag}\n{told}"], capture_output=True, text=True, check=False,
-        cwd=tmp_path, env=no_keys() | {"AIRFLOW_HOME": str(tmp_path)}, timeout=200,
+        cwd=tmp_path, env=no_keys() | {"AIRFLOW_HOME": str(tmp_path)}, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout.endswith("train_on_ec2 ec2 ['aws_conn_id', 'region', 'subnets']\n"), (
         done.stderr
@@ -163,7 +164,7 @@ class Account:
             (programs / name).chmod(0o755)
         done = subprocess.run(
             ["bash", "-ec", script], cwd=folder, capture_output=True, text=True, check=False,
-            timeout=300,
+            timeout=PATIENCE_S,
             env={
                 **no_keys(), **self.environment,
                 "PATH": f"{programs}:{os.environ['PATH']}",
@@ -221,6 +222,7 @@ def interrupt(account: Account, over: threading.Event) -> None:
 
 @pytest.mark.airflow
 @pytest.mark.slow
+@pytest.mark.torch
 def test_the_example_dag_trains_on_ec2_to_the_weights_of_the_local_fleet(
     account: Account, tmp_path: Path
 ) -> None:
@@ -239,7 +241,7 @@ def test_the_example_dag_trains_on_ec2_to_the_weights_of_the_local_fleet(
     taker.start()
     try:
         run_dag(
-            tmp_path, dags, "train_on_spot", conf={"steps": STEPS}, patience_s=400,
+            tmp_path, dags, "train_on_spot", conf={"steps": STEPS}, patience_s=PATIENCE_S,
             SPOTFIRST_STORAGE=account.storage_url, **account.environment,
         )  # fmt: skip
     finally:
@@ -271,6 +273,6 @@ def test_the_example_dag_trains_on_ec2_to_the_weights_of_the_local_fleet(
     subprocess.run(
         [sys.executable, "-m", "spotfirst_airflow.cli", "run", "--quiet", *words], check=True,
         cwd=ROOT, env=no_keys() | {"SPOTFIRST_LOCAL_FLEET": str(tmp_path / "fleet")},
-        capture_output=True, timeout=200,
+        capture_output=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert weights_digest(run) == weights_digest(Run(open_storage(local), "alone"))

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 INSTANCE = ROOT / "checkpointing" / "spotfirst"
 CONTROL = ROOT / "operators" / "spotfirst_airflow"
@@ -16,6 +20,7 @@ UI = ROOT / "plugins" / "spotfirst_ui"
 # The parts of spotfirst_airflow that are Airflow's: by nature they need it.
 AIRFLOW_PARTS = {
     "operators", "reaper", "triggers", "hooks", "links", "decorators", "notifiers", "sensors",
+    "taskrecord",
 }  # fmt: skip
 
 # Imports what it is told to, with some packages gone, and prints what went wrong for each module.
@@ -79,7 +84,7 @@ def failures(names: list[str], blocked: set[str]) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -89,6 +94,7 @@ def test_the_probe_notices_a_blocked_import() -> None:
     assert "import of torch halted" in failures(["torch"], {"torch"})["torch"]
 
 
+@pytest.mark.torch
 def test_the_instance_side_imports_without_airflow_and_boto3() -> None:
     blocked = {"airflow", "boto3", "spotfirst_airflow", "spotfirst_ui"}
     assert failures(modules(INSTANCE), blocked) == {}

@@ -7,6 +7,8 @@ that is left, reports how the attempt ended, and leaves no process behind.
 =============== ===========================================================================
 module          what it knows
 =============== ===========================================================================
+``fitness``     whether the agent can work on this instance at all
+``program``     the process: settings, signals, the guard, the exit status
 ``settings``    the environment variables that an instance is started with
 ``attempt``     the life of one attempt: the order of things
 ``preparing``   code, data, and in files mode the last checkpoint

@@ -15,12 +15,16 @@ import signal
 import socket
 import time
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from spotfirst.agent.command import Command, adopt_orphans, command_environment, reap_orphans
-from spotfirst.agent.exits import Ending, classify
+from spotfirst.agent.exits import Ending, classify, is_finished
+from spotfirst.agent.fitness import environment_problem
+from spotfirst.agent.freezing import Freezer
 from spotfirst.agent.guard import Guard
+from spotfirst.agent.limits import Purse
 from spotfirst.agent.listening import Listener
 from spotfirst.agent.logs import LogShipper
 from spotfirst.agent.periodic import Periodic
@@ -33,11 +37,14 @@ from spotfirst.channel import CHANNEL_VARIABLE, Channel, Drain
 from spotfirst.errors import ClaimLost, FormatError, InvalidSpec, SpotfirstError
 from spotfirst.events import EndCause
 from spotfirst.run import Run
-from spotfirst.spec import RunSpec
+from spotfirst.spec import SPEC_DIGEST_VARIABLE, RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, encode, utc_now
 
 __all__ = ["Agent", "AgentClaim"]
+
+if TYPE_CHECKING:
+    from spotfirst.agent.filemode import FileMode
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +52,8 @@ _TICK_S = 0.05
 _HOUSEKEEPING_S = 2.0
 _FLUSH_S = 10.0
 _LINGER_S = 30.0
+_REPORT_S = 20.0
+"""For the end of the log and the last report, once the command is gone."""
 _TERM_GRACE_S = 10.0
 _FILES_GRACE_S = 5.0
 """What a script in files mode is given to end after SIGTERM when time is short."""
@@ -64,14 +73,14 @@ class AgentClaim(Record):
 
 
 class Agent:
-    """Runs one attempt to its end. Make it, and call ``run``, in the main thread."""
+    """Runs one attempt to its end. Call ``boot``, then ``run``, in the main thread."""
 
     def __init__(
         self, settings: Settings, storage: Storage, *, guard: Guard, clock: Clock = utc_now
     ) -> None:
         self._settings = settings
         self._attempt = settings.attempt
-        self._run = Run(storage, settings.run_id)
+        self._run = Run.on_instance(storage, settings.run_id, settings.spec_digest)
         self._guard = guard
         self._clock = clock
         self._folder = settings.folder
@@ -83,9 +92,16 @@ class Agent:
         self._housekeeping_at = 0.0
         self.logs = LogShipper(self._put_segment, local=self._folder / "output.log")
         self._shipping = Periodic("ship the log", self._ship)
-        self._heard = Listener(self._run, settings, clock=clock, on_notice=self._on_notice)
+        self._guarded_s = 0.0
         self._tell = Teller(
             self._run, self._attempt, self.logs, clock=clock, notice=lambda: self._heard.notice
+        )
+        self._heard = Listener(
+            self._run,
+            settings,
+            clock=clock,
+            on_notice=self._on_notice,
+            warn=self._tell.warn,
         )
 
     def terminate(self) -> None:
@@ -93,15 +109,13 @@ class Agent:
         self._heard.terminate()
 
     def run(self) -> int:
-        """The whole life; the agent's exit code, which is 0 once the end is reported."""
-        adopt_orphans()
-        if not self._boot():
-            return 0
+        """The whole life after :meth:`boot`; the agent's exit code, 0 once the end is reported."""
         self._tell.start(self._spec.heartbeat_s)
         self._heard.start(
             notice_poll_s=self._spec.notice_poll_s, handover_poll_s=self._spec.heartbeat_s
         )
         self._shipping.start()
+        self._keep_limits()
         try:
             cause, message, code = self._live()
         except Exception as error:  # noqa: BLE001 - the run goes on elsewhere; this says why
@@ -133,11 +147,12 @@ class Agent:
 
     # -- boot and preparation ---------------------------------------------------------------
 
-    def _boot(self) -> bool:
+    def boot(self) -> bool:
         """Read the spec and become this attempt's only agent.
 
         ``False`` when there is one, or when nobody waits for this attempt any more.
         """
+        adopt_orphans()
         if not until_answered("read the journal", self._is_wanted):
             _log.warning("attempt %d is not wanted any more: nothing to do here", self._attempt)
             return False
@@ -158,6 +173,29 @@ class Agent:
             self._heard.life_s = self._spec.max_life_s
             self._guard.limit_life(self._spec.max_life_s)
         return True
+
+    def _keep_limits(self) -> None:
+        """Stop at the deadline and before the budget, also when no controller says so.
+
+        The guard ends what does not stop then: an agent that hangs, or a last report to a storage
+        that takes nothing.
+        """
+        self._heard.deadline = self._spec.deadline
+        purse = Purse(self._run, self._attempt, self._spec, clock=self._clock)
+        if purse.is_watched:
+            Periodic("look at the budget", purse.look).start()
+            self._heard.budget_ends = lambda: purse.empty_at
+
+    def _limit_life(self, step_s: float) -> None:
+        """Have the guard end everything soon after the run's limits, as they are known now."""
+        ends = self._heard.watch().run_ends(self._tell.progress, step_s)
+        if ends is None:
+            return
+        life_s = (ends - self._heard.booted).total_seconds() + _REPORT_S
+        life_s = max(_REPORT_S, min(life_s, self._heard.life_s))
+        if abs(life_s - self._guarded_s) >= 1.0:
+            self._guarded_s = life_s
+            self._guard.limit_life(life_s)
 
     def _is_wanted(self) -> bool:
         """Whether the journal has not given this attempt up while its instance was booting.
@@ -181,6 +219,9 @@ class Agent:
     def _live(self) -> _End:
         preparation = Preparation(
             self._run, self._spec, self._attempt, self._folder, self._settings.cache,
+            freezer=Freezer(
+                spare=frozenset({self._guard.pid}), on_stopped=self._guard.watch_stopped
+            ),
             clock=self._clock,
         )  # fmt: skip
         self._tell.enter("fetching")
@@ -190,6 +231,7 @@ class Agent:
             if stop is not None:
                 preparation.leave()
                 return self._ended(Ending(code=None), stop)
+            self._limit_life(0.0)
             if preparation.is_waiting:
                 self._tell.enter("standby")
             time.sleep(_TICK_S)
@@ -200,7 +242,13 @@ class Agent:
         if isinstance(preparation.error, SpotfirstError):
             return "script_failed", f"the attempt could not begin: {preparation.error}", None
         if preparation.error is not None:
+            if problem := environment_problem(preparation.error):
+                _log.error("the attempt cannot begin", exc_info=preparation.error)
+                return "unfit", problem, None
             raise preparation.error
+        stop = self._heard.watch().stop(self._clock(), None)
+        if stop is not None:
+            return self._ended(Ending(code=None), stop)
         try:
             command = self._start_command()
         except InvalidSpec as error:
@@ -221,6 +269,7 @@ class Agent:
                 "SPOTFIRST_STORAGE": self._settings.storage_url,
                 "SPOTFIRST_RUN": self._settings.run_id,
                 "SPOTFIRST_ATTEMPT": str(self._attempt),
+                SPEC_DIGEST_VARIABLE: self._settings.spec_digest,
                 CHANNEL_VARIABLE: str(self._folder / "channel"),
                 "SPOTFIRST_CHECKPOINT_DIR": str(self._folder / "checkpoints"),
                 "SPOTFIRST_CHECKPOINT_PERIOD_S": repr(self._spec.checkpoint_period_s),
@@ -245,29 +294,38 @@ class Agent:
         files = preparation.files
         if files is not None:
             self._tell.enter("training")
-            files.start(self._spec.checkpoint_period_s)
+            files.start(self._spec.checkpoint_period_s, command)
         stop: Stop | None = None
         drain_until = None
         began = self._clock()
-        killed = False
-        while (code := command.poll()) is None:
+        killed = has_notice = False
+        while (code := command.poll()) is None or self._is_leaving(command, files, stop):
             self._look(command, preparation)
             now = self._clock()
             last_s = self._tell.step_s if files is None else _FILES_GRACE_S
+            self._limit_life(last_s)
             wanted = self._heard.watch().stop(now, self._tell.progress, last_s)
+            if files is not None and not has_notice and self._heard.interruption is not None:
+                has_notice = True
+                files.capture_now()
             if stop is None and wanted is not None:
-                stop, began = wanted, now
-                self._drain(stop, command, preparation)
+                if files is not None and self._waits_for_save(files, wanted, now):
+                    wanted = None
+                else:
+                    stop, began = wanted, now
+                    self._drain(stop, command, preparation)
             if wanted is not None:  # a notice may come while a handover is under way
                 drain_until = self._patience(wanted, began, preparation)
             killed = drain_until is not None and now >= drain_until
             if killed or (files is not None and files.superseded):
                 break
             time.sleep(_TICK_S)
-        if code == -signal.SIGTERM and stop is None:
-            time.sleep(4 * _TICK_S)  # our own signal, of the same shutdown, may be a moment behind
-        if files is not None and code is None:
-            files.expect_end()
+        if stop is None and code is not None:
+            self._look(command, preparation)
+            if code != 0 or not is_finished(self._tell.progress):
+                self._heard.look_again()  # what made the script leave may be a moment behind
+        if files is not None and not command.is_over():
+            files.signal(command, signal.SIGKILL)
         code = command.end()
         self._look(command, preparation)
         ending = Ending(code=code, killed=killed, terminated=files is not None and stop is not None)
@@ -283,8 +341,22 @@ class Agent:
         except OSError as error:  # a full disk: what was checkpointed before is safe
             _log.warning("could not ask the trainer to drain: %s", error)
         if preparation.files is not None:
-            preparation.files.expect_end()
-            command.signal(signal.SIGTERM)
+            preparation.files.signal(command, signal.SIGTERM)
+
+    def _is_leaving(self, command: Command, files: FileMode | None, stop: Stop | None) -> bool:
+        """Whether the first process has gone and others of the command still save their files."""
+        return files is not None and stop is not None and not command.is_over()
+
+    def _waits_for_save(self, files: FileMode, wanted: Stop, now: datetime) -> bool:
+        """Whether a move to another instance waits for the script's own next save."""
+        handover = self._heard.handover
+        if wanted.reason != "handover" or handover is None or handover.to is None:
+            return False
+        wait_s = files.wait_for_save_s(now)
+        if wait_s <= 0:
+            return False
+        self._heard.put_off_handover()
+        return True
 
     def _patience(self, stop: Stop, began: datetime, preparation: Preparation) -> datetime:
         """Until when a draining command may run."""
@@ -302,8 +374,10 @@ class Agent:
         files = preparation.files
         superseded = False
         if files is not None:
-            if ending.code == 0 or ending.terminated:
-                files.finish(by_itself=ending.code == 0)
+            heard = self._heard
+            stopped = ending.terminated or heard.terminated_at or heard.interruption
+            if ending.code == 0 or stopped:
+                files.finish(by_itself=ending.code == 0, asked=ending.terminated)
                 self._tell.take(files.progress)
             superseded = files.superseded
         elif self._tell.progress.timings.drained is None:  # else it let go before anyone took

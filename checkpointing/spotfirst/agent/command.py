@@ -73,7 +73,7 @@ def find_program(word: str, folder: Path, environment: Mapping[str, str]) -> str
     if is_python:
         return sys.executable
     hint = f"; to run the file of your code, write './{word}'" if (folder / word).exists() else ""
-    msg = f"there is no program {word!r} on this instance{hint}. PATH: {path_variable}"
+    msg = f"no program {word!r} was found on the instance's PATH ({path_variable}){hint}"
     raise InvalidSpec(msg)
 
 
@@ -133,6 +133,31 @@ class Command:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.group, number)
 
+    def signal_stopped(self, number: int, pids: Collection[int]) -> None:
+        """Send a signal to those of the group's processes that are among ``pids``, and stopped.
+
+        A process that the signal is going to end is killed instead: once it is continued, its other
+        threads would run on for a moment, and open files that they never get to write.
+        """
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(pid) == self.group:
+                    os.kill(pid, signal.SIGKILL if _dies_of(pid, number) else number)
+
+    def is_over(self) -> bool:
+        """Whether all processes of the tree have ended."""
+        self._process.poll()
+        reap_orphans({*self._spare, self.group})
+        import psutil
+
+        left = _descendants() - self._spare - {self.group}
+        ended = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+        for pid in left:
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(pid).status() not in ended:
+                    return False
+        return self._process.returncode is not None
+
     def end(self) -> int:
         """Kill what is left of the tree and take its last output; the first process's code."""
         end = time.monotonic() + _GONE_S
@@ -156,6 +181,18 @@ class Command:
     def _read(self, on_output: Callable[[bytes], None]) -> None:
         while data := os.read(self._output, 1 << 16):
             on_output(data)
+
+
+def _dies_of(pid: int, number: int) -> bool:
+    """Whether a process neither catches, nor ignores, nor blocks a signal that ends it."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    masks = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Sig"))
+    return not any(
+        int(masks.get(name, "0"), 16) >> (number - 1) & 1 for name in ("SigBlk", "SigIgn", "SigCgt")
+    )
 
 
 def reap_orphans(known: Collection[int]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 __all__ = ["Guard"]
@@ -38,6 +39,10 @@ class Guard:
     def limit_life(self, life_s: float) -> None:
         """End everything this long after the guard was started."""
         self._tell(f"life {life_s!r}\n")
+
+    def watch_stopped(self, pids: Collection[int]) -> None:
+        """Continue these processes should this one fail to; none: they run on."""
+        self._tell(f"stopped {' '.join(map(str, sorted(pids)))}\n")
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None

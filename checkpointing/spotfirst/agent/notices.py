@@ -20,6 +20,8 @@ __all__ = ["NoticeSource"]
 
 _INTERRUPTION = "/latest/meta-data/spot/instance-action"
 _REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
+_ACTIONS = {"terminate", "stop", "hibernate"}
+_FIRST_YEAR, _LAST_YEAR = 2000, 2300
 _TOKEN_TTL_S = 21600
 _MAX_ANSWER_BYTES = 4096
 
@@ -34,9 +36,15 @@ class NoticeSource:
         self._timeout_s = timeout_s
         self._clock = clock
         self._token = ""
+        self.trouble = ""
+        """Why the last :meth:`poll` could not tell whether there is an interruption; else empty."""
 
     def poll(self) -> Notice | None:
-        """The gravest notice that is up now, or ``None`` when none is known. Never raises."""
+        """The gravest notice that is up now, or ``None`` when none is known. Never raises.
+
+        Afterwards :attr:`trouble` says whether that is known, or the service did not tell.
+        """
+        self.trouble = ""
         return self._interruption() or self._rebalance()
 
     def _interruption(self) -> Notice | None:
@@ -45,25 +53,30 @@ class NoticeSource:
             return None
         try:
             fields = json.loads(answer)
-            if fields["action"] not in {"terminate", "stop", "hibernate"}:
-                return None
             time = _parse_time(fields["time"])
-        except (ValueError, KeyError, TypeError):
+            is_known = fields["action"] in _ACTIONS
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_known, time = False, None
+        if not is_known:
+            self.trouble = f"it answers {_shown(answer)}, which is no notice"
             return None
         return Notice(kind="interruption", seen_at=self._clock(), time=time)
 
     def _rebalance(self) -> Notice | None:
+        trouble = self.trouble  # without recommendations an attempt does without
         answer = self._get(_REBALANCE)
+        self.trouble = trouble
         if answer is None:
             return None
         try:
             _parse_time(json.loads(answer)["noticeTime"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
         return Notice(kind="rebalance", seen_at=self._clock())
 
     def _get(self, path: str) -> bytes | None:
         """The answer's body, or ``None`` for every answer but 200."""
+        status, body = 0, b""
         for _ in range(2):  # once more with a new token, when the old one has expired
             if not self._token:
                 status, body = self._ask(
@@ -72,26 +85,35 @@ class NoticeSource:
                     {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_TTL_S)},
                 )
                 if status != http.client.OK:
+                    self._note("a session token", status, body)
                     return None
                 self._token = body.decode("latin-1").strip()
             status, body = self._ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
             if status == http.client.OK:
                 return body
+            if status == http.client.NOT_FOUND:
+                return None
             if status != http.client.UNAUTHORIZED:
+                self._note(path, status, body)
                 return None
             self._token = ""
+        self._note(f"{path} with a new token", status, body)
         return None
 
+    def _note(self, asked: str, status: int, body: bytes) -> None:
+        answer = f"status {status}" if status else _shown(body)
+        self.trouble = f"asked for {asked}, it answers {answer}"
+
     def _ask(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        """(status, body); status 0 when there was no answer."""
+        """(status, body); status 0 when there was no answer, and then the body says why."""
         # No proxy and no pool: the service is on the instance, and asked every few seconds.
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
             connection.request(method, self._base + path, headers=headers)
             answer = connection.getresponse()
             return answer.status, answer.read(_MAX_ANSWER_BYTES)
-        except (OSError, http.client.HTTPException, ValueError):
-            return 0, b""
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return 0, f"nothing ({type(error).__name__}: {error})".encode()
         finally:
             connection.close()
 
@@ -101,4 +123,11 @@ def _parse_time(text: object) -> datetime:
         raise TypeError
     # Python 3.10 does not know the Z.
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if not _FIRST_YEAR <= time.year <= _LAST_YEAR:
+        raise ValueError(text)
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+
+
+def _shown(body: bytes) -> str:
+    text = body[:80].decode("utf-8", "replace")
+    return text if text.startswith("nothing (") else repr(text)

@@ -15,6 +15,7 @@ from spotfirst.wire import Clock
 
 if TYPE_CHECKING:
     from spotfirst.agent.filemode import FileMode
+    from spotfirst.agent.freezing import Freezer
 
 __all__ = ["Preparation"]
 
@@ -30,10 +31,12 @@ class Preparation:
         folder: Path,
         cache: Path,
         *,
+        freezer: Freezer,
         clock: Clock,
     ) -> None:
         self._run, self._spec, self._attempt = run, spec, attempt
         self._folder, self._cache = folder, cache
+        self._freezer = freezer
         self._clock = clock
         self._thread = threading.Thread(target=self._work, name="preparation", daemon=True)
         self.error: Exception | None = None
@@ -83,7 +86,9 @@ class Preparation:
         if self._spec.checkpoint_mode == "files":
             from spotfirst.agent.filemode import FileMode
 
-            files = FileMode(self._run, self._attempt, self._folder / "checkpoints")
+            files = FileMode(
+                self._run, self._attempt, self._folder / "checkpoints", freezer=self._freezer
+            )
             self.is_waiting = True
             until_answered("restore the files", lambda: files.restore(leave=lambda: self._leaving))
             self.files = files

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from spotfirst.errors import SpotfirstError, StorageDenied, StorageUnavailable
+from spotfirst.patience import DENIED_S
 
 __all__ = ["until_answered"]
 
@@ -15,17 +16,15 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _PAUSE_S = 1.0
-_DENIED_S = 60.0
-"""A new instance's role may take this long to be known everywhere."""
 
 
-def until_answered(what: str, call: Callable[[], _T]) -> _T:
-    """The result of ``call``, tried every second while the storage does not answer.
+def until_answered(what: str, call: Callable[[], _T], *, denied_s: float = DENIED_S) -> _T:
+    """The result of ``call``, tried every second while the storage does not answer, or refuses.
 
-    There is no limit here: the guard ends what waits longer than the instance's life. Raises
-    :class:`StorageDenied` when the storage refuses for a minute.
+    There is no limit here for silence: the guard ends what waits longer than the instance's life.
+    Raises :class:`StorageDenied` after ``denied_s``, and at once one that is lasting.
     """
-    denied_until = time.monotonic() + _DENIED_S
+    denied_until = time.monotonic() + denied_s
     waiting = False
     while True:
         try:
@@ -33,7 +32,7 @@ def until_answered(what: str, call: Callable[[], _T]) -> _T:
         except StorageUnavailable as error:
             problem: SpotfirstError = error
         except StorageDenied as error:
-            if time.monotonic() > denied_until:
+            if error.lasting or time.monotonic() > denied_until:
                 raise
             problem = error
         if not waiting:

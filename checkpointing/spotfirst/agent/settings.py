@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spotfirst.errors import InvalidSpec
-from spotfirst.spec import check_run_id
+from spotfirst.spec import SPEC_DIGEST_VARIABLE, check_run_id
 from spotfirst.wire import Record
 
 __all__ = ["Settings"]
@@ -25,6 +25,8 @@ class Settings(Record):
     ``SPOTFIRST_STORAGE``               URL of the storage (required)
     ``SPOTFIRST_RUN``                   run id (required)
     ``SPOTFIRST_ATTEMPT``               attempt number, from 1 (required)
+    ``SPOTFIRST_SPEC_SHA256``           SHA-256 of the spec that it was launched for: the attempt
+                                        runs no other
     ``SPOTFIRST_MAX_LIFE_S``            the instance ends itself this long after boot
     ``SPOTFIRST_WORKDIR``               folder for this attempt's files
     ``SPOTFIRST_CACHE``                 folder for what other attempts may use again
@@ -44,6 +46,7 @@ class Settings(Record):
     attempt: int
     workdir: Path
     cache: Path
+    spec_digest: str = ""
     max_life_s: float = DEFAULT_MAX_LIFE_S
     power_off: str = ""
     metadata_url: str = "http://169.254.169.254"
@@ -65,6 +68,7 @@ class Settings(Record):
             storage_url=_required(environment, "SPOTFIRST_STORAGE"),
             run_id=check_run_id(_required(environment, "SPOTFIRST_RUN")),
             attempt=int(_number(environment, "SPOTFIRST_ATTEMPT")),
+            spec_digest=environment.get(SPEC_DIGEST_VARIABLE, ""),
             workdir=Path(workdir).absolute(),
             cache=Path(cache).absolute(),
             max_life_s=_number(environment, "SPOTFIRST_MAX_LIFE_S", DEFAULT_MAX_LIFE_S),

@@ -15,16 +15,18 @@ from spotfirst.agent.retrying import until_answered
 from spotfirst.checkpoints.period import Period
 from spotfirst.errors import SpotfirstError
 from spotfirst.events import EndCause
-from spotfirst.heartbeat import AgentPhase, ExitReport, Heartbeat, Progress, Timings
+from spotfirst.heartbeat import AgentPhase, ExitReport, Heartbeat, Progress, Timings, clipped
 from spotfirst.market import Notice
 from spotfirst.run import Run
-from spotfirst.wire import Clock
+from spotfirst.wire import Clock, plausible
 
 __all__ = ["Teller"]
 
 _log = logging.getLogger(__name__)
 
 _LAST_BEAT_S = 2.0
+_REPORT_DENIED_S = 3600.0
+"""Without its report a finished training is begun once more, and then has nothing to do."""
 
 
 class Teller:
@@ -107,12 +109,14 @@ class Teller:
 
     def report(self, cause: EndCause, message: str, code: int | None) -> None:
         """The last word, and a last beat."""
-        report = ExitReport(
+        report = clipped(ExitReport(
             attempt=self._attempt, at=self._clock(), cause=cause, exit_code=code, message=message,
             log_tail=self._logs.tail(), progress=self._merged(),
             log_segments=self._logs.segments, moved_bytes=self.moved_bytes,
-        )  # fmt: skip
-        until_answered("report the end", lambda: self._run.report_exit(report))
+        ))  # fmt: skip
+        until_answered(
+            "report the end", lambda: self._run.report_exit(report), denied_s=_REPORT_DENIED_S
+        )
         # After the report, which says more. A beat that is under way must not come after ours.
         self._beats.stop(_LAST_BEAT_S)
         self.phase = "exited"
@@ -143,19 +147,19 @@ class Teller:
             for name, value in msgspec.structs.asdict(self._timings).items()
             if value is not None and getattr(progress.timings, name) is None
         }
-        return msgspec.structs.replace(
+        merged = msgspec.structs.replace(
             progress,
             timings=msgspec.structs.replace(progress.timings, **changes),
             warnings=(*progress.warnings, *self.warnings),
         )
+        return plausible(merged)  # what a controller would refuse must not silence the rest
 
     def _beat(self) -> float:
         self._number += 1
-        self._run.beat(
-            Heartbeat(
-                attempt=self._attempt, beat=self._number, at=self._clock(),
-                phase=self._shown_phase(), progress=self._merged(), notice=self._notice(),
-                log_segments=self._logs.segments, moved_bytes=self.moved_bytes,
-            )
+        beat = Heartbeat(
+            attempt=self._attempt, beat=self._number, at=self._clock(),
+            phase=self._shown_phase(), progress=self._merged(), notice=self._notice(),
+            log_segments=self._logs.segments, moved_bytes=self.moved_bytes,
         )  # fmt: skip
+        self._run.beat(clipped(beat))
         return self._heartbeat_s

@@ -29,12 +29,12 @@ import xxhash
 from spotfirst.errors import ClaimLost, CorruptObject
 from spotfirst.sequence import Sequence
 from spotfirst.storage import Storage
-from spotfirst.wire import Clock, Record, decode, encode, utc_now
+from spotfirst.wire import Claimed, Clock, decode, encode, utc_now
 
 __all__ = ["CheckpointChain", "Claim", "Commit", "Prune", "Release"]
 
 
-class _Entry(Record, tag_field="kind"):
+class _Entry(Claimed, tag_field="kind"):
     attempt: int
     at: datetime
     nonce: str
@@ -85,6 +85,7 @@ class CheckpointChain:
         self, storage: Storage, prefix: str = "checkpoints", clock: Clock = utc_now
     ) -> None:
         self._entries = Sequence(storage, prefix)
+        self._url = storage.url
         self._clock = clock
         self._writer = _nonce()
         self._claimed_by = ""
@@ -106,7 +107,7 @@ class CheckpointChain:
         each time: what comes behind it may be a claim, and is not guessed.
         """
         for path, data in self._entries.unread():
-            self._take(self._entries.length + 1, _decode(data, path))
+            self._take(self._entries.length + 1, _decode(data, f"{self._url}/{path}"))
         return self
 
     def claim(self, attempt: int) -> None:
@@ -202,7 +203,7 @@ class CheckpointChain:
         number = self._entries.length + 1
         data = _encode(entry)
         # As every other reader will see it; and never one that they cannot read.
-        entry = _decode(data, self._entries.path(number))
+        entry = _decode(data, f"{self._url}/{self._entries.path(number)}")
         if not self._entries.append(data):
             return False
         self._take(number, entry)
@@ -218,7 +219,8 @@ class CheckpointChain:
         else:
             why = f"attempt {self.holder} has claimed the chain; stop, it goes on from here"
         msg = (
-            f"attempt {attempt} may not write to {self._entries.path(self._entries.length)}: {why}"
+            f"attempt {attempt} may not write to "
+            f"{self._url}/{self._entries.path(self._entries.length)}: {why}"
         )
         return ClaimLost(msg, holder=self.holder or 0)
 

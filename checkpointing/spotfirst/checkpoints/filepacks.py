@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from spotfirst.checkpoints.manifest import FileRef, FilesManifest, PackRef, Part
+from spotfirst.checkpoints.manifest import (
+    FileRef,
+    FilesManifest,
+    FolderRef,
+    LinkRef,
+    PackRef,
+    Part,
+)
 from spotfirst.checkpoints.memory import Block
 from spotfirst.checkpoints.packs import (
     PACK_BYTES,
@@ -21,28 +28,55 @@ from spotfirst.checkpoints.settling import Signature
 from spotfirst.storage import Storage
 
 __all__ = [
-    "Captured", "Chunk", "Content", "Save", "Unsure", "content_of", "locations", "manifest_of",
-    "sparse",
+    "EMPTY", "Captured", "Chunk", "Content", "Hole", "Save", "Snapshot", "Unsure", "content_of",
+    "locations", "manifest_of", "sparse",
 ]  # fmt: skip
 
 Chunk = tuple[str, int]
 """Digest and size of a piece of a file."""
-Content = tuple[tuple[str, bool, tuple[Chunk, ...]], ...]
-"""Path, executability and pieces of every file: what makes two checkpoints the same."""
+Hole = tuple[int, int]
+"""Offset and size of zeros that take no space."""
+Content = tuple[
+    tuple[tuple[str, int, int, tuple[Chunk, ...], tuple[Hole, ...], int], ...],
+    tuple[LinkRef, ...],
+    tuple[FolderRef, ...],
+]
+"""All that a manifest says but where the bytes are: what makes two checkpoints the same."""
+EMPTY: Content = ((), (), ())
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A file as it was captured: what it looked like, and what it holds."""
+    """A file as it was captured: what it looked like, and what it holds.
+
+    ``chunks`` lie one behind the other, with ``holes`` (offset, size) between them. ``links`` is
+    how many names it had.
+    """
 
     signature: Signature
-    executable: bool
+    mode: int
     chunks: tuple[Chunk, ...]
+    holes: tuple[Hole, ...] = ()
+    links: int = 1
 
     @property
     def size_bytes(self) -> int:
         """Its length."""
-        return sum(size for _, size in self.chunks)
+        return sum(size for _, size in (*self.chunks, *self.holes))
+
+    @property
+    def mtime_ns(self) -> int:
+        """When it was changed last."""
+        return self.signature[3]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a folder holds at one instant."""
+
+    files: Mapping[str, Captured]
+    links: tuple[LinkRef, ...] = ()
+    folders: tuple[FolderRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +95,7 @@ class Save:
         self, packs: Storage, claim: int, number: int, known: Mapping[str, Location]
     ) -> None:
         self.manifest = manifest_name(claim, number)
+        self.known = known
         self.writer = PackWriter(packs, pack_prefix(claim, number), known)
         self.number = number
         self._parts: dict[str, Part] = {}
@@ -90,29 +125,48 @@ class Save:
         return {digest: location for digest, location in found if location is not None}
 
 
-def content_of(captured: Mapping[str, Captured]) -> Content:
-    """What these files hold."""
-    return tuple((path, entry.executable, entry.chunks) for path, entry in sorted(captured.items()))
+def content_of(snapshot: Snapshot) -> Content:
+    """What this snapshot holds."""
+    numbers = _link_numbers(snapshot.files)
+    files = tuple(
+        (path, entry.mode, entry.mtime_ns, entry.chunks, entry.holes, numbers.get(path, 0))
+        for path, entry in sorted(snapshot.files.items())
+    )
+    return files, snapshot.links, snapshot.folders
 
 
-def manifest_of(captured: Mapping[str, Captured], where: Mapping[str, Location]) -> FilesManifest:
-    """The manifest of these files; ``where`` has all of their chunks."""
+def manifest_of(content: Content, where: Mapping[str, Location]) -> FilesManifest:
+    """The manifest of this content; ``where`` has all of its chunks."""
     numbers: dict[tuple[str, int], int] = {}
     files = []
-    for path, entry in sorted(captured.items()):
+    for path, mode, mtime_ns, chunks, holes, link in content[0]:
         parts = []
-        for digest, size in entry.chunks:
+        for digest, size in chunks:
             place = where[digest]
             number = numbers.setdefault((place.pack, place.pack_bytes), len(numbers))
             parts.append(Part(pack=number, offset=place.offset, size_bytes=size, digest=digest))
         files.append(
             FileRef(
-                path=path, size_bytes=entry.size_bytes, executable=entry.executable,
-                parts=tuple(parts),
+                path=path, size_bytes=sum(size for _, size in (*chunks, *holes)), mode=mode,
+                mtime_ns=mtime_ns, parts=tuple(parts), holes=holes, link=link,
             )
         )  # fmt: skip
     packs = tuple(PackRef(name=name, size_bytes=size) for name, size in numbers)
-    return FilesManifest(packs=packs, files=tuple(files))
+    return FilesManifest(
+        packs=packs, files=tuple(files), links=content[1], folders=content[2]
+    )  # fmt: skip
+
+
+def _link_numbers(files: Mapping[str, Captured]) -> dict[str, int]:
+    """A number above 0 for each file with several names here, by path."""
+    names: dict[tuple[int, int], list[str]] = {}
+    for path, entry in sorted(files.items()):
+        if entry.links > 1:
+            names.setdefault(entry.signature[:2], []).append(path)
+    several = [
+        paths for paths in names.values() if len({files[p] for p in paths}) == 1 < len(paths)
+    ]
+    return {path: number for number, paths in enumerate(several, start=1) for path in paths}
 
 
 def locations(manifest: FilesManifest) -> dict[str, Location]:

@@ -29,9 +29,12 @@ from spotfirst.storage import Storage, safe_path
 from spotfirst.wire import Record, decode, encode
 
 __all__ = [
+    "MAX_MANIFEST_BYTES",
     "ArrayRef",
     "FileRef",
     "FilesManifest",
+    "FolderRef",
+    "LinkRef",
     "Manifest",
     "PackRef",
     "Part",
@@ -40,6 +43,7 @@ __all__ = [
     "StateManifest",
     "manifest_digest",
     "read_manifest",
+    "stays_inside",
     "write_manifest",
 ]
 
@@ -48,7 +52,9 @@ MAX_PACKED_BYTES = 64 << 20
 """What one compressed part may become: nothing decompresses into more."""
 _MAX_DIMENSIONS = 64
 _MAX_ARRAY_BYTES = 1 << 48
-_MAX_MANIFEST_BYTES = 512 << 20
+MAX_MANIFEST_BYTES = 512 << 20
+_MOST_NS = 1 << 62
+_MOST_TARGET = 4096
 _MAX_IRREGULAR = 1000
 """Shards that overlap in some dimension without being aligned in it, of one array."""
 _PACK = re.compile(r"\d{8}/\d{6}-\d{5}-\d{6}")
@@ -139,19 +145,44 @@ class StateManifest(Record, tag_field="content", tag="state"):
 
 
 class FileRef(Record):
-    """One regular file, by its path below the directory."""
+    """One regular file, by its path below the directory.
+
+    ``holes`` are ranges (offset, size) of zeros that take no space; the parts are what lies between
+    them. Files with the same ``link`` above 0 are one file under several names.
+    """
 
     path: str
     size_bytes: int
-    executable: bool = False
+    mode: int = 0o644
+    mtime_ns: int = 0
     parts: tuple[Part, ...] = ()
+    holes: tuple[tuple[int, int], ...] = ()
+    link: int = 0
+
+
+class LinkRef(Record):
+    """A symbolic link, by its path; ``target`` is relative, and within the directory."""
+
+    path: str
+    target: str
+    mtime_ns: int = 0
+
+
+class FolderRef(Record):
+    """A folder below the directory."""
+
+    path: str
+    mode: int = 0o755
+    mtime_ns: int = 0
 
 
 class FilesManifest(Record, tag_field="content", tag="files"):
-    """A directory's regular files, sorted by path."""
+    """What a directory holds, each sorted by path."""
 
     packs: tuple[PackRef, ...]
     files: tuple[FileRef, ...]
+    links: tuple[LinkRef, ...] = ()
+    folders: tuple[FolderRef, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -184,7 +215,7 @@ def read_manifest(packs: Storage, name: str, digest: str) -> Manifest:
     if _MANIFEST.fullmatch(name) is None:
         msg = f"{name[:80]!r} is no name of a manifest"
         raise CorruptObject(msg)
-    data = packs.read_range(name, 0, _MAX_MANIFEST_BYTES)
+    data = packs.read_range(name, 0, MAX_MANIFEST_BYTES)
     if manifest_digest(data) != digest:
         msg = f"{path} is damaged: its {len(data)} bytes are not those that were committed"
         raise CorruptObject(msg)
@@ -285,17 +316,63 @@ def _overlapping(shards: list[Shard], dimensions: tuple[int, ...]) -> tuple[Shar
 def _check_files(manifest: FilesManifest) -> None:
     _check_packs(manifest.packs)
     taken: set[str] = set()
-    folders: set[str] = set()
-    for file in manifest.files:
-        if safe_path(file.path) != file.path or file.path in taken:
-            msg = f"file {file.path!r} is listed twice or not in its plain form"
+    above: set[str] = set()
+    entries: list[FileRef | LinkRef | FolderRef]
+    entries = [*manifest.files, *manifest.links, *manifest.folders]
+    for entry in entries:
+        if safe_path(entry.path) != entry.path or entry.path in taken:
+            msg = f"{entry.path!r} is listed twice or not in its plain form"
             raise ValueError(msg)
-        taken.add(file.path)
-        folders.update(str(parent) for parent in PurePosixPath(file.path).parents)
-        _check_parts(f"file {file.path!r}", file.parts, file.size_bytes, manifest.packs)
-    if taken & folders:
-        msg = f"{min(taken & folders)!r} is both a file and a folder"
+        taken.add(entry.path)
+        above.update(str(parent) for parent in PurePosixPath(entry.path).parents)
+        if abs(entry.mtime_ns) > _MOST_NS:
+            msg = f"{entry.path!r} has the impossible time {entry.mtime_ns}"
+            raise ValueError(msg)
+        if not isinstance(entry, LinkRef) and not 0 <= entry.mode <= 0o777:
+            msg = f"{entry.path!r} has the impossible mode {entry.mode:o}"
+            raise ValueError(msg)
+    wrong = above & taken - {folder.path for folder in manifest.folders}
+    if wrong:  # also: nothing is written through a link
+        msg = f"{min(wrong)!r} is both a folder and something else"
         raise ValueError(msg)
+    for link in manifest.links:
+        if not stays_inside(link.path, link.target):
+            msg = f"the link {link.path!r} leads out of its folder: {link.target!r}"
+            raise ValueError(msg)
+    linked: dict[int, FileRef] = {}
+    for file in manifest.files:
+        what = f"file {file.path!r}"
+        _check_parts(what, file.parts, file.size_bytes - _hole_bytes(file), manifest.packs)
+        other = linked.setdefault(file.link, file) if file.link else file
+        if (other.parts, other.holes, other.mode) != (file.parts, file.holes, file.mode):
+            msg = f"{what} is said to be {other.path!r}, and holds something else"
+            raise ValueError(msg)
+
+
+def stays_inside(path: str, target: str) -> bool:
+    """Whether a link at ``path`` can be followed without leaving the directory.
+
+    Steps upwards stand at the beginning only: behind a name, which may be a link itself, they
+    would lead from wherever that link goes to.
+    """
+    if not target or "\0" in target or target.startswith("/") or len(target) > _MOST_TARGET:
+        return False
+    words = [word for word in target.split("/") if word not in {"", "."}]
+    ups = next((n for n, word in enumerate(words) if word != ".."), len(words))
+    return ".." not in words[ups:] and ups <= path.count("/")
+
+
+def _hole_bytes(file: FileRef) -> int:
+    if not 0 <= file.size_bytes <= _MAX_ARRAY_BYTES:
+        msg = f"file {file.path!r} has the impossible size {file.size_bytes}"
+        raise ValueError(msg)
+    end = total = 0
+    for offset, size in file.holes:
+        if offset < end or size <= 0 or offset + size > file.size_bytes:
+            msg = f"file {file.path!r} has holes that overlap, or are outside of it"
+            raise ValueError(msg)
+        end, total = offset + size, total + size
+    return total
 
 
 def _check_packs(packs: Sequence[PackRef]) -> None:

@@ -52,7 +52,7 @@ from spotfirst.checkpoints.snapshot import Block, Snapshot, Torn
 from spotfirst.checkpoints.statetree import ITEM_BYTES
 from spotfirst.checkpoints.workers import Workers, when_all_done
 from spotfirst.errors import ClaimLost, StorageError
-from spotfirst.patience import Sleep, patiently
+from spotfirst.patience import Sleep, once_taken, patiently
 from spotfirst.storage import Storage
 
 __all__ = ["Saved", "Saver", "Tier"]
@@ -245,6 +245,7 @@ class Saver:
             patiently(
                 lambda tier=tier: tier.chain.release(tier.attempt),  # type: ignore[misc]
                 what="release the run's checkpoints", sleep=self._sleep, warn=self._warn,
+                denied_s=once_taken(self.last is not None),
             )  # fmt: skip
 
     # -- on the saving thread ---------------------------------------------------------------
@@ -459,8 +460,9 @@ class Saver:
         if tier.expendable:
             return action()
         return patiently(
-            action, what=what, sleep=self._sleep, warn=self._warn, stop=self._is_abandoned
-        )
+            action, what=what, sleep=self._sleep, warn=self._warn, stop=self._is_abandoned,
+            denied_s=once_taken(self.last is not None),
+        )  # fmt: skip
 
 
 class _TierSave:

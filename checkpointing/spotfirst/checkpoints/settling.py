@@ -1,28 +1,49 @@
-"""Which files of a folder are whole, as far as can be seen from outside of their writer.
+"""Which files of a folder are whole at one instant, as far as can be seen from outside of writers.
 
-Nobody has a whole file open for writing, and it has not changed for a while. A file that was
-*renamed* over another one is usually whole at once, so a short look is enough for one whose path
-has had another inode before: otherwise a file that is replaced more often than it may settle would
-never be taken.
+A closed file is whole, unless its format says otherwise. What is open for writing is either about
+to be rewritten, and then its last version counts; or it stays open, and then it counts as it is at
+the instant. They are told apart by evidence, the strongest first:
+
+============================================================ ======================================
+what is seen                                                 so it is
+============================================================ ======================================
+all its descriptors append, it is mapped to be written, or   kept as of the instant
+it is an SQLite database
+its format says that the end is missing                      being rewritten
+its format says that the end is there                        kept as of the instant
+what was kept of it before is how it begins                  kept as of the instant
+one descriptor has been open for seconds                     kept as of the instant, unless it grows
+                                                             as fast as a checkpoint that is saved
+anything else                                                being rewritten
+============================================================ ======================================
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from spotfirst.patience import Sleep
+from spotfirst.checkpoints.closings import Closings
+from spotfirst.checkpoints.containers import is_sqlite, wholeness
+from spotfirst.checkpoints.writers import Inode, Writers, inode_of
 from spotfirst.wire import Clock, utc_now
 
 __all__ = ["Settling", "Signature", "same_bytes", "signature"]
 
-_SHORT_LOOK_S = 0.1
-_HOLD_S = 60.0
-"""A file that is being written for longer than this is a log, or something else without end."""
-_DESCRIPTORS = Path("/proc/self/fd")
+_LOG_S = 5.0
+"""A descriptor that is open for this long is of a log, where nothing has been kept of the file."""
+_REOPENED_LOG_S = 30.0
+"""The same where an earlier version is kept, which is better than half of a new one."""
+_FOLDER_LOG_S = 120.0
+"""The same in a folder of which nothing has been kept: half of a checkpoint is worse than none."""
+_ANYTHING_S = 600.0
+"""Whatever is open for this long is no checkpoint that is being saved."""
+_BULK_BYTES_S = 1 << 20
+"""What grows faster is being saved; logs are slower."""
 
 Signature = tuple[int, int, int, int, int]
 """Device, inode, size and times of change: another file or other bytes have another."""
@@ -40,8 +61,23 @@ def same_bytes(one: Signature, other: Signature) -> bool:
     return one[:4] == other[:4]
 
 
+@dataclass
+class _Open:
+    """A file that is open for writing, from one look to the next."""
+
+    handles: frozenset[tuple[int, int]]
+    since: float
+    size_bytes: int
+    at: float
+    bulk: bool = False
+    is_log: bool = False
+
+
 class Settling:
-    """Remembers what the files of a folder looked like, from one look to the next."""
+    """Remembers which files of a folder were open, from one look to the next.
+
+    ``settle_s`` is how long a closed file must have been unchanged where its writers may run on.
+    """
 
     def __init__(
         self,
@@ -50,117 +86,109 @@ class Settling:
         *,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
-        sleep: Sleep = time.sleep,
     ) -> None:
-        self._folder = folder
         self._settle_s = settle_s
-        self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
-        self._writers: set[tuple[int, int]] = set()
-        self._cut_off: set[tuple[int, int]] = set()
+        self._clock, self._monotonic = clock, monotonic
+        self._closings = Closings(folder)
+        self._open: dict[Inode, _Open] = {}
+        self._writers: Mapping[Inode, Writers] = {}
         self._seen: dict[str, tuple[Signature, float]] = {}
-        self._pending: dict[str, float] = {}
-        self._before = self._pending
 
-    def begin(self) -> None:
-        """Begin a look at the whole folder."""
-        self._writers = _open_for_writing(self._folder)
-        self._before, self._pending = self._pending, {}
-
-    def end(self) -> None:
-        """Forget the files that are whole or gone."""
-        self._seen = {path: seen for path, seen in self._seen.items() if path in self._pending}
-
-    def note_writers(self) -> None:
-        """Remember what is being written, before its writer is told to end or killed.
-
-        Not what is appended to: a log is of use up to where it came.
-        """
-        self._cut_off = _open_for_writing(self._folder, appending=False)
-
-    def forget_writers(self) -> None:
-        """The script ended by itself, so it has written all that it wanted to."""
-        self._cut_off = set()
-
-    def is_cut_off(self, status: os.stat_result) -> bool:
-        """Whether the file may be half-written for good."""
-        return (status.st_dev, status.st_ino) in self._cut_off
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether the script has begun to write a file, and may have removed what it replaces."""
+    def look(
+        self,
+        files: Mapping[str, os.stat_result],
+        folders: Collection[str],
+        writers: Mapping[Inode, Writers],
+    ) -> None:
+        """Take what a folder holds now, and who can write what of it."""
         now = self._monotonic()
-        return any(now - since < _HOLD_S for since in self._pending.values())
-
-    def is_settled(self, path: str, status: os.stat_result) -> bool:
-        """Whether nobody writes the file, and it has been as it is for ``settle_s``."""
-        looks = signature(status)
-        now = self._monotonic()
-        seen, since = self._seen.get(path, (None, now))
-        if seen != looks:
-            since = now
-        self._seen[path] = (looks, since)
-        age_s = self._clock().timestamp() - max(status.st_mtime, status.st_ctime)
-        waited = age_s >= self._settle_s or now - since >= self._settle_s
-        return waited and looks[:2] not in self._writers
-
-    def add_pending(self, path: str) -> None:
-        """The file was not taken in this look."""
-        self._pending[path] = self._before.get(path, self._monotonic())
-
-    def is_taken(self, path: str) -> None:
-        """The file was taken after all."""
-        del self._pending[path]
-
-    def is_replaced(self, status: os.stat_result, before: Signature | None) -> bool:
-        """Whether its path had another inode ``before``, so that a short look may do.
-
-        Only for files of our own user: others' descriptors cannot be seen.
-        """
-        return (
-            before is not None
-            and before[:2] != (status.st_dev, status.st_ino)
-            and status.st_uid == os.geteuid()
-            and _DESCRIPTORS.exists()
-        )
-
-    def last_seen(self, path: str) -> Signature | None:
-        """What a file that was not taken looked like at the look before."""
-        seen = self._seen.get(path)
-        return seen[0] if seen else None
-
-    def look_twice(self, handles: dict[str, int]) -> set[str]:
-        """The paths whose open files do not change for a moment, and that nobody writes."""
-        before = {path: signature(os.fstat(handle)) for path, handle in handles.items()}
-        self._sleep(_SHORT_LOOK_S)
-        writers = _open_for_writing(self._folder)
-        return {
-            path
-            for path, handle in handles.items()
-            if same_bytes(signature(os.fstat(handle)), before[path])
-            and before[path][:2] not in writers
+        closed = self._closings.poll()
+        self._closings.watch(folders)
+        status_of = {inode_of(status): status for status in files.values()}
+        reopened = {inode_of(files[path]) for path in closed or () if path in files}
+        found: dict[Inode, _Open] = {}
+        for inode, writer in writers.items():
+            status, known = status_of.get(inode), self._open.get(inode)
+            size = status.st_size if status is not None else 0
+            is_new = known is None or inode in reopened
+            if known is not None and closed is None:
+                is_new = is_new or size < known.size_bytes or not known.handles & writer.handles
+            if known is None or is_new:
+                found[inode] = _Open(writer.handles, now, size, now)
+                continue
+            passed_s = now - known.at
+            if passed_s > 0:
+                known.bulk = size - known.size_bytes > _BULK_BYTES_S * max(passed_s, 0.5)
+                known.size_bytes, known.at = size, now
+            known.handles = writer.handles
+            found[inode] = known
+        self._open = found
+        self._writers = writers
+        seen = {path: self._seen.get(path) for path in files}
+        self._seen = {
+            path: before
+            if before is not None and before[0] == signature(files[path])
+            else (signature(files[path]), now)
+            for path, before in seen.items()
         }
 
+    def close(self) -> None:
+        """Look no more."""
+        self._closings.close()
 
-def _open_for_writing(folder: Path, *, appending: bool = True) -> set[tuple[int, int]]:
-    """(device, inode) of the files below ``folder`` that a process of ours may still write.
+    def writers_of(self, status: os.stat_result) -> Writers | None:
+        """Who can write a file, as of the last look."""
+        return self._writers.get(inode_of(status))
 
-    From Linux' ``/proc``; elsewhere it is empty, and only the settling time protects.
-    """
-    found: set[tuple[int, int]] = set()
-    root = f"{folder.resolve()}/"
-    for descriptors in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            numbers = list(descriptors.iterdir())
-        except OSError:
-            continue  # another user's process, or one that has just ended
-        for number in numbers:
-            # Each on its own: one that is closed meanwhile must not hide those behind it.
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                if not os.readlink(number).startswith(root):  # noqa: PTH115 - may be no path
-                    continue
-                info = (descriptors.parent / "fdinfo" / number.name).read_text()
-                flags = int(info.split("flags:", 1)[1].split(maxsplit=1)[0], 8)
-                if flags & os.O_ACCMODE != os.O_RDONLY and (appending or not flags & os.O_APPEND):
-                    status = number.stat()
-                    found.add((status.st_dev, status.st_ino))
-    return found
+    def age_s(self, path: str, status: os.stat_result) -> float:
+        """How long a file has been as it is, at least."""
+        by_clock_s = self._clock().timestamp() - max(status.st_mtime, status.st_ctime)
+        return max(by_clock_s, self._monotonic() - self._seen[path][1])
+
+    def is_log(self, path: str, status: os.stat_result, descriptor: int, *, limit_s: float) -> bool:
+        """Whether a file that is open for writing is to be kept as it is, whatever is added to it."""
+        writers = self.writers_of(status)
+        if writers is None:
+            return False
+        if writers.appending or writers.mapped or is_sqlite(descriptor):
+            return True
+        known = self._open[inode_of(status)]
+        state = wholeness(descriptor, path, status.st_size)
+        open_s = self._monotonic() - known.since
+        if state == "torn" or (state == "unsure" and open_s < _ANYTHING_S):
+            return False
+        known.is_log = known.is_log or (
+            open_s >= limit_s and (not known.bulk or open_s >= _ANYTHING_S)
+        )
+        return known.is_log
+
+    def verdict(
+        self,
+        path: str,
+        status: os.stat_result,
+        descriptor: int,
+        *,
+        frozen: bool,
+        kept: Literal["nothing", "file", "no folder"],
+        extends: Callable[[], bool],
+    ) -> Literal["whole", "log", "before"]:
+        """Whether a file that has changed is to be kept as it is.
+
+        ``frozen``: nothing can change it meanwhile. ``kept`` is what there is of it from before,
+        and ``extends`` whether that is how it begins. A ``log`` stays open; ``before``: it is being
+        written, so what was kept of it stands.
+        """
+        state = wholeness(descriptor, path, status.st_size)
+        if self.writers_of(status) is None:
+            if state == "torn":
+                return "before"
+            is_settled = frozen or self.age_s(path, status) >= self._settle_s
+            return "whole" if is_settled else "before"
+        limit_s = {"nothing": _LOG_S, "file": _REOPENED_LOG_S, "no folder": _FOLDER_LOG_S}[kept]
+        if self.is_log(path, status, descriptor, limit_s=limit_s):
+            return "log"
+        if state in {"torn", "unsure"}:
+            return "before"
+        if state == "whole":
+            return "whole"
+        return "log" if kept == "file" and extends() else "before"

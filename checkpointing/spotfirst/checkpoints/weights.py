@@ -10,10 +10,10 @@ from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.manifest import ArrayRef, Part, StateManifest, read_manifest
 from spotfirst.checkpoints.packs import read_chunk
 from spotfirst.checkpoints.statetree import ITEM_BYTES, Leaf, flatten, walk_leaves
-from spotfirst.errors import StateMismatch
+from spotfirst.errors import StateMismatch, UnsupportedState
 from spotfirst.storage import Storage
 
-__all__ = ["state_digest", "weights_sha256"]
+__all__ = ["read_arrays", "state_digest", "weights_sha256"]
 
 
 def state_digest(packs: Storage, commit: Commit, name: str = "model") -> str:
@@ -32,6 +32,34 @@ def state_digest(packs: Storage, commit: Commit, name: str = "model") -> str:
         array = manifest.arrays[index]
         _add(hasher, path, array.dtype, array.shape, _pieces(packs, manifest, array))
     return hasher.hexdigest()
+
+
+def read_arrays(packs: Storage, commit: Commit, name: str = "model") -> dict[str, Any]:
+    """The arrays of the object ``name`` in a stored checkpoint, as NumPy arrays by name. Torch-free.
+
+    bfloat16 becomes float32. Raises :class:`StateMismatch` when there is no such object,
+    :class:`UnsupportedState` for an element type that NumPy lacks, and as :func:`read_manifest`
+    and :func:`spotfirst.checkpoints.packs.fetch` do.
+    """
+    import numpy as np
+
+    from spotfirst.checkpoints.exporting import state_of, tree_of
+    from spotfirst.checkpoints.streaming import read_array
+
+    manifest = state_of(read_manifest(packs, commit.manifest, commit.digest))
+    found: dict[str, Any] = {}
+    for path, _, index in walk_leaves(tree_of(manifest, name)):
+        array = manifest.arrays[index]
+        is_brain = array.dtype == "bfloat16"
+        if array.dtype.startswith("float8"):
+            msg = f"{path} is of type {array.dtype}, which NumPy lacks; export it to a file"
+            raise UnsupportedState(msg)
+        data = read_array(packs, manifest, array)
+        flat = np.frombuffer(data, dtype=np.uint16 if is_brain else np.dtype(array.dtype))
+        if is_brain:  # the upper half of a float32
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        found[path or name] = flat.reshape(array.shape)
+    return found
 
 
 def _pieces(packs: Storage, manifest: StateManifest, array: ArrayRef) -> Iterator[bytearray]:

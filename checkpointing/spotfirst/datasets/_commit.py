@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from blake3 import blake3
 
@@ -14,7 +14,7 @@ from spotfirst.datasets._keys import parents
 from spotfirst.datasets._local import default_cache, for_each, hash_stream, scratch
 from spotfirst.datasets._log import Version, VersionLog, object_path
 from spotfirst.datasets._manifest import build_manifest, content_digest, encode_manifest
-from spotfirst.datasets._source import Found, Source, open_source
+from spotfirst.datasets._source import Found, Source, SourceChanged, open_source, readable
 from spotfirst.datasets._statcache import StatCache
 from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing
 from spotfirst.storage import Storage
@@ -28,14 +28,11 @@ _PAGE = 1000
 _TRIES = 3
 
 
-class _Changed(Exception):
-    """A file changed between being listed, hashed and sent."""
-
-
 class _Row(NamedTuple):
     key: str
     size: int
     digest: str
+    executable: bool
 
 
 def commit(
@@ -59,23 +56,28 @@ def commit(
     is where that is remembered: ``$SPOTFIRST_CACHE``, else the user's cache folder). With
     ``repair`` every file is read and sent again, which mends an object that was damaged.
 
-    Raises :class:`~spotfirst.errors.InvalidSpec` for a source that is not there, holds a name that
-    cannot be a key, or keeps changing while it is read.
+    The storage and the cache are left out where they lie inside of the source. Whether a file may
+    be run is part of it; other modes, owners and times are not.
+
+    Raises :class:`~spotfirst.errors.InvalidSpec` for a source that is not there, may not be read,
+    holds a name that cannot be a key, or keeps changing while it is read; a
+    :class:`~spotfirst.errors.StorageError` for one that cannot be read for another reason.
     """
     log = VersionLog(storage, name)
     cache = default_cache() if cache is None else cache
-    place = open_source(source, clock())
+    place = open_source(source, clock(), left_out=(storage.url, str(cache)))
     known = StatCache(cache, place.name)
     digests = {} if repair else known.load()
+    changed = ""
     for _ in range(_TRIES):
         try:
             with scratch(cache / "datasets" / "partial") as temporary:
                 work = _Work(log.storage, place, workers, temporary, repair=repair)
                 rows = _read(work, known, digests)
                 return _append(log, work, rows, message, clock)
-        except (_Changed, FileNotFoundError):
-            digests = {}
-    msg = f"{place.name} changes while it is committed; commit a copy, or stop what writes to it"
+        except SourceChanged as error:
+            digests, changed = {}, str(error)
+    msg = f"{changed or place.name} changes while it is committed; commit a copy, or stop what writes to it"
     raise InvalidSpec(msg)
 
 
@@ -98,7 +100,7 @@ def _read(work: _Work, known: StatCache, digests: Mapping[Found, str]) -> list[_
     if fresh or len(digests) != len(found):
         digests = {entry: fresh.get(entry) or digests[entry] for entry in found}
         known.store(digests)
-    rows = [_Row(entry.key, entry.size, digests[entry]) for entry in found]
+    rows = [_Row(entry.key, entry.size, digests[entry], entry.executable) for entry in found]
     _refuse_clashes(rows)
     return rows
 
@@ -129,16 +131,23 @@ def _append(log: VersionLog, work: _Work, rows: list[_Row], message: str, clock:
             return version
 
 
+@contextmanager
+def _opened(work: _Work, key: str) -> Iterator[BinaryIO]:
+    """A file of the source; errors of reading it name it."""
+    with readable(f"{work.place.name}/{key}"), work.place.open(key) as file:
+        yield file
+
+
 def _hash(work: _Work, found: list[Found], digests: Mapping[Found, str]) -> dict[Found, str]:
     """Digests of the files that the cache does not know."""
     fresh: dict[Found, str] = {}
 
     def hash_one(entry: Found) -> None:
-        with work.place.open(entry.key) as file:
+        with _opened(work, entry.key) as file:
             digest, size = hash_stream(file)
             fingerprint = work.place.fingerprint_of(file)
         if size != entry.size or fingerprint not in {None, entry.fingerprint}:
-            raise _Changed
+            raise SourceChanged(f"{work.place.name}/{entry.key}")
         fresh[entry] = digest
 
     unknown = [entry for entry in found if not entry.fingerprint or entry not in digests]
@@ -173,10 +182,10 @@ def _upload(work: _Work, rows: list[_Row], present: set[str]) -> set[str]:
     large = (row for row in missing.values() if row.size > _IN_MEMORY_BYTES)
 
     def send_small(row: _Row) -> None:
-        with work.place.open(row.key) as file:
+        with _opened(work, row.key) as file:
             data = file.read(_IN_MEMORY_BYTES + 1)
         if blake3(data).hexdigest() != row.digest:
-            raise _Changed
+            raise SourceChanged(f"{work.place.name}/{row.key}")
         work.storage.write(object_path(row.digest), data)
 
     for_each(small, send_small, workers=work.workers)
@@ -209,10 +218,10 @@ def _private_copy(work: _Work, row: _Row) -> Iterator[Path]:
     """The file's bytes where nobody can change them between the hash and the upload."""
     path = work.temporary / row.digest
     try:
-        with work.place.open(row.key) as file, path.open("wb") as copy:
+        with path.open("wb") as copy, _opened(work, row.key) as file:
             digest, _ = hash_stream(file, copy_to=copy)
         if digest != row.digest:
-            raise _Changed
+            raise SourceChanged(f"{work.place.name}/{row.key}")
         yield path
     finally:
         path.unlink(missing_ok=True)

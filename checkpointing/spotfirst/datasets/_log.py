@@ -20,13 +20,14 @@ from spotfirst.errors import (
 )
 from spotfirst.sequence import Sequence
 from spotfirst.storage import Storage
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import LIMIT_BYTES, Record, decode, encode
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["Version", "VersionLog", "object_path"]
 
+_MANIFEST_LIMIT_BYTES = 1 << 30
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -83,7 +84,8 @@ class VersionLog:
         """Raises :class:`UnknownDataset`, which names the versions that there are."""
         path = self._versions.path(number)
         try:
-            return self._decode(self.storage.read(path), number, path)
+            data = self.storage.read(path, limit_bytes=LIMIT_BYTES)
+            return self._decode(data, number, path)
         except ObjectMissing:
             raise self.unknown(str(number)) from None
 
@@ -126,7 +128,7 @@ class VersionLog:
         path = f"manifests/{version.manifest}.parquet"
         data = _cached(cache, version.manifest)
         if data is None:
-            data = self.storage.read(path)
+            data = self.storage.read(path, limit_bytes=_MANIFEST_LIMIT_BYTES)
             if blake3(data).hexdigest() != version.manifest:
                 msg = (
                     f"{self.storage.url}/{path} has other bytes than its name promises; commit "
@@ -141,9 +143,9 @@ class VersionLog:
         return table
 
     def _hint(self) -> int:
-        data = self.storage.read_or_none("root.json")
         try:
-            return decode(data, _Root, path="root.json").version if data else 0
+            data = self.storage.read_or_none("root.json", limit_bytes=LIMIT_BYTES)
+            return decode(data, _Root, path=f"{self.storage.url}/root.json").version if data else 0
         except FormatError:
             return 0  # a hint only: the listing tells the truth
 

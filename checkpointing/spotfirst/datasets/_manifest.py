@@ -1,5 +1,6 @@
 """The manifest of a version: one Parquet file with a row for each file, sorted by key.
 
+Column ``executable`` says whether the file may be run; null, as in manifests of older releases, is no.
 Column ``location`` is null while the file lies at its content address, the only place so far.
 """
 
@@ -24,27 +25,32 @@ SCHEMA = pa.schema(
         pa.field("size", pa.int64(), nullable=False),
         pa.field("blake3", pa.string(), nullable=False),
         pa.field("location", pa.string()),
+        pa.field("executable", pa.bool_()),
     ]
 )
+_LATER = {"executable": pa.bool_()}
+"""Columns that manifests of older releases lack."""
 
 
-def build_manifest(rows: Sequence[tuple[str, int, str]]) -> pa.Table:
-    """A manifest from (key, size in bytes, digest) rows that are sorted by key."""
-    keys, sizes, digests = zip(*rows, strict=True) if rows else ((), (), ())
+def build_manifest(rows: Sequence[tuple[str, int, str, bool]]) -> pa.Table:
+    """A manifest from (key, size in bytes, digest, executable) rows that are sorted by key."""
+    keys, sizes, digests, executables = zip(*rows, strict=True) if rows else ((), (), (), ())
     columns = [
         pa.array(keys, pa.string()),
         pa.array(sizes, pa.int64()),
         pa.array(digests, pa.string()),
         pa.nulls(len(rows), pa.string()),
+        pa.array(executables, pa.bool_()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def content_digest(rows: Iterable[tuple[str, int, str]]) -> str:
+def content_digest(rows: Iterable[tuple[str, int, str, bool]]) -> str:
     """What the rows say, independent of how a Parquet writer lays them out."""
     hasher = blake3()
-    for key, size, digest in rows:
-        hasher.update(f"{digest} {size} {key}\0".encode())
+    for key, size, digest, executable in rows:
+        mark = "x" if executable else ""
+        hasher.update(f"{digest} {size}{mark} {key}\0".encode())
     return str(hasher.hexdigest())
 
 
@@ -61,7 +67,10 @@ def decode_manifest(data: bytes, *, path: str) -> pa.Table:
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        table = file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+        table = file.read(columns=SCHEMA.names)
+        for name in _LATER.keys() - set(table.column_names):
+            table = table.append_column(name, pa.nulls(len(table), _LATER[name]))
+        table = table.select(SCHEMA.names).cast(SCHEMA)
         table.validate(full=True)
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         msg = f"{path} is not a dataset manifest: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spotfirst.datasets._log import Version, VersionLog
-from spotfirst.errors import InvalidSpec
+from spotfirst.errors import CorruptObject, InvalidSpec
 from spotfirst.spec import DatasetRef
 from spotfirst.storage import Storage
 
@@ -45,20 +45,26 @@ def resolve(storage: Storage, dataset: str, *, since: int | None = None) -> Data
         newest = log.newest()
         if newest is None:
             raise log.unknown("latest")
-        number = newest.version
+        found = newest
     elif wanted.isascii() and wanted.isdigit() and 0 < int(wanted) < 10**8:
-        number = log.get(int(wanted)).version
+        found = log.get(int(wanted))
     else:
         msg = f"dataset {dataset!r}: write NAME, NAME@latest or NAME@NUMBER, such as {name}@1"
         raise InvalidSpec(msg)
     if since is not None:
-        if since > number:
+        if since > found.version:
             msg = (
-                f"dataset {dataset!r}: version {since} is newer than {number}; there is no 'since'"
+                f"dataset {dataset!r}: version {since} is newer than {found.version}; there is no "
+                "'since'"
             )
             raise InvalidSpec(msg)
-        log.get(since)
-    return DatasetRef(name=name, version=number, since=since)
+        older = log.get(since).manifest
+    else:
+        older = ""
+    return DatasetRef(
+        name=name, version=found.version, since=since,
+        manifest=found.manifest, since_manifest=older,
+    )  # fmt: skip
 
 
 def manifest(storage: Storage, ref: DatasetRef | str) -> pa.Table:
@@ -72,12 +78,26 @@ def manifest(storage: Storage, ref: DatasetRef | str) -> pa.Table:
 
 
 def rows_of(log: VersionLog, ref: DatasetRef, **options: Any) -> pa.Table:
-    table = log.manifest(log.get(ref.version), **options)
+    table = log.manifest(_version(log, ref.version, ref.manifest), **options)
     if ref.since is None:
         return table
     from spotfirst.datasets._compare import added_or_changed
 
-    return added_or_changed(log.manifest(log.get(ref.since), **options), table)
+    older = _version(log, ref.since, ref.since_manifest)
+    return added_or_changed(log.manifest(older, **options), table)
+
+
+def _version(log: VersionLog, number: int, manifest: str) -> Version:
+    """The version, when it is still the one that was asked for."""
+    found = log.get(number)
+    if manifest not in {"", found.manifest}:
+        msg = (
+            f"{log.storage.url}: version {number} of {log.name} is another than the one that was "
+            "asked for: somebody replaced it. Restore the object from an older version, or commit "
+            "the data as a new one"
+        )
+        raise CorruptObject(msg)
+    return found
 
 
 def diff(storage: Storage, a: DatasetRef | str, b: DatasetRef | str) -> Diff:

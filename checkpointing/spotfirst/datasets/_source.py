@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -11,11 +13,38 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import fsspec
 
 from spotfirst.datasets._keys import check_key
-from spotfirst.errors import InvalidSpec
+from spotfirst.errors import InvalidSpec, StorageUnavailable
 
-__all__ = ["Found", "Source", "open_source"]
+__all__ = ["Found", "Source", "SourceChanged", "open_source", "readable"]
 
 _SETTLED = timedelta(seconds=2)  # the coarsest file times in use, those of FAT
+
+
+class SourceChanged(Exception):
+    """A file changed between being listed, hashed and sent."""
+
+
+@contextlib.contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Name ``what`` in errors of reading it.
+
+    Raises :class:`SourceChanged` for what is gone or has changed, :class:`InvalidSpec` for what
+    may not be read, and :class:`StorageUnavailable` for what did not answer.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceChanged(what) from error
+    except PermissionError as error:
+        msg = f"{what} may not be read: {error}. Change its owner or mode, or leave it out"
+        raise InvalidSpec(msg) from error
+    except (OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise  # of the disk that it is copied to
+        if type(error).__name__ == "FileExpired":  # s3fs's, for an object that was replaced
+            raise SourceChanged(what) from error
+        msg = f"{what} cannot be read: {type(error).__name__}: {error}"
+        raise StorageUnavailable(msg) from error
 
 
 class Found(NamedTuple):
@@ -24,6 +53,7 @@ class Found(NamedTuple):
     key: str
     size: int
     fingerprint: str
+    executable: bool = False
 
 
 class Source(Protocol):
@@ -39,26 +69,41 @@ class Source(Protocol):
         """The fingerprint of an open file; ``None`` when only a listing tells."""
 
 
-def open_source(source: Path | str, now: datetime) -> Source:
-    """Raises :class:`InvalidSpec` when there is nothing at ``source``."""
+def open_source(source: Path | str, now: datetime, *, left_out: Collection[str] = ()) -> Source:
+    """The files at ``source`` without those at the URLs or paths ``left_out``.
+
+    Raises :class:`InvalidSpec` when there is nothing.
+    """
     if isinstance(source, Path) or "://" not in source or source.startswith("file://"):
         folder = Path(str(source).removeprefix("file://")).expanduser().absolute()
         if not folder.is_dir():
             raise InvalidSpec(f"{folder} is not a folder, so it cannot be committed as a dataset")
-        return _Folder(folder, now)
-    return _Prefix(source)
+        return _Folder(folder, now, [_path(url) for url in left_out if _path(url)])
+    return _Prefix(source, left_out)
+
+
+def _path(url: str) -> str:
+    """The local path that a URL means; empty for another store."""
+    return "" if "://" in url and not url.startswith("file://") else url.removeprefix("file://")
 
 
 class _Folder:
     """A local folder. Links are followed, empty folders are not part of a dataset."""
 
-    def __init__(self, folder: Path, now: datetime) -> None:
+    def __init__(self, folder: Path, now: datetime, left_out: Sequence[str]) -> None:
         self.name = str(folder)
+        self._left_out = left_out
         self._folder = folder
         self._settled_ns = int((now - _SETTLED).timestamp() * 1e9)
 
     def scan(self) -> list[Found]:
-        found = list(self._below(self.name, "", ()))
+        left_out = {identity for path in self._left_out for identity in _identity(path)}
+        if left_out.intersection(_identity(self.name)):
+            raise InvalidSpec(
+                f"{self.name} is the storage itself, or its cache; give another folder"
+            )
+        with readable(self.name):
+            found = list(self._below(self.name, "", (), left_out))
         found.sort()
         return found
 
@@ -69,9 +114,15 @@ class _Folder:
         return self._fingerprint(os.fstat(file.fileno()))
 
     def _below(
-        self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]
+        self,
+        folder: str,
+        prefix: str,
+        above: tuple[tuple[int, int], ...],
+        left_out: Collection[tuple[int, int]],
     ) -> Iterator[Found]:
         here = Path(folder).stat()
+        if (here.st_dev, here.st_ino) in left_out:
+            return
         if (here.st_dev, here.st_ino) in above:
             raise InvalidSpec(f"{folder} links back to a folder above it; remove the link")
         above = (*above, (here.st_dev, here.st_ino))
@@ -79,10 +130,12 @@ class _Folder:
             for entry in entries:
                 key = prefix + entry.name
                 if entry.is_dir():
-                    yield from self._below(entry.path, f"{key}/", above)
+                    yield from self._below(entry.path, f"{key}/", above, left_out)
                 elif entry.is_file():
                     stat = entry.stat()
-                    yield Found(check_key(key), stat.st_size, self._fingerprint(stat))
+                    executable = bool(stat.st_mode & 0o100)
+                    fingerprint = self._fingerprint(stat)
+                    yield Found(check_key(key), stat.st_size, fingerprint, executable)
                 else:
                     raise InvalidSpec(
                         f"{entry.path} is neither a file nor a folder (a broken link?); remove it"
@@ -98,21 +151,30 @@ class _Folder:
 class _Prefix:
     """Objects of another store. Only an ETag proves that one is unchanged."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, left_out: Collection[str]) -> None:
         self.name = url.rstrip("/")
+        base = f"{_plain(self.name)}/"
+        self._left_out = tuple(
+            f"{_plain(other).removeprefix(base)}/"
+            for other in left_out
+            if _plain(other).startswith(base)
+        )
         self._fs, self._root = fsspec.core.url_to_fs(url)
 
     def scan(self) -> list[Found]:
         base = self._root.rstrip("/") + "/"
         self._fs.invalidate_cache()  # of listings: others write there too
-        try:
-            listed = self._fs.find(self._root, detail=True)
-        except FileNotFoundError:
-            listed = {}
+        with readable(self.name):
+            try:
+                listed = self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                listed = {}
         found = [
             Found(check_key(name.removeprefix(base)), int(info["size"]), _etag(info))
             for name, info in listed.items()
-            if name.startswith(base) and not name.endswith("/")
+            if name.startswith(base)
+            and not name.endswith("/")
+            and not name.removeprefix(base).startswith(self._left_out or ("/",))
         ]
         if not found:
             raise InvalidSpec(f"there are no files below {self.name}; nothing to commit")
@@ -129,3 +191,17 @@ class _Prefix:
 
 def _etag(info: dict[str, Any]) -> str:
     return str(info.get("ETag") or info.get("etag") or "")
+
+
+def _identity(path: str) -> list[tuple[int, int]]:
+    """Device and inode of a folder; none where there is no such folder."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return []
+    return [(found.st_dev, found.st_ino)]
+
+
+def _plain(url: str) -> str:
+    """A store's URL in one form."""
+    return url.rstrip("/").replace("s3a://", "s3://", 1)

@@ -17,7 +17,7 @@ from spotfirst.datasets._source import Found
 
 __all__ = ["StatCache"]
 
-_COLUMNS = ("key", "size", "fingerprint", "blake3")
+_COLUMNS = ("key", "size", "fingerprint", "executable", "blake3")
 
 
 class StatCache:
@@ -34,8 +34,8 @@ class StatCache:
         except (OSError, KeyError, ValueError, pa.ArrowException):
             return {}
         return {
-            Found(key, size, fingerprint): digest
-            for key, size, fingerprint, digest in zip(*columns, strict=True)
+            Found(key, size, fingerprint, executable): digest
+            for key, size, fingerprint, executable, digest in zip(*columns, strict=True)
         }
 
     def store(self, digests: Mapping[Found, str]) -> None:

@@ -1,8 +1,9 @@
 """Bringing a version to this machine: what the cache lacks is downloaded, the rest is linked.
 
-The cache holds one read-only file for each digest, moved there after its bytes were verified. All
-of them carry the same modification time, so that a file which someone wrote to afterwards, through
-a link in a training folder, is noticed by one ``stat`` and verified again.
+The cache holds one read-only file for each digest, moved there after its bytes were verified, and a
+copy of it where the file may also be run, because a mode belongs to the file and not to its links. A
+file that was written to afterwards, through a link in a training folder, is noticed by one ``stat``
+(see ``_seals``) and verified again.
 """
 
 # ruff: noqa: PTH101, PTH103, PTH105, PTH108, PTH123
@@ -17,7 +18,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -29,6 +30,7 @@ from spotfirst.datasets._keys import parents
 from spotfirst.datasets._local import for_each, hash_stream, scratch
 from spotfirst.datasets._log import VersionLog, object_path
 from spotfirst.datasets._query import rows_of
+from spotfirst.datasets._seals import Seals
 from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing
 from spotfirst.spec import DatasetRef
 from spotfirst.storage import Storage
@@ -37,6 +39,8 @@ __all__ = ["SyncResult", "sync"]
 
 _IN_MEMORY_BYTES = 16 << 20
 _STAMP_NS = 946_684_800 * 10**9  # the year 2000
+_RUN = ".x"
+"""Ends the name of a copy that may be run."""
 _CANNOT_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP}
 
 
@@ -66,7 +70,8 @@ def sync(
 
     With ``ref.since`` only files that were added or changed after that version. ``cache`` may be
     shared by any number of processes and datasets. Files are hard links into it where the file
-    system allows, and read-only: a script that changes one in place must copy it first.
+    system allows, and read-only: a script that changes one in place must copy it first. Those that
+    could be run where they were committed can be run.
     ``progress`` is called with (moved bytes, bytes to move), from one thread at a time.
 
     Killed at any point, it leaves a cache without half files, and the next call finishes the rest.
@@ -81,13 +86,18 @@ def sync(
     folder = cache.absolute() / "datasets"
     table = rows_of(log, ref, cache=folder / "manifests")
     keys, digests = table["key"].to_pylist(), table["blake3"].to_pylist()
+    executables = [bool(value) for value in table["executable"].to_pylist()]
     sizes = dict(zip(digests, table["size"].to_pylist(), strict=True))
     store = _Cache(folder)
     missing = {digest: size for digest, size in sizes.items() if not store.holds(digest, size)}
     fetch = partial(_fetch_verified, log, ref)
     _download(store, missing, fetch, progress, workers)
-    files = dict(zip(keys, digests, strict=True))
+    files = {
+        key: store.run_copy(digest, sizes[digest]) if executable else digest
+        for key, digest, executable in zip(keys, digests, executables, strict=True)
+    }
     _materialise(store, files, destination.absolute())
+    store.seal(set(files.values()) | set(digests))
     return SyncResult(
         files=len(files),
         bytes=sum(sizes[digest] for digest in digests),
@@ -103,14 +113,41 @@ class _Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._objects = str(folder / "objects")
+        self._file = Seals(folder)
+        self._seals = self._file.load()
         self.inodes: dict[str, tuple[int, int]] = {}
 
-    def path(self, digest: str) -> str:
-        return f"{self._objects}/{digest[:2]}/{digest}"
+    def path(self, name: str) -> str:
+        return f"{self._objects}/{name[:2]}/{name}"
 
-    def holds(self, digest: str, size: int) -> bool:
+    def run_copy(self, digest: str, size: int) -> str:
+        """The name of the object's copy that may be run, made where it is missing."""
+        name = f"{digest}{_RUN}"
+        if name in self.inodes or self.holds(name, size):
+            return name
+        path = Path(self.path(name))
+        partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+        try:
+            shutil.copyfile(self.path(digest), partial)
+            self.add(name, partial)
+        finally:
+            partial.unlink(missing_ok=True)
+        return name
+
+    def seal(self, names: Collection[str]) -> None:
+        """Note that these are right as they are now, with the links that were made."""
+        seals = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found = os.lstat(self.path(name))
+                if (found.st_dev, found.st_ino) == self.inodes[name]:
+                    seals[name] = (found.st_ino, found.st_ctime_ns)
+        if any(self._seals.get(name) != seal for name, seal in seals.items()):
+            self._file.add(seals)
+
+    def holds(self, name: str, size: int) -> bool:
         """Whether the object is here and intact; one that is not, is removed."""
-        path = self.path(digest)
+        path, digest = self.path(name), name.removesuffix(_RUN)
         try:
             found = os.lstat(path)
         except FileNotFoundError:
@@ -118,30 +155,38 @@ class _Cache:
         if (
             not stat.S_ISREG(found.st_mode)
             or found.st_size != size
-            or (found.st_mtime_ns != _STAMP_NS and not _reseal(path, digest))
+            or (
+                self._seals.get(name) != (found.st_ino, found.st_ctime_ns)
+                and not _is_intact(path, digest, _mode(name))
+            )
         ):
             os.unlink(path)
             return False
-        self.inodes[digest] = (found.st_dev, found.st_ino)
+        self.inodes[name] = (found.st_dev, found.st_ino)
         return True
 
-    def add(self, digest: str, verified: Path) -> None:
+    def add(self, name: str, verified: Path) -> None:
         """Take over a file whose bytes have been verified."""
-        verified.chmod(0o444)
+        verified.chmod(_mode(name))
         os.utime(verified, ns=(_STAMP_NS, _STAMP_NS))
-        target = Path(self.path(digest))
+        target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         found = verified.stat()
         verified.replace(target)
-        self.inodes[digest] = (found.st_dev, found.st_ino)
+        self.inodes[name] = (found.st_dev, found.st_ino)
 
 
-def _reseal(path: str, digest: str) -> bool:
-    """Verify a file that was touched; whether only its time had changed."""
+def _mode(name: str) -> int:
+    return 0o555 if name.endswith(_RUN) else 0o444
+
+
+def _is_intact(path: str, digest: str, mode: int) -> bool:
+    """Verify a file that was touched, or only linked; whether its bytes are right."""
     with open(path, "rb") as file:
         if hash_stream(file)[0] != digest:
             return False
     os.utime(path, ns=(_STAMP_NS, _STAMP_NS))
+    os.chmod(path, mode)
     return True
 
 
@@ -177,9 +222,11 @@ def _fetch_verified(
     for _ in range(2):
         try:
             if size <= _IN_MEMORY_BYTES:
-                data = log.storage.read(path)
+                data = log.storage.read(path, limit_bytes=size)
                 found, found_size = blake3(data).hexdigest(), len(data)
                 local.write_bytes(data)
+            elif (found_size := log.storage.size_bytes(path)) != size:
+                break  # which a download of any length would only show later
             else:
                 log.storage.download(path, local)
                 with local.open("rb") as file:
@@ -187,6 +234,9 @@ def _fetch_verified(
         except ObjectMissing as error:
             msg = f"{what} is missing; commit its source again with repair=True"
             raise ObjectMissing(msg, path=path) from error
+        except CorruptObject:
+            found_size = log.storage.size_bytes(path)
+            break
         if (found, found_size) == (digest, size):
             return local
     msg = (
@@ -197,7 +247,7 @@ def _fetch_verified(
 
 
 def _materialise(store: _Cache, files: Mapping[str, str], destination: Path) -> None:
-    """Make ``destination`` hold exactly ``files`` (key to digest)."""
+    """Make ``destination`` hold exactly ``files`` (key to the name of an object in the cache)."""
     marker = destination.with_name(f".{destination.name}.spotfirst-dataset")
     destination.mkdir(parents=True, exist_ok=True)
     if not marker.exists():
@@ -214,8 +264,8 @@ def _materialise(store: _Cache, files: Mapping[str, str], destination: Path) -> 
     _remove_others(root, "", files, folders)
     for folder in sorted(folders):
         os.makedirs(f"{root}/{folder}", exist_ok=True)
-    for key, digest in files.items():
-        _place(store, digest, f"{root}/{key}", root)
+    for key, name in files.items():
+        _place(store, name, f"{root}/{key}", root)
 
 
 def _remove_others(root: str, prefix: str, files: Mapping[str, str], folders: set[str]) -> None:
@@ -232,12 +282,12 @@ def _remove_others(root: str, prefix: str, files: Mapping[str, str], folders: se
                 os.unlink(entry.path)
 
 
-def _place(store: _Cache, digest: str, target: str, root: str) -> None:
+def _place(store: _Cache, name: str, target: str, root: str) -> None:
     """Put one object at ``target``: a hard link, or a copy where there can be none."""
-    source = store.path(digest)
+    source = store.path(name)
     with contextlib.suppress(FileNotFoundError):
         found = os.lstat(target)
-        if (found.st_dev, found.st_ino) == store.inodes[digest]:
+        if (found.st_dev, found.st_ino) == store.inodes[name]:
             return
         os.unlink(target)
     try:
@@ -248,7 +298,7 @@ def _place(store: _Cache, digest: str, target: str, root: str) -> None:
         copy = f"{root}/.{secrets.token_hex(8)}.partial"
         try:
             shutil.copyfile(source, copy)
-            os.chmod(copy, 0o444)
+            os.chmod(copy, _mode(name))
             os.replace(copy, target)
         finally:
             with contextlib.suppress(FileNotFoundError):

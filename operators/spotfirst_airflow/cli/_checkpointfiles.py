@@ -11,6 +11,7 @@ from spotfirst import events as e
 from spotfirst.checkpoints.exporting import export_safetensors, export_torch, state_of
 from spotfirst.checkpoints.importing import commit_weights, read_weights
 from spotfirst.checkpoints.manifest import read_manifest
+from spotfirst.checkpoints.mirroring import export_files
 from spotfirst.errors import InvalidSpec
 from spotfirst.run import create_run
 from spotfirst.spec import RunSpec
@@ -20,6 +21,7 @@ from spotfirst_airflow.cli._common import (
     JsonOption,
     StorageOption,
     find_storage,
+    moment,
     print_json,
     progress,
     run_with_checkpoints,
@@ -27,7 +29,7 @@ from spotfirst_airflow.cli._common import (
     stdout,
 )
 from spotfirst_airflow.controller import controller_name
-from spotfirst_airflow.selection import select, split
+from spotfirst_airflow.selection import Selected, select, split
 
 __all__ = ["export", "import_"]
 
@@ -47,7 +49,13 @@ def export(
             metavar="RUN[@STEP]", help="RUN is its newest one; also RUN@best and RUN@seq:NUMBER."
         ),
     ],
-    file: Annotated[Path, typer.Argument(help="Where to: .safetensors or .pt.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|FOLDER",
+            help="Where to: .safetensors or .pt; in files mode, a folder.",
+        ),
+    ],
     *,
     storage: StorageOption = "",
     object_: Annotated[
@@ -64,21 +72,40 @@ def export(
     rank: Annotated[
         int, typer.Option(help="Of what each rank has of its own, that of this one.", min=0)
     ] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Replace a file that is there; write into a folder that is not empty."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write the weights of a checkpoint to a file that other tools read.
+    """Write the weights of a checkpoint to a file that other tools read, or its files to a folder.
 
     A `.safetensors` file is written without torch and in little memory. A `.pt` file needs torch,
     keeps nested states such as an optimizer's, and is read by `torch.load(FILE,
     weights_only=True)`.
+
+    A checkpoint of a run in files mode is written to a folder, with the times and modes that its
+    files had. With --force, other files in the folder stay, and those of the same names are
+    replaced.
 
     Examples:
 
         spotfirst checkpoint export night-1@best model.safetensors
 
         spotfirst checkpoint export night-1@1200 all.pt --object model --object optimizer
+
+        spotfirst checkpoint export study-7 ./study
     """
+    run_with_checkpoints(storage, split(checkpoint)[0])
+    chosen = select(find_storage(storage), checkpoint, pinned=True)
+    if chosen.commit.content == "files":
+        if object_ or format_ or rank:
+            msg = f"{checkpoint} holds files of the script; leave out --object, --format and --rank"
+            raise InvalidSpec(msg)
+        _export_folder(chosen, file, force=force, json=json)
+        return
     kind = format_ or _FORMATS.get(file.suffix.lower(), "")
     names = object_ or ["model"]
     if kind not in {"safetensors", "torch"}:
@@ -91,8 +118,7 @@ def export(
     if file.is_dir() or (file.exists() and not force):
         msg = f"{file} exists; choose another name, or replace a file with --force"
         raise InvalidSpec(msg)
-    run_with_checkpoints(storage, split(checkpoint)[0])
-    run, seq, commit = select(find_storage(storage), checkpoint, pinned=True)
+    run, seq, commit = chosen
     packs = run.packs()
     manifest = state_of(read_manifest(packs, commit.manifest, commit.digest))
     with progress("writing", total=commit.size_bytes) as (on_total, on_bytes):
@@ -114,6 +140,36 @@ def export(
         return
     stdout().print(
         f"{file}: {', '.join(names)} of {run.run_id} at step {commit.step}, {size(size_bytes)}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _export_folder(chosen: Selected, folder: Path, *, force: bool, json: bool) -> None:
+    run, seq, commit = chosen
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        msg = f"{folder} is no folder, and {run.run_id} holds files; choose another name"
+        raise InvalidSpec(msg)
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        msg = f"{folder} is not empty; choose another folder, or write into it with --force"
+        raise InvalidSpec(msg)
+    if not folder.absolute().parent.is_dir():
+        msg = f"there is no folder {folder.absolute().parent}; make it first"
+        raise InvalidSpec(msg)
+    with progress("writing", total=commit.size_bytes) as (_, on_bytes):
+        manifest = export_files(run.packs(), commit, folder.absolute(), on_bytes=on_bytes)
+    if json:
+        print_json(
+            {
+                "run_id": run.run_id, "step": commit.step, "seq": seq,
+                "folder": str(folder.absolute()), "files": [f.path for f in manifest.files],
+                "size_bytes": manifest.size_bytes,
+            }
+        )  # fmt: skip
+        return
+    stdout().print(
+        f"{folder}: {len(manifest.files)} files of {run.run_id}, saved at "
+        f"{moment(commit.at)} UTC, {size(manifest.size_bytes)}",
         markup=False,
         soft_wrap=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from spotfirst.errors import InvalidSpec, SpotfirstError, UnknownRun
 from spotfirst.run import Run
 from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow.reading import Unreadable
 
 __all__ = [
     "BAD_INPUT",
@@ -36,6 +37,7 @@ __all__ = [
     "size",
     "stderr",
     "stdout",
+    "tell_broken",
 ]
 
 FAILED = 1
@@ -95,6 +97,13 @@ def find_storage(url: str) -> Storage:
         raise InvalidSpec(msg)
     # Instances have another working directory, so a folder is passed on with its whole path.
     return open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
+
+
+def tell_broken(broken: Iterable[Unreadable]) -> None:
+    """Name the runs that could not be read, a line each, on standard error."""
+    for each in broken:
+        text = " ".join(str(each).split())
+        stderr().print(text, style="red", markup=False, soft_wrap=True)
 
 
 def existing_run(storage_url: str, run_id: str) -> Run:

@@ -15,6 +15,7 @@ from spotfirst.run import Run, list_runs
 from spotfirst.spec import TAG_NAMES
 from spotfirst.wire import Record, utc_now
 from spotfirst_airflow.cli._common import (
+    FAILED,
     JsonOption,
     StorageOption,
     existing_run,
@@ -22,8 +23,10 @@ from spotfirst_airflow.cli._common import (
     moment,
     print_json,
     stdout,
+    tell_broken,
 )
-from spotfirst_airflow.costs import Bill, bill, usd
+from spotfirst_airflow.costs import Bill, bill, is_simulated, usd
+from spotfirst_airflow.reading import read_runs
 
 __all__ = ["cost"]
 
@@ -53,6 +56,7 @@ def cost(
     """Show what runs cost: one row per attempt, with its price and the rule that applied.
 
     What was paid for bytes between regions is shown apart where there is any; the sums hold it.
+    A run that cannot be read is named, is missing from the sums, and makes the exit code 1.
     Prices were frozen when an instance was launched, so the answer never changes later.
 
     Examples:
@@ -64,12 +68,10 @@ def cost(
     if by and by not in TAG_NAMES:
         msg = f"--by {by!r}: costs are summed by {', '.join(TAG_NAMES)}"
         raise InvalidSpec(msg)
+    place = find_storage(storage)
     if run_ids:
-        found = [existing_run(storage, run_id) for run_id in run_ids]
-    else:
-        place = find_storage(storage)
-        found = [Run(place, name) for name in list_runs(place)]
-    accounts = [_account(run) for run in found]
+        run_ids = [existing_run(storage, run_id).run_id for run_id in run_ids]
+    accounts, broken = read_runs(place, run_ids or list_runs(place), _account)
     if by:
         _print_sums(accounts, by, json=json)
     elif json:
@@ -78,6 +80,9 @@ def cost(
         _print_rows(accounts)
     else:
         _print_runs(accounts)
+    tell_broken(broken)
+    if broken:
+        raise typer.Exit(FAILED)  # a sum that lacks a run must not pass for the whole
 
 
 def _account(run: Run) -> _Account:
@@ -97,7 +102,7 @@ def _print_rows(accounts: Iterable[_Account]) -> None:
             table.add_row(
                 str(charge.attempt), str(charge.market), str(charge.pool), f"{charge.used_s:.1f}",
                 f"${charge.price_usd_h}", f"{charge.price_source}, {moment(charge.price_at)} UTC",
-                charge.rule, f"{mark}{usd(charge.cost_usd)}",
+                charge.rule, f"{mark}{usd(charge.cost_usd, simulated=is_simulated(charge.price_source))}",
                 *([usd(charge.egress_usd)] if crosses else []),
             )  # fmt: skip
         console.print(Text(account.run_id, style="bold"))
@@ -111,25 +116,32 @@ def _print_runs(accounts: list[_Account]) -> None:
     for account in accounts:
         table.add_row(
             Text(account.run_id), str(len(account.bill.charges)),
-            usd(account.bill.on_demand_usd), usd(account.bill.total_usd),
+            usd(account.bill.known_on_demand_usd),
+            usd(account.bill.total_usd, simulated=account.bill.is_simulated),
         )  # fmt: skip
     console = stdout()
     console.print(table)
-    console.print(f"total {usd(sum((a.bill.total_usd for a in accounts), Decimal(0)))}")
+    for kind in (False, True):
+        same = [a.bill.total_usd for a in accounts if a.bill.is_simulated is kind]
+        if same or not (kind or accounts):
+            console.print(f"total {usd(sum(same, Decimal(0)), simulated=kind)}")
 
 
 def _print_sums(accounts: list[_Account], by: str, *, json: bool) -> None:
-    sums: dict[str, list[_Account]] = {}
+    # Dollars of a simulated market are never added to those that somebody pays.
+    sums: dict[tuple[str, bool], list[_Account]] = {}
     for account in accounts:
-        sums.setdefault(account.tags.get(by, ""), []).append(account)
+        key = (account.tags.get(by, ""), account.bill.is_simulated)
+        sums.setdefault(key, []).append(account)
     rows = [
         {
             by: name or None,
+            "is_simulated": simulated,
             "runs": len(members),
             "cost_usd": sum((a.bill.total_usd for a in members), Decimal(0)),
             "on_demand_usd": sum((a.bill.on_demand_usd for a in members), Decimal(0)),
         }
-        for name, members in sorted(sums.items())
+        for (name, simulated), members in sorted(sums.items())
     ]
     if json:
         print_json(rows)
@@ -138,16 +150,17 @@ def _print_sums(accounts: list[_Account], by: str, *, json: bool) -> None:
     for row in rows:
         name = str(row[by] or "(no tag)")
         on_demand, cost_usd = Decimal(str(row["on_demand_usd"])), Decimal(str(row["cost_usd"]))
-        table.add_row(Text(name), str(row["runs"]), usd(on_demand), usd(cost_usd))
+        paid = usd(cost_usd, simulated=bool(row["is_simulated"]))
+        table.add_row(Text(name), str(row["runs"]), usd(on_demand or None), paid)
     stdout().print(table)
 
 
 def _total(account: Bill) -> str:
-    text = f"{usd(account.total_usd)}, on demand {usd(account.on_demand_usd)}"
-    if not account.on_demand_usd:
+    text = usd(account.total_usd, simulated=account.is_simulated)
+    text += f", on demand {usd(account.known_on_demand_usd)}"
+    if account.saved_usd is None:
         return text
-    word = "saved" if account.saving_usd >= 0 else "dearer"
-    return f"{text}: {usd(abs(account.saving_usd))} ({abs(account.saving_share):.0%}) {word}"
+    return f"{text}: {usd(abs(account.saved_usd))} ({account.saving_in_words})"
 
 
 def _table(*names: str) -> Table:
@@ -165,7 +178,8 @@ def _as_json(account: _Account) -> dict[str, Any]:
         "charges": account.bill.charges,
         "total_usd": account.bill.total_usd,
         "egress_usd": account.bill.egress_usd,
-        "on_demand_usd": account.bill.on_demand_usd,
-        "saving_usd": account.bill.saving_usd,
+        "on_demand_usd": account.bill.known_on_demand_usd,
+        "saving_usd": account.bill.saved_usd,
+        "is_simulated": account.bill.is_simulated,
         "lost_steps": account.bill.lost_steps,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spotfirst.errors import FormatError, ObjectMissing
+from spotfirst.errors import FormatError
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.run import Run, list_runs
 from spotfirst.spec import RunSpec
@@ -32,11 +33,14 @@ from spotfirst_airflow.cli._common import (
     size,
     stderr,
     stdout,
+    tell_broken,
 )
 from spotfirst_airflow.cli.summary import attempts_table, between_regions, describe_changeovers
 from spotfirst_airflow.costs import bill, usd
 from spotfirst_airflow.logs import LogFollower
 from spotfirst_airflow.news import describe
+from spotfirst_airflow.outlook import passed, past_limits
+from spotfirst_airflow.reading import read_runs
 from spotfirst_airflow.results import result
 
 __all__ = ["logs", "runs", "show"]
@@ -59,15 +63,19 @@ def runs(
     """
     place = find_storage(storage)
     names = [name for name in list_runs(place) if name.startswith(prefix)]
-    with ThreadPoolExecutor(16) as pool:
-        found = [row for row in pool.map(lambda name: _peek(Run(place, name)), names) if row]
-    found.sort(key=lambda row: row[1].created_at or row[2].created_at, reverse=True)
+    found, broken = read_runs(place, names, _row)
+    found.sort(key=lambda row: row["created_at"], reverse=True)
     found = found[:limit]
+    tell_broken(broken)
     if json:
-        print_json([_row(*row) for row in found])
+        unreadable = [
+            {"run_id": each.run_id, "phase": "unreadable", "url": each.url, "error": each.error}
+            for each in broken
+        ]
+        print_json([*found, *unreadable])
         return
     console = stdout()
-    if not found:
+    if not found and not broken:
         console.print(f"no runs in {place.url}", markup=False)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -75,15 +83,21 @@ def runs(
         table.add_column(
             name, justify="right" if name in {"step", "attempts", "cost", "took"} else "left"
         )
-    for run, state, spec in found:
-        row = _row(run, state, spec)
+    for row in found:
         phase = Text(row["phase"], style=_STYLES.get(row["phase"], "cyan"))
         step = "-" if row["step"] is None else str(row["step"])
         table.add_row(
-            Text(run.run_id), phase, step, str(row["attempts"]), usd(row["cost_usd"]),
+            Text(row["run_id"]), phase, step, str(row["attempts"]),
+            usd(row["cost_usd"], simulated=row["is_simulated"]),
             moment(row["created_at"]), duration(row["took_s"]),
         )  # fmt: skip
+    for each in broken:
+        table.add_row(Text(each.run_id), Text("unreadable", style="red"), *["-"] * 5)
     console.print(table)
+    for row in found:
+        if row["passed"] and row["phase"] in {"active", "stopping"}:
+            text = f"{row['run_id']} is past its {' and '.join(row['passed'])}"
+            console.print(Text(f"{text}: see `spotfirst show`", style="bold red"))
 
 
 def show(
@@ -114,9 +128,12 @@ def show(
     account = bill(state, now=utc_now())
     console.print()
     crossed = f"{between_regions(account)}, " if account.egress_usd else ""
+    simulated = account.is_simulated
+    saved = f" ({account.saving_in_words})" if account.saving_in_words else ""
     console.print(
-        f"cost {usd(account.total_usd)}, {crossed}on demand {usd(account.on_demand_usd)}, "
-        f"steps lost {account.lost_steps}"
+        f"cost {usd(account.total_usd, simulated=simulated)}, {crossed}on demand "
+        f"{usd(account.known_on_demand_usd, simulated=simulated)}{saved}, "
+        f"steps lost {'-' if account.lost_steps is None else account.lost_steps}"
     )
     if found := changeovers(state, read_progress(run, state)):
         console.print(f"changeovers {describe_changeovers(found)}", soft_wrap=True)
@@ -151,6 +168,7 @@ def logs(
         state = journal.refresh()
         is_over = not follow or (state.is_final and not state.open_attempts)
         lines = output.new_lines(len(state.attempts))
+        is_over = is_over and not output.is_behind
         if is_over:
             lines += output.rest()
         for number, line in lines:
@@ -158,32 +176,44 @@ def logs(
                 typer.echo(line if attempt else f"[{number}] {line}")
         if is_over:
             break
-        time.sleep(1.0)
+        if not output.is_behind:
+            time.sleep(1.0)
     if attempt is not None and attempt > len(state.attempts):
         stderr().print(f"run {run_id} has {len(state.attempts)} attempts", style="yellow")
 
 
-def _peek(run: Run) -> tuple[Run, RunState, RunSpec] | None:
-    """A run's state and spec; nothing for what is no run, or not readable by this version."""
-    try:
-        return run, run.journal().refresh(), run.spec()
-    except (ObjectMissing, FormatError, ValueError):
-        return None
-
-
-def _row(run: Run, state: RunState, spec: RunSpec) -> dict[str, Any]:
+def _row(run: Run) -> dict[str, Any]:
+    state, spec = run.journal().refresh(), run.spec()
     began = state.created_at or spec.created_at
     until = state.updated_at if state.is_final and state.updated_at else utc_now()
+    account = bill(state, now=utc_now())
     return {
         "run_id": run.run_id,
         "phase": str(state.phase),
         "step": state.result.step if state.result else _newest_step(run, state),
         "attempts": len(state.attempts),
-        "cost_usd": bill(state, now=utc_now()).total_usd,
+        "cost_usd": account.total_usd,
+        "is_simulated": account.is_simulated,
         "created_at": began,
         "took_s": (until - began).total_seconds(),
         "tags": spec.tags,
+        "passed": sorted(passed(spec, state, now=utc_now())),
     }
+
+
+def _metrics(run: Run, state: RunState) -> str:
+    """The last ones: of the result, of what trains now, or of the newest checkpoint."""
+    beat = _newest_beat(run, state)
+    if state.result is not None:
+        found = state.result.metrics
+    elif beat is not None and beat.progress.metrics:
+        found = beat.progress.metrics
+    else:
+        found = {}
+        with contextlib.suppress(FormatError):  # which the checkpoints below say
+            newest = run.chain().refresh().newest()
+            found = newest[1].metrics if newest else {}
+    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items()))
 
 
 def _newest_step(run: Run, state: RunState) -> int | None:
@@ -217,7 +247,8 @@ def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> N
     )
     parent = f"{spec.resume_from.run_id}@{spec.resume_from.step}" if spec.resume_from else ""
     for label, text in (
-        ("command", " ".join(spec.command)),
+        ("command", shlex.join(spec.command)),
+        ("env", " ".join(f"{k}={shlex.quote(v)}" for k, v in sorted(spec.env.items()))),
         ("code", code),
         ("dataset", dataset),
         ("from", parent),
@@ -226,8 +257,11 @@ def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> N
         ("limits", limits),
         ("tags", ", ".join(f"{k}={v}" for k, v in sorted(spec.tags.items()))),
         ("created", f"{moment(state.created_at)} UTC"),
+        ("metrics", _metrics(run, state)),
         ("storage", run.url),
         ("failed", state.failure.message if state.failure else ""),
+        ("stopped" if state.is_final else "stopping", state.stop.reason if state.stop else ""),
+        *(("passed", text) for text in past_limits(spec, state, now=utc_now())),
         ("waiting", state.waiting.reason if state.waiting and not state.is_final else ""),
     ):
         if text:
@@ -235,9 +269,14 @@ def _print_head(console: Console, run: Run, spec: RunSpec, state: RunState) -> N
 
 
 def _print_checkpoints(console: Console, run: Run) -> None:
-    chain = run.chain().refresh()
-    commits = chain.commits
     console.print()
+    try:
+        chain = run.chain().refresh()
+    except FormatError as error:
+        text = f"checkpoints cannot be read: {error}"
+        console.print(Text(text, style="red"), soft_wrap=True)
+        return
+    commits = chain.commits
     if not commits:
         console.print("no checkpoints yet")
         return
@@ -259,6 +298,7 @@ def _everything(
         **result(run, state, now=now),
         "spec": spec,
         "state": state,
+        "passed": passed(spec, state, now=now),
         "charges": bill(state, now=now, tags=spec.tags).charges,
         "changeovers": changeovers(state, read_progress(run, state)),
         "checkpoints": [

@@ -14,15 +14,22 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from spotfirst.errors import FormatError, SpotfirstError
 from spotfirst.market import Market, Pool
-from spotfirst.run import Run, list_runs
+from spotfirst.run import list_runs
 from spotfirst.storage import Storage
 from spotfirst.wire import utc_now
-from spotfirst_airflow.cli._common import JsonOption, find_storage, print_json, stderr, stdout
+from spotfirst_airflow.arguments import span
+from spotfirst_airflow.cli._common import (
+    JsonOption,
+    find_storage,
+    print_json,
+    stderr,
+    stdout,
+    tell_broken,
+)
 from spotfirst_airflow.markets import Course, market_options
 from spotfirst_airflow.markets.history import Line, Seen, append
-from spotfirst_airflow.rendering import parse_duration
+from spotfirst_airflow.reading import read_runs
 
 if TYPE_CHECKING:
     from spotfirst_airflow.fleets.ec2.aws import Aws
@@ -69,7 +76,7 @@ def record(
     """
     from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
 
-    pause = parse_duration(every or None, "--every")
+    pause = span("--every", every) if every else None
     aws = Aws.of(Identity(region=region, environment=os.environ))
     place = find_storage(storage) if storage else None
     try:
@@ -107,12 +114,9 @@ def _seen_by_runs(place: Storage) -> dict[str, list[tuple[Pool, Line]]]:
         line = Seen(at=at, zone=pool.zone, there=there)
         found.setdefault(pool.instance_type, []).append((pool, line))
 
-    for name in list_runs(place):
-        try:
-            state = Run(place, name).journal().refresh()
-        except (SpotfirstError, FormatError) as error:
-            stderr().print(Text(f"run {name} is left out: {error}", style="yellow"))
-            continue
+    states, broken = read_runs(place, list_runs(place), lambda run: run.journal().refresh())
+    tell_broken(broken)
+    for state in states:
         for attempt in state.attempts:
             if attempt.market is not Market.SPOT:
                 continue

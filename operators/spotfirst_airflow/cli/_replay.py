@@ -14,15 +14,18 @@ from spotfirst.errors import InvalidSpec
 from spotfirst.run import create_run
 from spotfirst.spec import RunSpec
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import to_request
 from spotfirst_airflow.cli._common import JsonOption, StorageOption, existing_run, find_storage
 from spotfirst_airflow.cli._running import see_through
-from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs
+from spotfirst_airflow.cli._specfile import assign, parse_pairs
 from spotfirst_airflow.cli.foreground import owner_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
 from spotfirst_airflow.policies import load_policy
 from spotfirst_airflow.submission import (
     Request,
     attach,
+    check_new_id,
+    check_texts,
     pinned_checkpoint,
     resolve_checkpoint,
     storage_environment,
@@ -62,7 +65,9 @@ def replay(
     old = existing_run(storage, source.run_id).spec()
     now = utc_now()
     new_id = run_id or f"{source.run_id[:150]}-replay-{now:%Y%m%d-%H%M%S}"
+    check_new_id(new_id)
     request = _request(old, parse_pairs(set_ or [], "--set"))
+    check_texts(request)
     kind = fleet_class(request.fleet)
     load_policy(request.policy, request.policy_options)
     packed = training_code.publish(place, Path(code).expanduser()) if code else old.code
@@ -90,8 +95,10 @@ def replay(
     with pinned_checkpoint(place, source, by=new_id):
         create_run(place, spec)
     owner = owner_name()
-    run = attach(place, new_id, request, owner=owner, environment=environment)
-    see_through(run, owner=owner, quiet=quiet, json=json)
+    see_through(
+        lambda: attach(place, new_id, request, owner=owner, environment=environment),
+        owner=owner, quiet=quiet, json=json,
+    )  # fmt: skip
 
 
 def _request(old: RunSpec, changes: dict[str, str]) -> Request:
@@ -108,4 +115,4 @@ def _request(old: RunSpec, changes: dict[str, str]) -> Request:
     # A market that began then would be somewhere else by now; it begins anew.
     values["fleet_options"] = {k: v for k, v in old.fleet_options.items() if k != "epoch"}
     assign(values, changes)
-    return make_request(values)
+    return to_request(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from spotfirst.spec import check_run_id
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import parse, to_request
 from spotfirst_airflow.cli._common import (
     FAILED,
     JsonOption,
@@ -24,12 +26,13 @@ from spotfirst_airflow.cli._common import (
     stderr,
     stdout,
 )
-from spotfirst_airflow.cli._specfile import assign, make_request, parse_pairs, read_spec_file
+from spotfirst_airflow.cli._specfile import assign, parse_pairs, read_spec_file
 from spotfirst_airflow.cli.display import Display
 from spotfirst_airflow.cli.foreground import Interrupts, follow, owner_name
 from spotfirst_airflow.cli.summary import print_summary
 from spotfirst_airflow.controller import controller_name
 from spotfirst_airflow.costs import bill
+from spotfirst_airflow.exports import check_target, export_result
 from spotfirst_airflow.results import result
 from spotfirst_airflow.submission import attach, newest_generation, storage_environment
 
@@ -92,8 +95,11 @@ def run(
     `instance_types`, `policy`, `policy_options`, `deadline`, `training_time`, `budget_usd`, `on_budget`, `dataset`,
     `dataset_since`, `resume_from`, `checkpoint_mode`, `checkpoint_period_s`, `retention`,
     `script_retries`, `launches_per_hour`, `heartbeat_s`, `notice_poll_s`, `silence_s`,
-    `max_life_s` and `tags`.
-    Options win over it.
+    `max_life_s`, `tags`, `storage` and `export`; `checkpoint_period` and `max_life` are durations,
+    such as `5m`. Options win over it.
+
+    `export` is where the trained weights go at the end: a `.safetensors` file, or in files mode a
+    folder, as a URL or an absolute path.
 
     `retention` says which checkpoints stay: `{last: 5, every_steps: 1000, best: 2, metric: loss}`
     keeps the newest 5, the first in each 1000 steps, and the 2 with the lowest loss
@@ -124,25 +130,48 @@ def run(
     assign(values, {f"env.{k}": v for k, v in parse_pairs(env or [], "--env").items()})
     assign(values, {f"tags.{k}": v for k, v in parse_pairs(tag or [], "--tag").items()})
     assign(values, parse_pairs(set_ or [], "--set"))
-    place = find_storage(storage)
+    # Where the run is kept and where its result goes are no part of what it is asked to do.
+    place = find_storage(storage or str(values.pop("storage", "") or ""))
+    export = parse("export", values.pop("export", None))
+    if export is not None:
+        check_target(export)
     owner = owner_name()
     if not values:
         if not run_id:
             msg = "nothing to run: give a spec file, a command after '--', or --run-id of a run"
             raise InvalidSpec(msg)
-        found = _take_up(place, run_id, owner)
-    else:
-        request = make_request(values)
-        base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
-        found = attach(place, base_id, request, owner=owner, environment=storage_environment())
-    see_through(found, owner=owner, quiet=quiet, json=json)
+        see_through(
+            lambda: _take_up(place, run_id, owner),
+            owner=owner, quiet=quiet, json=json, export=export,
+        )  # fmt: skip
+        return
+    request = to_request(values)
+    base_id = check_run_id(run_id) if run_id else _new_id(spec_path, values)
+    see_through(
+        lambda: attach(place, base_id, request, owner=owner, environment=storage_environment()),
+        owner=owner, quiet=quiet, json=json, export=export,
+    )  # fmt: skip
 
 
-def see_through(found: Run, *, owner: str, quiet: bool, json: bool) -> None:
-    """Follow a run to its end, tell how it went, and end with code 0 only for a success."""
+def see_through(
+    take_over: Callable[[], Run],
+    *,
+    owner: str,
+    quiet: bool,
+    json: bool,
+    export: str | None = None,
+) -> None:
+    """Take a run over, follow it to its end, and end with code 0 only for a success.
+
+    The signals' handlers are there before the run is taken over. What the run trained is then
+    exported to ``export``.
+    """
     console = stderr() if json else stdout()
     interrupts = Interrupts()
     with interrupts.caught(), Display(console, quiet=quiet) as display:
+        interrupts.attaching = True
+        found = take_over()
+        interrupts.attaching = False
         display.say(f"run {found.run_id} in {found.root.url}", "bold")
         glance = follow(found, display, interrupts, owner=owner, from_now=_is_old(found))
     if glance is None:
@@ -154,10 +183,15 @@ def see_through(found: Run, *, owner: str, quiet: bool, json: bool) -> None:
             soft_wrap=True,
         )
         return
+    exported = None
+    if export is not None and glance.state.phase is Phase.SUCCEEDED:
+        exported = export_result(found, export)
     if json:
-        print_json(result(found, glance.state, now=utc_now()))
+        print_json(result(found, glance.state, now=utc_now(), exported=exported))
     else:
         print_summary(found, glance.state, console)
+        if exported is not None:
+            console.print(f"  exported to {exported}", markup=False, soft_wrap=True)
     if glance.state.phase is not Phase.SUCCEEDED:
         raise typer.Exit(FAILED)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from decimal import Decimal
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +17,10 @@ from rich.text import Text
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.wire import utc_now
+from spotfirst_airflow.arguments import span, to_request
 from spotfirst_airflow.budget import Budget
 from spotfirst_airflow.cli._common import JsonOption, duration, print_json, stderr, stdout
-from spotfirst_airflow.cli._specfile import make_request, read_spec_file
-from spotfirst_airflow.rendering import parse_moment, parse_usd
+from spotfirst_airflow.cli._specfile import read_spec_file
 from spotfirst_airflow.submission import Request
 
 if TYPE_CHECKING:  # only this command needs them
@@ -121,7 +121,7 @@ def simulate(
     from spotfirst_airflow.simulation.task import Task
 
     said: dict[str, str] = {}
-    request = make_request(read_spec_file(spec)) if spec else Request()
+    request = to_request(read_spec_file(spec)) if spec else Request()
     work_s = _work_s(work)
     deadlines_s = _deadlines_s(deadline, request, work_s, said)
     names = market or [DRAWN[0]]
@@ -289,7 +289,7 @@ def _budget(text: str, on_budget: str, request: Request) -> Budget | None:
     if amount is None:
         return None
     choices = {"budget_usd": amount, "on_budget": on_budget or request.on_budget}
-    return Budget(usd=amount, on_budget=make_request(choices).on_budget)
+    return Budget(usd=amount, on_budget=to_request(choices).on_budget)
 
 
 def _words(text: str) -> list[str]:
@@ -298,10 +298,10 @@ def _words(text: str) -> list[str]:
 
 def _seconds(text: str, option: str, *, above: float = -1) -> float:
     try:
-        found = parse_moment(text)
+        found = span(option, text)
     except InvalidSpec:
         found = None
-    if not isinstance(found, timedelta) or found.total_seconds() <= above:
+    if found is None or found.total_seconds() <= above:
         msg = f"{option} {text!r} is no duration; give one such as 8h, 90m or 95s"
         raise InvalidSpec(msg)
     return found.total_seconds()
@@ -318,10 +318,10 @@ def _usd(text: str, option: str) -> Decimal | None:
     if not text:
         return None
     try:
-        amount = parse_usd(text)
-    except InvalidSpec:
-        amount = None
-    if amount is None or amount < 0:
+        amount = Decimal(text)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
         msg = f"{option} {text!r} is no number of dollars, such as 25 or 0.36"
         raise InvalidSpec(msg)
     return amount

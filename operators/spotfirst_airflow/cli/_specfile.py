@@ -1,4 +1,4 @@
-"""From a spec file and options to a request: one file format, the fields of a ``Request``."""
+"""What a spec file and options say; :mod:`spotfirst_airflow.arguments` says what it means."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 
 from spotfirst.errors import InvalidSpec
-from spotfirst_airflow.rendering import parse_duration, parse_moment, parse_retention, parse_usd
-from spotfirst_airflow.submission import Request
+from spotfirst_airflow.arguments import ARGUMENTS
 
-__all__ = ["assign", "make_request", "parse_fleet_options", "parse_pairs", "read_spec_file"]
+__all__ = ["assign", "parse_fleet_options", "parse_pairs", "read_spec_file"]
 
 
 def read_spec_file(path: Path) -> dict[str, Any]:
@@ -40,36 +39,6 @@ def read_spec_file(path: Path) -> dict[str, Any]:
     if isinstance(code, str):
         found["code"] = str(path.absolute().parent / Path(code).expanduser())
     return found
-
-
-def make_request(values: Mapping[str, Any]) -> Request:
-    """The request that these keys mean. Raises :class:`InvalidSpec`, naming the key."""
-    unknown = sorted(set(values) - set(Request.__struct_fields__))
-    if unknown:
-        msg = f"unknown keys {', '.join(unknown)}; a spec may have {_allowed()}"
-        raise InvalidSpec(msg)
-    if isinstance(values.get("command"), str):
-        msg = f"command {values['command']!r} is one string; give a list of words"
-        raise InvalidSpec(msg)
-    texts = {k: _texts(v) if k in {"env", "tags"} else v for k, v in values.items()}
-    return Request(**{name: _convert(name, value) for name, value in texts.items()})
-
-
-def _convert(name: str, value: Any) -> Any:
-    if name == "deadline":
-        return parse_moment(value)
-    if name == "training_time":
-        return parse_duration(value, name)
-    if name == "budget_usd":
-        return parse_usd(value)
-    if name == "retention":
-        return parse_retention(value)
-    [field] = [field for field in msgspec.structs.fields(Request) if field.name == name]
-    try:
-        return msgspec.convert(value, field.type, strict=False)
-    except msgspec.ValidationError as error:
-        msg = f"{name} of the spec is {value!r}: {error}"
-        raise InvalidSpec(msg) from error
 
 
 def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:
@@ -142,16 +111,5 @@ def _decode_yaml(data: bytes) -> Any:
     return msgspec.yaml.decode(data)
 
 
-def _texts(values: Any) -> Any:
-    """YAML reads ``LR: 0.1`` as a number, and the script gets text."""
-    if not isinstance(values, Mapping):
-        return values
-    return {str(name): _text(value) for name, value in values.items()}
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _allowed() -> str:
-    return ", ".join(sorted(Request.__struct_fields__))
+    return ", ".join(sorted(ARGUMENTS))

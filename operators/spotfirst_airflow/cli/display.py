@@ -38,7 +38,7 @@ _STYLES: tuple[tuple[type[e.Event], str], ...] = (
     (e.Launched, "green"),
     (e.Launching, "cyan"),
 )
-_BAD_ENDS = {"script_failed", "killed", "lost"}
+_BAD_ENDS = {"script_failed", "killed", "lost", "unfit"}
 
 
 class Display:
@@ -129,7 +129,7 @@ class Display:
             words.append(f"instance goes in {duration(max(0.0, gone_s))}")
         if glance.coming is not None:
             words.append(f"attempt {glance.coming.attempt} {_doing(glance.coming)}")
-        words.append(usd(glance.cost_usd))
+        words.append(usd(glance.cost_usd, simulated=glance.is_simulated))
         if glance.spec.deadline is not None and not glance.state.is_final:
             left_s = (glance.spec.deadline - glance.at).total_seconds()
             words.append(f"{duration(left_s)} to the deadline")

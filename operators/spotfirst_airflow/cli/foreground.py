@@ -42,9 +42,16 @@ def owner_name() -> str:
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM instead of raising in the middle of a write."""
+    """Counts Ctrl-C and SIGTERM instead of raising in the middle of a write.
+
+    Catch them before a run is taken over: from then on, ending without a word would leave its
+    instances without a controller. While ``attaching``, a second signal raises
+    :class:`KeyboardInterrupt`, as an upload may be long; a first one stops the run once it is
+    attached.
+    """
 
     def __init__(self) -> None:
+        self.attaching = False
         self.first_at: float | None = None
         self.stop_now = False
         self.detach = False
@@ -74,15 +81,24 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self.first_at is None:
+        if self.attaching:
+            self._stop_after_attaching()
+        elif self.first_at is None:
             self.first_at = time.monotonic()
         else:
             self.detach = True
         self._woken.set()
 
     def _on_terminate(self, _number: int, _frame: FrameType | None) -> None:
+        if self.attaching:
+            self._stop_after_attaching()
         self.stop_now = True
         self._woken.set()
+
+    def _stop_after_attaching(self) -> None:
+        if self.stop_now:
+            raise KeyboardInterrupt
+        self.stop_now = True
 
 
 def follow(
@@ -101,6 +117,11 @@ def follow(
     )
     asked = warned = False
     while True:
+        if not asked and interrupts.is_stop_due(time.monotonic()):
+            # Before the look, which would launch an instance for a run that is to stop.
+            with contextlib.suppress(*_PASSING):  # the follower says so; asked again next time
+                request_stop(run, reason="stopped from the command line", owner=owner)
+                asked = True
         wait_s = follower.look()
         try:
             glance = watcher.look()
@@ -120,8 +141,6 @@ def follow(
                 "bold yellow",
             )
         if not asked and interrupts.is_stop_due(time.monotonic()):
-            asked = True
-            request_stop(run, reason="stopped from the command line", owner=owner)
             continue
         interrupts.wait(min(_LONGEST_WAIT_S, wait_s if wait_s is not None else 0.1))
 
@@ -133,6 +152,9 @@ class _Quietly:
         self._display = display
 
     def info(self, *_: Any) -> None:
+        """The watcher tells this."""
+
+    def error(self, *_: Any) -> None:
         """The watcher tells this."""
 
     def warning(self, text: str, *values: Any) -> None:

@@ -45,8 +45,9 @@ def attempts_table(state: RunState, account: Bill | None = None) -> Table:
     account = account or bill(state, now=utc_now())
     costs = {charge.attempt: charge for charge in account.charges}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("attempt", "market", "pool", "why", "life", "steps", "cost", "ended"):
-        table.add_column(name, justify="right" if name in {"life", "cost"} else "left")
+    cost = "simulated cost" if account.is_simulated else "cost"
+    for name in ("attempt", "market", "pool", "why", "life", "steps", cost, "ended"):
+        table.add_column(name, justify="right" if name in {"life", cost} else "left")
     for attempt in state.attempts:
         charge = costs.get(attempt.number)
         life = duration(charge.end - charge.start) if charge else "-"
@@ -120,15 +121,17 @@ def _facts(
         facts.append(("finished", f"step {state.result.step}{', ' if metrics else ''}{metrics}"))
     if state.created_at and state.updated_at:
         facts.append(("took", duration(_end(state) - state.created_at)))
-    facts.append(("steps lost", str(account.lost_steps)))
+    facts.append(("steps lost", "-" if account.lost_steps is None else str(account.lost_steps)))
     found = changeovers(state, read_progress(run, state))
     if found:
         facts.append(("changeovers", describe_changeovers(found)))
     crossed = f", {between_regions(account)}" if account.egress_usd else ""
-    cost = f"{usd(account.total_usd)}{crossed}; on demand it would have been {usd(account.on_demand_usd)}"
-    if account.on_demand_usd:
-        word = "saved" if account.saving_usd >= 0 else "dearer"
-        cost += f" ({abs(account.saving_share):.0%} {word})"
+    simulated = account.is_simulated
+    cost = f"{usd(account.total_usd, simulated=simulated)}{crossed}"
+    if account.known_on_demand_usd is not None:
+        cost += f"; on demand it would have been {usd(account.known_on_demand_usd, simulated=simulated)}"
+    if account.saving_in_words:
+        cost += f" ({account.saving_in_words})"
     facts.append(("cost", cost))
     if digest and (weights := weights_digest(run)):
         facts.append(("weights", f"SHA-256 {weights}"))

@@ -35,6 +35,7 @@ class Glance(Record):
     spec: RunSpec
     at: datetime
     cost_usd: Decimal
+    is_simulated: bool = False
     news: tuple[News, ...] = ()
     lines: tuple[tuple[int, str], ...] = ()
     beat: Heartbeat | None = None
@@ -83,15 +84,15 @@ class Watcher:
         is_over = state.is_final and not state.open_attempts
         lines: list[tuple[int, str]] = []
         if self._output is not None:
-            lines = self._output.new_lines(len(state.attempts))
-            if is_over:
-                lines += self._output.rest()
+            lines = self._output.newest_lines(len(state.attempts), is_last=is_over)
         now = self._clock()
+        account = bill(state, now=now)
         return Glance(
             state=state,
             spec=self._current_spec(state),
             at=now,
-            cost_usd=bill(state, now=now).total_usd,
+            cost_usd=account.total_usd,
+            is_simulated=account.is_simulated,
             news=self._news(),
             lines=tuple(lines),
             beat=_trainer(beats),

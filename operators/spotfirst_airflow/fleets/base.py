@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -24,6 +25,8 @@ __all__ = [
     "InstanceState",
     "LaunchRequest",
     "Offer",
+    "fleet_class",
+    "fleet_names",
     "load_fleet",
 ]
 
@@ -67,6 +70,8 @@ class Offer(Record):
 class LaunchRequest(Record):
     """One attempt to launch. The same token always means the same instance.
 
+    ``spec_digest`` is for the agent: the SHA-256 of the only spec that it may run.
+
     A fleet that knows better than by price where capacity will last may take one of ``others``
     instead of ``pool``. They are the same whenever the same token is asked for.
     """
@@ -79,6 +84,7 @@ class LaunchRequest(Record):
     others: tuple[Pool, ...] = ()
     storage_url: str
     max_life_s: float
+    spec_digest: str = ""
     tags: dict[str, str] = {}
 
 
@@ -169,12 +175,22 @@ def load_fleet(name: str, options: Mapping[str, Any], *, environment: Mapping[st
     return fleet_class(name)(options, environment=environment)
 
 
-def fleet_class(name: str) -> type[Fleet]:
-    """The class behind a fleet's name."""
+def fleet_names() -> list[str]:
+    """The fleets that are installed."""
+    return sorted(_installed())
+
+
+@functools.cache  # it reads the metadata of every installed package
+def _installed() -> dict[str, Any]:
     # Late: a quarter of what a local instance's supervisor, which has no use for it, would import.
     from importlib.metadata import entry_points
 
-    found = {entry.name: entry for entry in entry_points(group="spotfirst.fleets")}
+    return {entry.name: entry for entry in entry_points(group="spotfirst.fleets")}
+
+
+def fleet_class(name: str) -> type[Fleet]:
+    """The class behind a fleet's name."""
+    found = _installed()
     if name not in found:
         msg = f"unknown fleet {name!r}; installed are: {', '.join(sorted(found)) or 'none'}"
         raise InvalidSpec(msg)

@@ -102,7 +102,11 @@ class Decision(Record):
 
 
 class Policy(Protocol):
-    """Made from the spec's ``policy_options``. Raises :class:`InvalidSpec` for unknown ones."""
+    """Made from the spec's ``policy_options``. Raises :class:`InvalidSpec` for unknown ones.
+
+    One that has an attribute ``only``, a market, is never taken to the other one, even when
+    launches in its own are refused and the run fails for that.
+    """
 
     def decide(self, view: View) -> Decision:
         """Where the next attempt runs. Pure: the same view gives the same decision."""

@@ -38,7 +38,7 @@ class Fallback(Options):
             return self._while_training(view, view.current, why)
         if why:
             decision = cheapest(view, Market.ON_DEMAND, self.retry_s, why)
-            if decision.offer is None and not is_late(view):
+            if decision.offer is None:  # also when it is late: spot may make it, a wait cannot
                 spot = cheapest(view, Market.SPOT, self.retry_s, f"{decision.reason}; spot instead")
                 return spot if spot.offer else decision
             return decision

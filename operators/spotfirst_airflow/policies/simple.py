@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from spotfirst.market import Market
 from spotfirst_airflow.policies.base import Decision, Options, View, cheapest
 
@@ -10,6 +12,8 @@ __all__ = ["OnDemand", "SpotOnly"]
 
 class OnDemand(Options):
     """On demand from the first second to the last: dear, and never interrupted."""
+
+    only: ClassVar[Market] = Market.ON_DEMAND
 
     def decide(self, view: View) -> Decision:
         """On demand, or wait for it."""
@@ -20,6 +24,8 @@ class OnDemand(Options):
 
 class SpotOnly(Options):
     """Spot, or wait for it. The deadline may pass."""
+
+    only: ClassVar[Market] = Market.SPOT
 
     def decide(self, view: View) -> Decision:
         """Spot, or wait for it."""

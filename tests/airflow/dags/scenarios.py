@@ -32,10 +32,18 @@ COMMON = {
 }
 
 
-class Impatient(SpotTrainingOperator):
+class OverTime(SpotTrainingOperator):
+    """Its execution_timeout passes while it is deferred; never before, however slow the machine."""
+
+    def _defer(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self.execution_timeout = timedelta(seconds=6)
+        super()._defer(*args, **kwargs)
+
+
+class Impatient(OverTime):
     """Its trigger times out before the run is stopped."""
 
-    grace = timedelta(seconds=-56)
+    grace = timedelta(seconds=-3)
 
 
 class Forgetful(SpotTrainingOperator):
@@ -62,10 +70,10 @@ with dag("retried"):
     Forgetful(task_id="train", retries=1, retry_delay=timedelta(0), **COMMON)
 
 with dag("timed_out"):
-    Impatient(task_id="train", execution_timeout=timedelta(seconds=60), **COMMON)
+    Impatient(task_id="train", execution_timeout=timedelta(hours=1), **COMMON)
 
 with dag("over_time"):
-    SpotTrainingOperator(task_id="train", execution_timeout=timedelta(seconds=6), **COMMON)
+    OverTime(task_id="train", execution_timeout=timedelta(hours=1), **COMMON)
 
 with dag("decorated"):
 

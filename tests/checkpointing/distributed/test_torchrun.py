@@ -14,6 +14,9 @@ from spotfirst.spec import RunSpec
 from spotfirst.storage import open_storage
 from tests.checkpointing.conftest import LONG_AGO
 from tests.checkpointing.distributed.conftest import Ranks
+from tests.waiting import PATIENCE_S
+
+pytestmark = pytest.mark.torch
 
 COMMAND = [
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
@@ -38,7 +41,7 @@ def test_torchrun_starts_killed_ranks_again_and_leaves_with_0_when_asked(
     }
     with (tmp_path / "log").open("w") as log:
         ended = subprocess.run(
-            COMMAND, env=os.environ | environment, check=False, timeout=200,
+            COMMAND, env=os.environ | environment, check=False, timeout=PATIENCE_S,
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     assert ended.returncode == 0, (tmp_path / "log").read_text()

@@ -88,6 +88,10 @@ def _applies(
 def _holds(operator: str, found: list[str] | None, wanted: list[str]) -> bool:
     if operator.startswith("ForAllValues:"):
         return all(value in wanted for value in found or ())
+    if operator == "Null":
+        return (found is None) == (wanted == ["true"])
+    if operator == "ArnNotLike":
+        return not any(fnmatchcase(value, each) for value in found or () for each in wanted)
     if operator == "StringNotEquals":
         return found is None or not set(found) & set(wanted)
     if found is None:

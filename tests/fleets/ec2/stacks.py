@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,34 @@ def template(path: Path = TEMPLATE) -> dict[str, Any]:
     found = yaml.load(path.read_text(), Loader=_Loader)
     assert isinstance(found, dict)
     return found
+
+
+def bucket_policy(bucket: str, *, controllers: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The statements of the bucket's policy, which moto's CloudFormation does not resolve."""
+    arn = f"arn:aws:s3:::{bucket}"
+    values = {"Bucket.Arn": arn, "Prefix": "spotfirst", "Controllers": list(controllers)}
+    document = template()["Resources"]["BucketPolicy"]["Properties"]["PolicyDocument"]
+    conditions = {"NameControllers": bool(controllers)}
+    return list(resolved(document["Statement"], values, conditions))
+
+
+def resolved(value: Any, values: Mapping[str, Any], conditions: Mapping[str, bool]) -> Any:
+    """A part of :func:`template` with its parameters and conditions; an absent one is false."""
+    if isinstance(value, dict):
+        return {key: resolved(item, values, conditions) for key, item in value.items()}
+    if isinstance(value, list):
+        if len(value) == 3 and isinstance(value[0], str) and value[0] in _CONDITIONS:
+            return resolved(value[1 if conditions.get(value[0]) else 2], values, conditions)
+        found = [resolved(item, values, conditions) for item in value]
+        return [item for item in found if item != "AWS::NoValue"]
+    if isinstance(value, str):
+        if value in values:
+            return values[value]
+        return re.sub(r"\$\{([^}]+)\}", lambda name: str(values.get(name[1], name[0])), value)
+    return value
+
+
+_CONDITIONS = set(template()["Conditions"])
 
 
 class Stack:
@@ -96,16 +125,15 @@ class Stack:
                 "Filter": {"Prefix": ""},
                 "AbortIncompleteMultipartUpload": rule["AbortIncompleteMultipartUpload"],
             }
-            for rule in bucket["LifecycleConfiguration"]["Rules"]
+            for rule in resolved(bucket["LifecycleConfiguration"]["Rules"], {}, {})
         ]
         s3.put_bucket_lifecycle_configuration(
             Bucket=self.bucket, LifecycleConfiguration={"Rules": rules}
         )
-        [secure] = resources["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
-        secure["Resource"] = [f"arn:aws:s3:::{self.bucket}", f"arn:aws:s3:::{self.bucket}/*"]
+        statements = bucket_policy(self.bucket)
         s3.put_bucket_policy(
             Bucket=self.bucket,
-            Policy=json.dumps({"Version": "2012-10-17", "Statement": [secure]}),
+            Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}),
         )
         statements = resources["QueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
         for statement in statements:

@@ -18,8 +18,14 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from spotfirst.errors import FleetUnavailable, InvalidSpec, LaunchRejected, NoCapacity
-from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, QuotaReached, call, code_of, explain
+from spotfirst.errors import (
+    FleetUnavailable,
+    InvalidSpec,
+    LaunchRejected,
+    NoCapacity,
+    QuotaReached,
+)
+from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, call, code_of, explain
 
 SILENCES = [
     ConnectTimeoutError(endpoint_url="https://ec2"),

@@ -232,6 +232,25 @@ def test_a_wheel_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, h
     assert [path.name for path in (home / "wheels/cp312").iterdir()] == ["good.whl"]
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_manifest_of_wheels_is_the_one_of_the_launch(
+    tmp_path: Path, home: Path, changed: bool
+) -> None:
+    folder = tmp_path / "storage" / "wheelhouse"
+    folder.mkdir(parents=True)
+    path = folder / "key-cp312.json"
+    path.write_text(json.dumps({"files": []}))
+    name = f"key-cp312@{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    storage = bootstrap.Files(str(tmp_path / "storage"))
+    if not changed:
+        bootstrap.fetch_wheels(storage, [name])
+        assert (home / "wheels/cp312").is_dir()
+        return
+    path.write_text(json.dumps({"files": [], "more": 1}))
+    with pytest.raises(bootstrap.Problem, match="was changed after the launch"):
+        bootstrap.fetch_wheels(storage, [name])
+
+
 def test_a_report_is_the_one_that_the_controller_reads(tmp_path: Path, home: Path) -> None:
     storage = bootstrap.Files(str(tmp_path))
     bootstrap.report(storage, SETTINGS, "7", "lost", "it broke")

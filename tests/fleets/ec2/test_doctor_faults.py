@@ -265,7 +265,7 @@ def _local_storage(world: World) -> None:
         (_subnets_of_two_vpcs, "subnets", "failed", "one VPC"),
         (_one_zone, "subnets", "warning", "each other zone"),
         (_empty_profile, "instance profile", "failed", "add-role-to-instance-profile"),
-        (_bare_role, "instance role", "failed", "StoragePolicy"),
+        (_bare_role, "instance role", "failed", "InstanceStorage"),
         (_bare_role, "permission iam:PassRole", "failed", "PassInstanceRole"),
         (_no_service_role, "service-linked roles", "warning", "spot.amazonaws.com"),
         (_public, "bucket privacy", "failed", "put-public-access-block"),

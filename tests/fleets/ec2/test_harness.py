@@ -34,7 +34,7 @@ from tests.fleets.ec2.harness import PYTHON, PYTHON_TAG, REGION, Cloud, no_keys,
 from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[3] / "dags/training/gpt"
-PATIENCE_S = 90.0
+PATIENCE_S = 900.0
 STEP = r"step (\d+)/100  loss ([\d.]+)"
 COUNTER = '''
 """Counts; attempt 1 without an end, the next one until it has done 20 more."""
@@ -134,6 +134,15 @@ def test_an_instance_that_cannot_be_set_up_says_why_and_powers_off(
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
 
 
+def test_an_agent_that_cannot_begin_is_reported_for_with_its_reason(
+    cloud: Cloud, s3: S3Server, s3_url: str
+) -> None:
+    missing = Run(open_storage(s3_url), "missing")
+    report = report_of(cloud, missing, start(cloud, missing, s3.endpoint_url))
+    assert report.cause == "unfit"
+    assert "there is no run 'missing'" in report.message
+
+
 def test_an_instance_that_nobody_waits_for_any_more_powers_off(
     cloud: Cloud, s3: S3Server, s3_url: str
 ) -> None:
@@ -176,6 +185,7 @@ def test_an_instance_runs_its_attempt_in_a_container(
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
 
 
+@pytest.mark.torch
 def test_a_container_that_is_told_to_end_tells_the_training(
     cloud: Cloud, s3: S3Server, s3_url: str
 ) -> None:
@@ -275,6 +285,7 @@ def test_a_run_goes_on_through_an_interruption(
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_the_example_trains_through_an_interruption_to_the_same_weights(
     cloud: Cloud, s3: S3Server, s3_url: str
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
-from spotfirst.errors import FleetUnavailable, LaunchRejected, NoCapacity
+from spotfirst.errors import FleetUnavailable, LaunchRejected, NoCapacity, QuotaReached
 from spotfirst.market import Market, Pool
 from spotfirst_airflow.fleets import InstanceState
 from spotfirst_airflow.fleets.ec2.account import Account
@@ -294,18 +294,22 @@ def test_one_pool_with_capacity_is_enough(world: World) -> None:
     assert world.fleet().launch(request()).pool == G5_A
 
 
-def test_a_quota_is_named_with_the_way_to_raise_it(world: World) -> None:
-    world.cloud.launch_error = ("MaxSpotInstanceCountExceeded", "Max spot instance count exceeded")
-    with pytest.raises(LaunchRejected, match=r"L-3819A6DF.*Service Quotas"):
-        world.fleet().launch(request())
-
-
-def test_a_quota_that_our_own_instances_use_up_is_waited_for(world: World) -> None:
+@pytest.mark.parametrize("has_one", [False, True])
+@pytest.mark.parametrize(
+    ("code", "quota"),
+    [("MaxSpotInstanceCountExceeded", "L-3819A6DF"), ("VcpuLimitExceeded", "L-DB2E81BA")],
+)
+def test_a_quota_is_no_capacity_and_named_with_the_way_to_raise_it(
+    world: World, code: str, quota: str, has_one: bool
+) -> None:
     fleet = world.fleet()
-    fleet.launch(request("token-0"))
-    world.cloud.launch_error = ("MaxSpotInstanceCountExceeded", "Max spot instance count exceeded")
-    with pytest.raises(NoCapacity, match="L-3819A6DF"):
+    if has_one:
+        fleet.launch(request("token-0"))
+    world.cloud.launch_error = (code, "exceeded")
+    with pytest.raises(QuotaReached, match=f"{quota}.*Service Quotas") as caught:
         fleet.launch(request())
+    assert isinstance(caught.value, NoCapacity)
+    assert set(caught.value.pools) == {G6_A, G6_B, G5_A}
 
 
 def test_a_missing_permission_fails_at_once(world: World) -> None:

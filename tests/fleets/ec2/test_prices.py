@@ -36,6 +36,7 @@ from spotfirst_airflow.timelines import TellsPrices
 from tests.fakes.clients import FakeAws
 from tests.fakes.cloud import Cloud, Weather
 from tests.fleets.ec2.offers import COLUMNS, HEAD, price_list, row
+from tests.waiting import PATIENCE_S
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 L4_A = Pool(instance_type="g6.xlarge", zone="us-east-1a")
@@ -350,14 +351,14 @@ def test_many_threads_that_ask_at_once_make_one_call() -> None:
     class Slow(Ec2):
         def describe_spot_price_history(self, **parameters: Any) -> dict[str, Any]:
             asked.set()
-            assert go.wait(10)
+            assert go.wait(PATIENCE_S)
             return super().describe_spot_price_history(**parameters)
 
     ec2 = Slow((L4_A, ago(1), "0.3"))
     prices = Prices(aws(ec2), clock=Clock())
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(prices.spot, ["g6.xlarge"], ["us-east-1a"]) for _ in range(4)]
-        assert asked.wait(10)
+        assert asked.wait(PATIENCE_S)
         go.set()
         assert all(answer.result(10)[L4_A].usd_h == Decimal("0.3") for answer in answers)
     assert len(ec2.calls) == 1
@@ -370,7 +371,7 @@ def test_a_forked_child_does_not_wait_for_its_parents_call() -> None:
 
     def slowly(**parameters: Any) -> Any:
         asking.set()
-        answer.wait(60)
+        answer.wait(PATIENCE_S)
         return ask(**parameters)
 
     ec2.describe_spot_price_history = slowly  # type: ignore[method-assign]
@@ -378,7 +379,7 @@ def test_a_forked_child_does_not_wait_for_its_parents_call() -> None:
         target=lambda: Prices(aws(ec2), clock=Clock()).spot(["g6.xlarge"], ["us-east-1a"])
     )
     parent.start()
-    assert asking.wait(60)
+    assert asking.wait(PATIENCE_S)
 
     def in_child() -> None:
         answer.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,9 +16,9 @@ import pytest
 
 from spotfirst.errors import InvalidSpec, LaunchRejected, StorageUnavailable
 from spotfirst.storage import Storage, open_storage
-from spotfirst.wire import decode
+from spotfirst.wire import decode, encode
 from spotfirst_airflow.fleets.ec2 import wheelhouse
-from spotfirst_airflow.fleets.ec2.wheelhouse import Manifest, own_wheel, publish
+from spotfirst_airflow.fleets.ec2.wheelhouse import Manifest, Wheel, own_wheel, publish
 
 ROOT = Path(__file__).parents[3]
 
@@ -128,7 +130,7 @@ def test_another_spotfirst_fetches_only_itself(
 
 def test_each_python_has_its_own(storage: Storage, index: Index) -> None:
     keys = wheelhouse.publish_all(storage, ["3.12", "3.13"], fetch=index).split(",")
-    assert [key.rpartition("-")[2] for key in keys] == ["cp312", "cp313"]
+    assert [re.sub(".*-|@.*", "", key) for key in keys] == ["cp312", "cp313"]
     assert [tag for tag, _ in index.asked] == ["cp312", "cp313"]
 
 
@@ -206,3 +208,27 @@ def test_without_an_index_the_error_says_what_is_missing(
     with pytest.raises(LaunchRejected, match=r"(?s)Python 3\.12.* cannot be had: .*No matching"):
         publish(storage, python_tag="cp312")
     assert storage.list("wheelhouse") == []
+
+
+def _forged(storage: Storage, key: str) -> bytes:
+    """A manifest that names a wheel of somebody else's."""
+    evil = Wheel(path=f"{key}/evil.whl", size_bytes=1, sha256=hashlib.sha256(b"x").hexdigest())
+    storage.write(f"wheelhouse/{evil.path}", b"x")
+    return encode(Manifest(python_tag="cp312", platform="p", files=(evil,)))
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["made up", "replaced"])
+def test_a_manifest_that_no_controller_signed_is_never_installed(
+    storage: Storage, index: Index, before: bool
+) -> None:
+    """Whoever writes to the storage would else choose what every instance runs."""
+    key = publish(open_storage(f"memory://elsewhere-{before}"), python_tag="cp312", fetch=index)
+    if before:
+        storage.write(f"wheelhouse/{key}.json", _forged(storage, key))
+    [entry] = wheelhouse.publish_all(storage, ["3.12"], fetch=index).split(",")
+    if not before:
+        storage.write(f"wheelhouse/{key}.json", _forged(storage, key))
+        assert wheelhouse.publish_all(storage, ["3.12"], fetch=index) == entry
+    data = storage.read(f"wheelhouse/{key}.json")
+    assert entry == f"{key}@{hashlib.sha256(data).hexdigest()}"
+    assert b"evil" not in data

@@ -230,7 +230,7 @@ def _role_storage(look: Examination) -> Check:
     prefix = look.storage_url.partition("://")[2].partition("/")[2]
     below = f"{prefix}/" if prefix else ""
     verdicts = {
-        action: look.simulate(look.role_arn, action, f"{bucket}/{below}probe")
+        action: look.simulate(look.role_arn, action, f"{bucket}/{below}runs/doctor/packs/probe")
         for action in _OBJECT_ACTIONS
     }
     verdicts["s3:ListBucket"] = look.simulate(
@@ -239,12 +239,21 @@ def _role_storage(look: Examination) -> Check:
     lacking = [action for action, verdict in verdicts.items() if verdict == "denied"]
     if lacking:
         found = f"{look.role_arn} lacks {', '.join(lacking)} below {look.storage_url}"
-        fix = "attach StoragePolicy of deploy/aws.yaml to it, or give the stack's own profile"
+        fix = "attach InstanceStorage of deploy/aws.yaml to it, or give the stack's own profile"
         return Check(name=name, verdict="failed", found=found, fix=fix)
     if "unknown" in verdicts.values():
         found = "its rights could not be simulated (iam:SimulatePrincipalPolicy)"
         return Check(name=name, verdict="skipped", found=found)
-    return Check(name=name, verdict="ok", found=f"reads and writes {look.storage_url}")
+    decided = f"{bucket}/{below}control/runs/doctor/journal/00000001.json"
+    if look.simulate(look.role_arn, "s3:PutObject", decided) == "allowed":
+        found = (
+            f"{look.role_arn} may write what controllers decide ({look.storage_url}/control): "
+            "only the signatures keep a training from changing it"
+        )
+        fix = "attach InstanceLimits of deploy/aws.yaml to it, or give the stack's own profile"
+        return Check(name=name, verdict="warning", found=found, fix=fix)
+    found = f"reads {look.storage_url}, and writes there what attempts leave"
+    return Check(name=name, verdict="ok", found=found)
 
 
 _OBJECT_ACTIONS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")

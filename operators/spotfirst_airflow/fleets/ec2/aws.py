@@ -6,8 +6,8 @@ Every call goes through :func:`call`, so that each error becomes one of ours in 
 error                means
 ==================== ================================================================
 ``NoCapacity``       these pools have nothing now
+``QuotaReached``     a ``NoCapacity`` of a whole market: an account's quota is used up
 ``LaunchRejected``   a permission or the configuration: people must act
-``QuotaReached``     a ``LaunchRejected`` that passes when other instances of ours end
 ``FleetUnavailable`` no answer, throttled or a fault of AWS: nothing can be concluded
 ==================== ================================================================
 """
@@ -20,9 +20,15 @@ import threading
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from spotfirst.errors import FleetUnavailable, InvalidSpec, LaunchRejected, NoCapacity
+from spotfirst.errors import (
+    FleetUnavailable,
+    InvalidSpec,
+    LaunchRejected,
+    NoCapacity,
+    QuotaReached,
+)
 
-__all__ = ["Aws", "Identity", "QuotaReached", "call", "code_of", "explain"]
+__all__ = ["Aws", "Identity", "call", "code_of", "explain"]
 
 _T = TypeVar("_T")
 
@@ -54,10 +60,6 @@ _BUSY = frozenset({
     # Of our session, not of the launch: a connection gets a new one by itself.
     "ExpiredToken", "ExpiredTokenException", "RequestExpired",
 })  # fmt: skip
-
-
-class QuotaReached(LaunchRejected):
-    """A service quota of the account is used up."""
 
 
 class Identity:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 KEEP = 75
+UNFIT = 78  # see spotfirst.agent.fitness
 HOME = Path(__file__).resolve().parent
 METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
 PATIENCE_S = float(os.environ.get("SPOTFIRST_BOOT_PATIENCE_S") or 120)
@@ -174,10 +175,14 @@ def fetch_wheels(storage: Files | S3, keys: list[str]) -> None:
             raise OSError(f"{file['path']} is not what its manifest says")
         (folder / Path(file["path"]).name).write_bytes(data)
 
-    for key in keys:
+    for name in keys:
+        key, _, digest = name.partition("@")
+        data = storage.get(f"wheelhouse/{key}.json")
+        if digest and hashlib.sha256(data).hexdigest() != digest:
+            raise Problem(f"wheelhouse/{key}.json was changed after the launch: nothing is run")
         folder = HOME / "wheels" / key.rpartition("-")[2]
         folder.mkdir(parents=True, exist_ok=True)
-        files = json.loads(storage.get(f"wheelhouse/{key}.json"))["files"]
+        files = json.loads(data)["files"]
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(fetch, [folder] * len(files), files))
 
@@ -250,6 +255,7 @@ def run_agent(settings: dict[str, Any], attempt: str) -> int:
         "SPOTFIRST_STORAGE": settings["storage_url"],
         "SPOTFIRST_RUN": settings["run_id"],
         "SPOTFIRST_ATTEMPT": attempt,
+        "SPOTFIRST_SPEC_SHA256": settings.get("spec_digest", ""),
         "SPOTFIRST_MAX_LIFE_S": str(settings["max_life_s"]),
         "SPOTFIRST_WORKDIR": str(data / "work"),
         "SPOTFIRST_CACHE": str(data / "cache"),
@@ -335,7 +341,12 @@ def main() -> int:
     try:
         fetch_wheels(storage, settings["wheelhouse"].split(","))
         status = (run_container if settings["image"] else run_agent)(settings, attempt)
-        if status:
+        if status == UNFIT:
+            files = [Path(root, "work", "unfit.txt") for root in (HOME, IMAGE_DISK / "spotfirst")]
+            texts = [file.read_text() for file in files if file.exists()]
+            message = (texts or ["the agent cannot work with this image"])[0]
+            report(storage, settings, attempt, "unfit", message)
+        elif status:
             report(storage, settings, attempt, "lost", f"the agent ended with {status}")
     except Problem as problem:
         message = f"the attempt could not begin: {problem}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from spotfirst.errors import FleetError, FleetUnavailable, InvalidSpec, LaunchRejected, NoCapacity
+from spotfirst.errors import FleetError, FleetUnavailable, InvalidSpec, LaunchRejected
 from spotfirst.market import Market, Pool
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage
@@ -23,7 +23,7 @@ from spotfirst.wire import Clock, utc_now
 from spotfirst_airflow.fleets.base import KEEP_TAG, Instance, LaunchRequest, Offer
 from spotfirst_airflow.fleets.ec2 import template, wheelhouse
 from spotfirst_airflow.fleets.ec2.account import Account
-from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, QuotaReached, call
+from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, call
 from spotfirst_airflow.fleets.ec2.ending import Endings
 from spotfirst_airflow.fleets.ec2.instances import Priced, described_of, instance_of, is_over
 from spotfirst_airflow.fleets.ec2.launching import Launcher, look_up
@@ -100,12 +100,16 @@ class Ec2Fleet:
                 raise InvalidSpec(msg)
         types = self._types(spec.instance_types)
         for name in types:
-            self._prices.on_demand(name)
+            try:
+                self._prices.on_demand(name)
+            except InvalidSpec as error:
+                msg = f"instance_types has {name!r}: {error}"
+                raise InvalidSpec(msg) from error
         try:
             zones = self._account.subnets(self._options.subnets)
             if not self._account.offered(types, zones):
                 msg = (
-                    f"run {spec.run_id}: none of {', '.join(types)} is offered in "
+                    f"run {spec.run_id}: none of the instance_types {', '.join(types)} is offered in "
                     f"{', '.join(zones)}; give other instance types, or subnets in other zones"
                 )
                 raise InvalidSpec(msg)
@@ -169,8 +173,7 @@ class Ec2Fleet:
     def launch(self, request: LaunchRequest) -> Instance:
         """Start an instance, or return the one that the token already has.
 
-        It may be terminated by now. A quota that is used up counts as no capacity while other
-        instances of ours run in that market: it will be free again when they end.
+        It may be terminated by now. A quota that is used up is no capacity in that market.
         """
         if self._endings.is_withdrawn(request.token):
             msg = f"token {request.token} was ended before it was launched"
@@ -179,10 +182,6 @@ class Ec2Fleet:
         try:
             self._options.check_launch()
             described = launcher.launch(request)
-        except QuotaReached as error:
-            if self._is_used(request.market):
-                raise NoCapacity(str(error), pools=(request.pool, *request.others)) from error
-            raise
         except InvalidSpec as error:
             raise LaunchRejected(str(error)) from error
         watcher = self._watcher
@@ -215,6 +214,10 @@ class Ec2Fleet:
         if tokens:
             with _passing():
                 self._endings.end(tokens, self._watcher, clock=self._clock)
+
+    def warnings(self) -> list[str]:
+        """What people should know who look at a run of this fleet."""
+        return self._watcher.warnings()
 
     def owned(self) -> list[Instance]:
         """Every instance of Spotfirst's that is not terminated, also a stopped one.
@@ -315,6 +318,7 @@ class Ec2Fleet:
             region=options.storage_region or self._aws.region,
             run_id=request.run_id,
             max_life_s=request.max_life_s,
+            spec_digest=request.spec_digest,
             wheelhouse=self._publish(storage, options.python_versions),
             python=options.python,
             image=options.image,
@@ -379,16 +383,6 @@ class Ec2Fleet:
             return Decimal(0), "not known: no price table has this type", Decimal(0)
         why = " (the spot price is not known)" if market is Market.SPOT else ""
         return on_demand.usd_h, on_demand.source + why, on_demand.usd_h
-
-    def _is_used(self, market: Market) -> bool:
-        """Whether instances of ours use up this market's quota."""
-        try:
-            return any(
-                (seen.described.get("InstanceLifecycle") == "spot") == (market is Market.SPOT)
-                for seen in self._watcher.owned()
-            )
-        except FleetUnavailable:
-            return True
 
 
 @contextlib.contextmanager

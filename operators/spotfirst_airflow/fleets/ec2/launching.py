@@ -25,12 +25,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from spotfirst.errors import FleetError, FleetUnavailable, InvalidSpec, LaunchRejected, NoCapacity
+from spotfirst.errors import (
+    FleetError,
+    FleetUnavailable,
+    InvalidSpec,
+    LaunchRejected,
+    NoCapacity,
+    QuotaReached,
+)
 from spotfirst.market import Market, Pool
 from spotfirst.wire import Clock, utc_now
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, LaunchRequest
 from spotfirst_airflow.fleets.ec2.account import Account
-from spotfirst_airflow.fleets.ec2.aws import Aws, QuotaReached, call, code_of, explain
+from spotfirst_airflow.fleets.ec2.aws import Aws, call, code_of, explain
 from spotfirst_airflow.fleets.ec2.describing import describe
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG, is_over, tag_list, tags_of
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
@@ -107,7 +114,7 @@ class Launcher:
             try:
                 answer: Described = call(self._aws.client("ec2").create_fleet, **parameters)
             except NoCapacity as error:
-                raise NoCapacity(str(error), pools=self._pools(request)) from error
+                raise type(error)(str(error), pools=self._pools(request)) from error
             except FleetUnavailable as error:
                 if found := self._look_up(request.token):
                     return found
@@ -223,8 +230,9 @@ class Launcher:
             self._learn(error, str(error))
         rejected = [error for error, _ in explained if isinstance(error, LaunchRejected)]
         if rejected and len(rejected) == len(explained) and not self._was_stale(errors):
-            quota = all(isinstance(error, QuotaReached) for error in rejected)
-            return QuotaReached(message) if quota else LaunchRejected(message)
+            return LaunchRejected(message)
+        if any(isinstance(error, QuotaReached) for error, _ in explained):
+            return QuotaReached(message, pools=self._pools(request))
         pools = dict.fromkeys(pool for _, pool in explained if pool is not None)
         return NoCapacity(message, pools=tuple(pools) or tuple(self._pools(request)))
 

@@ -12,7 +12,7 @@ warning, recommendation      journalled, then deleted
 state change                 towards an end: the next look asks EC2 anew, and comes at
                              once; deleted
 another kind of event        deleted
-no event at all (poison)     logged, deleted
+no event at all (poison)     a warning in the log and in the runs, with a sample; deleted
 about an instance of others  deleted: AWS's events carry no tags, so no rule can keep them
                              out, and the queue is Spotfirst's own
 failed                       left, to come back; deleted once it is :data:`STALE`
@@ -22,12 +22,9 @@ failed                       left, to come back; deleted once it is :data:`STALE
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal, NamedTuple, Protocol
-
-import msgspec
+from typing import Any, NamedTuple, Protocol
 
 from spotfirst import events as e
 from spotfirst.errors import FleetError, SpotfirstError, StorageDenied
@@ -36,9 +33,11 @@ from spotfirst.run import Run
 from spotfirst.spec import is_run_id
 from spotfirst.state import RunState
 from spotfirst.storage import Storage, open_storage
-from spotfirst.wire import Clock, Record, prepared, utc_now
+from spotfirst.wire import Clock, utc_now
+from spotfirst_airflow.controlkeys import with_known_keys
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, RUN_TAG, STORAGE_TAG
 from spotfirst_airflow.fleets.ec2.aws import call
+from spotfirst_airflow.fleets.ec2.envelopes import Event, Poison, parse, read
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG
 from spotfirst_airflow.waking import ring
 
@@ -63,9 +62,7 @@ STALE = timedelta(minutes=10)
 INTERRUPTION_AHEAD = timedelta(seconds=120)
 """From the warning to the interruption (AWS, "Spot Instance interruption notices")."""
 _PER_CALL = 10  # as many as SQS gives at once
-_INSTANCE_ID = re.compile(r"i-[0-9a-f]{8,17}")
 _ENDINGS = {"stopping", "stopped", "shutting-down", "terminated"}
-_ACTIONS = {"terminate", "stop", "hibernate"}
 
 OpenStorage = Callable[[str, Mapping[str, str]], Storage]
 """From a URL and the ``AWS_*`` variables of whoever looks after the run."""
@@ -73,62 +70,12 @@ RunAll = Callable[[Callable[["_Post"], bool], Iterable["_Post"]], Iterable[bool]
 """``map``, or that of an executor."""
 
 
-class Poison(ValueError):
-    """A message that nobody will ever understand."""
-
-
-class Event(Record):
-    """One event of EC2's. ``state`` is the new one, of a state change."""
-
-    kind: Literal["interruption", "rebalance", "state"]
-    instance_id: str
-    at: datetime
-    state: str = ""
-
-
-class _Envelope(msgspec.Struct):
-    kind: str = msgspec.field(name="detail-type")
-    time: datetime
-    detail: dict[str, Any]
-
-
-_KINDS: dict[str, Literal["interruption", "rebalance", "state"]] = {
-    "EC2 Spot Instance Interruption Warning": "interruption",
-    "EC2 Instance Rebalance Recommendation": "rebalance",
-    "EC2 Instance State-change Notification": "state",
-}
-
-
-def parse(body: str) -> Event | None:
-    """What a message says; ``None`` for an event of another kind. Raises :class:`Poison`.
-
-    The instance is the one of ``detail``: in ``resources``, AWS's samples disagree on its ARN.
-    """
-    try:
-        envelope = msgspec.json.decode(body, type=prepared(_Envelope))
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        msg = f"no event of EventBridge's: {error}"
-        raise Poison(msg) from error
-    kind = _KINDS.get(envelope.kind)
-    if kind is None:
-        return None
-    instance_id, action = envelope.detail.get("instance-id"), envelope.detail.get("instance-action")
-    if not isinstance(instance_id, str) or not _INSTANCE_ID.fullmatch(instance_id):
-        msg = f"{envelope.kind} with the instance id {instance_id!r}"
-        raise Poison(msg)
-    if kind == "interruption" and action not in _ACTIONS:
-        msg = f"{envelope.kind} with the action {action!r}"
-        raise Poison(msg)
-    at = envelope.time if envelope.time.tzinfo else envelope.time.replace(tzinfo=timezone.utc)
-    state = str(envelope.detail.get("state", "")) if kind == "state" else ""
-    return Event(kind=kind, instance_id=instance_id, at=at, state=state)
-
-
 class Message(NamedTuple):
     """One message of SQS's: what it says, and what deletes it."""
 
     body: str
     receipt: str
+    sent_at: datetime | None = None
 
 
 class NoticeQueue:
@@ -154,13 +101,14 @@ class NoticeQueue:
                     MaxNumberOfMessages=_PER_CALL,
                     WaitTimeSeconds=0 if number else min(20, int(wait_s)),
                     VisibilityTimeout=VISIBILITY_S,
+                    AttributeNames=["SentTimestamp"],
                 )
             except FleetError:
                 if not messages:
                     raise
                 break
             found = answer.get("Messages", [])
-            messages += [Message(m.get("Body", ""), m["ReceiptHandle"]) for m in found]
+            messages += [Message(m.get("Body", ""), m["ReceiptHandle"], _sent_at(m)) for m in found]
             if len(found) < _PER_CALL:
                 break
         return messages
@@ -228,36 +176,50 @@ class Notices:
         self._open_storage = open_storage
         self._clock = clock
         self._attend = attend
+        self._unreadable = 0
+        self.warning = ""
+        """What people should know of this queue; empty while there is nothing."""
 
     def poll(self, *, wait_s: float = 0.0, run_all: RunAll = map) -> int:
         """Receive and handle what is there; how many messages. Raises :class:`FleetError`."""
         messages = self._queue.receive(wait_s=wait_s)
-        done: list[Message] = []
         warnings: list[tuple[Message, Event]] = []
         changed: set[str] = set()
+        problems: list[str] = []
         for message in messages:
-            try:
-                event = parse(message.body)
-            except Poison as error:
-                _log.warning("Deleting a message from %s: %s", self._queue.url, error)
-                event = None
-            if event is None:
-                done.append(message)
-            elif event.kind == "state":
-                if event.state in _ENDINGS:
+            content = read(message.body, sent_at=message.sent_at)
+            problems += content.problems
+            for event in content.events:
+                if event.kind != "state":
+                    warnings.append((message, event))
+                elif event.state in _ENDINGS:
                     changed.add(event.instance_id)
-                done.append(message)
-            else:
-                warnings.append((message, event))
+        self._take_note(problems)
         self._pass_on(changed)
         posts = self._with_tags(warnings)
-        done += [
-            post.message
+        left = {
+            post.message.receipt
             for post, handled in zip(posts, run_all(self._handle, posts), strict=True)
-            if handled
-        ]
-        self._queue.delete(done)
+            if not handled
+        }
+        self._queue.delete([message for message in messages if message.receipt not in left])
         return len(messages)
+
+    def _take_note(self, problems: Sequence[str]) -> None:
+        """Say of what cannot be read how much it is, and what: at first, and ten times as much."""
+        if not problems:
+            return
+        before, self._unreadable = self._unreadable, self._unreadable + len(problems)
+        if before and len(str(before)) == len(str(self._unreadable)):
+            return
+        text = (
+            f"messages of the notice queue {self._queue.url} cannot be read; {self._unreadable} so "
+            f"far, and they are deleted, such as this one: {problems[0]}. An interruption that is "
+            "announced so is heard only from the instance itself: have EventBridge send its events "
+            "to the queue as they are"
+        )
+        _log.warning("%s", text)
+        self.warning = self.warning or text
 
     def _pass_on(self, changed: Collection[str]) -> None:
         """Have those looked at again who wait for instances in another state."""
@@ -345,6 +307,14 @@ class Notices:
         return found, news is not None
 
 
+def _sent_at(message: Mapping[str, Any]) -> datetime | None:
+    """When SQS took the message, where it says so."""
+    text = message.get("Attributes", {}).get("SentTimestamp", "")
+    if not text.isdecimal() or len(text) > 15:
+        return None
+    return datetime.fromtimestamp(int(text) / 1000, timezone.utc)
+
+
 def open_with(url: str, environment: Mapping[str, str]) -> Storage:
     """The storage at ``url``, reached with these ``AWS_*`` variables."""
     options: dict[str, Any] = {}
@@ -358,4 +328,4 @@ def open_with(url: str, environment: Mapping[str, str]) -> Storage:
             options[name] = environment[variable]
     if region := environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
-    return open_storage(url, options=options if url.startswith("s3") else None)
+    return with_known_keys(open_storage(url, options=options if url.startswith("s3") else None))

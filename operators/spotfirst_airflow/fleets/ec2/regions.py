@@ -161,6 +161,10 @@ class Ec2Regions:
         lost = [token for token in tokens if token not in self._where]
         self._everywhere(lambda fleet: fleet.terminate([*placed.get(fleet, ()), *lost]))
 
+    def warnings(self) -> list[str]:
+        """Those of all regions."""
+        return [text for fleet in self._fleets.values() for text in fleet.warnings()]
+
     def owned(self) -> list[Instance]:
         """Every instance of Spotfirst's in all regions, which all have to answer."""
         return [each for found in self._everywhere(Ec2Fleet.owned) for each in found]

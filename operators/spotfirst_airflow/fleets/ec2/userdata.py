@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from spotfirst.errors import InvalidSpec
+from spotfirst_airflow import secretlike
 
 __all__ = ["LIMIT_BYTES", "condensed", "user_data"]
 
@@ -23,11 +24,6 @@ LIMIT_BYTES = 16384
 """EC2's, before base64: "Run commands when you launch an EC2 instance" in its user guide."""
 _GRACE_S = 900.0
 """The agent ends at its maximum life by itself, and was started some minutes after the boot."""
-_SECRET = re.compile(
-    r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|X-Amz-(Signature|Security-Token)=|secret_?access_?key\W",
-    re.IGNORECASE,
-)
-
 _SCRIPT = """\
 #!/bin/bash
 # Spotfirst: one attempt of a training, and then the end of this instance.
@@ -70,6 +66,7 @@ def user_data(
     run_id: str,
     max_life_s: float,
     wheelhouse: str,
+    spec_digest: str = "",
     python: str,
     image: str,
     endpoint_url: str = "",
@@ -80,8 +77,8 @@ def user_data(
 ) -> str:
     """The user data of a run's instances, not yet in base64.
 
-    ``wheelhouse`` is what :func:`~spotfirst_airflow.fleets.ec2.wheelhouse.publish` gave; several,
-    for several Pythons, are joined by commas. ``region`` is that of the storage, and
+    ``wheelhouse`` is what :func:`~spotfirst_airflow.fleets.ec2.wheelhouse.publish_all` gave: what
+    the manifests are called, and their digests. ``spec_digest`` is of the only spec to be run. ``region`` is that of the storage, and
     ``endpoint_url`` its own, when it is not AWS's S3. ``keep_h`` hours are added for an instance whose script has failed.
     ``interruption_mean_s`` is told to the agent of a spot instance; 0 when nobody knows it.
 
@@ -98,6 +95,7 @@ def user_data(
             raise InvalidSpec(msg)
     settings = {
         "storage_url": storage_url, "region": region, "run_id": run_id, "max_life_s": max_life_s,
+        "spec_digest": spec_digest,
         "wheelhouse": wheelhouse, "python": python, "image": image, "endpoint_url": endpoint_url,
         "keep_h": keep_h, "interruption_mean_s": interruption_mean_s,
         "pip_install": list(pip_install), "pip_index": pip_index,
@@ -111,9 +109,9 @@ def user_data(
     }
     # In one pass: what a value holds is nobody's placeholder.
     text = re.sub(r"@([A-Z_]+)@", lambda found: values[found[1]], _SCRIPT)
-    if _SECRET.search(text.replace(values["BOOTSTRAP"], "")):
+    if secret := secretlike.in_text(text.replace(values["BOOTSTRAP"], "")):
         msg = (
-            "the instance's user data would hold what looks like a key of AWS's; leave it out of "
+            f"the instance's user data would hold what looks like {secret}; leave it out of "
             "the storage's URL and of the fleet options: the instance has a role"
         )
         raise InvalidSpec(msg)
@@ -128,8 +126,11 @@ def user_data(
 
 
 def condensed(source: str) -> str:
-    """The same program without comments, docstrings and empty lines, indented by one space."""
-    lines = source.splitlines()
+    """The same program without comments, docstrings, empty lines and the annotations of functions.
+
+    It is indented by one space.
+    """
+    lines = _without_annotations(source)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and len(node.body) > 1:
             first = node.body[0]
@@ -140,6 +141,24 @@ def condensed(source: str) -> str:
     return "\n".join(
         " " * ((len(line) - len(line.lstrip())) // 4) + line.lstrip().rstrip() for line in kept
     )
+
+
+def _without_annotations(source: str) -> list[str]:
+    """Its lines. Columns are counted in bytes, so the lines are of bytes meanwhile."""
+    lines = [line.encode() for line in source.splitlines()]
+    cuts: set[tuple[int, int, int]] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            start = node.col_offset + len(node.arg.encode())
+            cuts.add((node.lineno, start, node.annotation.end_col_offset or start))
+        elif isinstance(node, ast.FunctionDef) and node.returns is not None:
+            found = node.returns
+            start = lines[found.lineno - 1].rindex(b" -> ", 0, found.col_offset)
+            cuts.add((found.lineno, start, found.end_col_offset or start))
+    for number, start, end in sorted(cuts, reverse=True):
+        line = lines[number - 1]
+        lines[number - 1] = line[:start] + line[end:]
+    return [line.decode() for line in lines]
 
 
 def _quoted(word: str) -> str:

@@ -212,6 +212,12 @@ class Watcher:
 
     # -- the poll ---------------------------------------------------------------------------
 
+    def warnings(self) -> list[str]:
+        """What people should know of the queues."""
+        with self._lock:
+            queues = list(self._queues.values())
+        return [notices.warning for notices, _ in queues if notices.warning]
+
     def _look(self) -> None:
         """See to it that what is known is no older than the time to live."""
         has_polled = False

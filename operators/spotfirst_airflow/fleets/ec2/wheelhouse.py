@@ -11,7 +11,9 @@ below ``{storage}/wheelhouse`` what it is
 ``{needs}.json``, ``{needs}/`` the same for other people's wheels, which the manifest names too
 ============================== ================================================================
 
-``key`` follows from this installation's files, so a manifest that is there needs no second look.
+``key`` follows from this installation's files, so a manifest that is there needs no second look. It
+is signed by the controller that wrote it (:mod:`spotfirst.signing`): one that somebody else put there
+is replaced. The user data has its digest, and it has the digests of the wheels.
 The other wheels stay as they are until what Spotfirst needs changes: attempts of one run are
 equal. Remove ``wheelhouse/`` to have them fetched anew, when no run is active.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import logging
 import re
 import subprocess
 import sys
@@ -32,7 +35,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import spotfirst
-from spotfirst.errors import InvalidSpec, LaunchRejected
+from spotfirst.errors import FormatError, InvalidSpec, LaunchRejected
+from spotfirst.signing import Seal, default_keys
 from spotfirst.storage import Storage
 from spotfirst.wire import Record, decode, encode
 
@@ -60,10 +64,13 @@ NEEDS = (
 )
 """What the package ``spotfirst`` imports on an instance: pyproject.toml's, without its shell's."""
 
+_log = logging.getLogger(__name__)
+
 _FORMAT = 1
 _TAG = re.compile(r"cp3(\d\d)")
 _OLDEST_GLIBC = 17  # manylinux2014
 _DIRECTORY = "wheelhouse"
+PLATFORM = "manylinux_2_28_x86_64"
 _PATIENCE_S = 600.0
 _lock = threading.Lock()
 
@@ -92,7 +99,7 @@ def publish(
     storage: Storage,
     *,
     python_tag: str,
-    platform: str = "manylinux_2_28_x86_64",
+    platform: str = PLATFORM,
     fetch: Download | None = None,
 ) -> str:
     """The key of the wheelhouse for such a Python, after putting there what is missing.
@@ -103,30 +110,35 @@ def publish(
     Raises :class:`InvalidSpec` for a tag like no CPython's, :class:`LaunchRejected` when the
     wheels cannot be had, and a :class:`~spotfirst.errors.StorageError`.
     """
+    return _publish(storage, python_tag, platform, fetch or download)[0]
+
+
+def _publish(
+    storage: Storage, python_tag: str, platform: str, fetch: Download
+) -> tuple[str, bytes]:
+    """The key, and its manifest as it is stored."""
     check_tag(python_tag)
     name, wheel = own_wheel()
     needs = _key(f"{platform}\n{NEEDS}".encode(), python_tag)
     key = _key(f"{needs}\n{hashlib.sha256(wheel).hexdigest()}".encode(), python_tag)
-    path = f"{_DIRECTORY}/{key}.json"
-    if storage.read_or_none(path) is not None:
-        return key
+    if known := _signed(storage, key):
+        return key, known
     with _lock:  # one download for all runs of this process
-        if storage.read_or_none(path) is None:
-            others = _publish_needs(storage, needs, python_tag, platform, fetch or download)
-            own = _put(storage, f"{key}/{name}", wheel)
-            manifest = Manifest(
-                python_tag=python_tag, platform=platform, files=(own, *others.files)
-            )
-            storage.create(path, encode(manifest))
-    return key
+        if known := _signed(storage, key):
+            return key, known
+        others = _publish_needs(storage, needs, python_tag, platform, fetch)
+        own = _put(storage, f"{key}/{name}", wheel)
+        manifest = Manifest(python_tag=python_tag, platform=platform, files=(own, *others.files))
+        return key, _put_manifest(storage, key, manifest)
 
 
 def publish_all(
     storage: Storage, python_versions: Collection[str], *, fetch: Download | None = None
 ) -> str:
-    """The keys for several Pythons (``3.12``, …), as the user data takes them."""
+    """The keys for several Pythons (``3.12``, …) with digests, as the user data takes them."""
     tags = [f"cp{version.replace('.', '')}" for version in python_versions]
-    return ",".join(publish(storage, python_tag=tag, fetch=fetch) for tag in tags)
+    found = [_publish(storage, tag, PLATFORM, fetch or download) for tag in tags]
+    return ",".join(f"{key}@{hashlib.sha256(data).hexdigest()}" for key, data in found)
 
 
 def check_tag(python_tag: str) -> None:
@@ -140,9 +152,8 @@ def check_tag(python_tag: str) -> None:
 def _publish_needs(
     storage: Storage, needs: str, python_tag: str, platform: str, fetch: Download
 ) -> Manifest:
-    path = f"{_DIRECTORY}/{needs}.json"
-    known = storage.read_or_none(path)
-    if known is None:
+    known = _signed(storage, needs)
+    if not known:
         with tempfile.TemporaryDirectory(prefix="spotfirst-wheels-") as folder:
             fetch(Path(folder), python_tag, platform)
             files = [
@@ -150,10 +161,40 @@ def _publish_needs(
                 for file in sorted(Path(folder).glob("*.whl"))
             ]
         manifest = Manifest(python_tag=python_tag, platform=platform, files=tuple(files))
-        # When somebody else was first, theirs counts: all that it names was put before it.
-        storage.create(path, encode(manifest))
-        known = storage.read(path)
-    return decode(known, Manifest, path=path)
+        known = _put_manifest(storage, needs, manifest)
+    return decode(known, Manifest, path=f"{storage.url}/{_path(needs)}")
+
+
+def _signed(storage: Storage, key: str) -> bytes:
+    """The manifest as a controller of ours wrote it; empty without such a one."""
+    data = storage.read_or_none(_path(key))
+    if data is None:
+        return b""
+    try:
+        _seal(storage).open(data, path=_path(key))
+    except FormatError as error:
+        _log.warning("the wheels are published again: %s", error)
+        return b""
+    return data
+
+
+def _put_manifest(storage: Storage, key: str, manifest: Manifest) -> bytes:
+    """Write it, unless somebody else was first; the one that counts: all it names is there."""
+    data, _ = _seal(storage).close(encode(manifest), path=_path(key))
+    if storage.create(_path(key), data):
+        return data
+    if known := _signed(storage, key):
+        return known
+    storage.write(_path(key), data)
+    return data
+
+
+def _path(key: str) -> str:
+    return f"{_DIRECTORY}/{key}.json"
+
+
+def _seal(storage: Storage) -> Seal:
+    return Seal(storage.keys or default_keys(), "", storage.url)
 
 
 def _put(storage: Storage, path: str, data: bytes) -> Wheel:

@@ -64,8 +64,8 @@ def known_types(names: Sequence[str]) -> list[InstanceType]:
     unknown = [name for name in names if name not in CATALOGUE]
     if unknown:
         msg = (
-            f"the local fleet has no instance type {', '.join(map(repr, unknown))}; "
-            f"it has {', '.join(CATALOGUE)}"
+            f"instance_types has {', '.join(map(repr, unknown))}, and the local fleet has no such "
+            f"instance type; it has {', '.join(CATALOGUE)}"
         )
         raise InvalidSpec(msg)
     return [CATALOGUE[name] for name in names or CATALOGUE]

@@ -19,8 +19,14 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from spotfirst.agent.fitness import UNFIT
+from spotfirst.errors import SpotfirstError
+from spotfirst.heartbeat import ExitReport
 from spotfirst.market import INTERRUPTION_MEAN_VARIABLE, Notice
 from spotfirst.market import Market as Purchase
+from spotfirst.run import Run
+from spotfirst.spec import SPEC_DIGEST_VARIABLE
+from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
 from spotfirst_airflow.fleets.base import EndedBy
 from spotfirst_airflow.fleets.local.imds import MetadataService
@@ -146,7 +152,24 @@ class _Supervisor:
             return None
         if self._agent_status == 0:
             return "itself", ""
+        if self._agent_status == UNFIT:
+            return "itself", self._report_unfit()
         return "unknown", f"its agent ended with {self._agent_status}"
+
+    def _report_unfit(self) -> str:
+        """Report for an agent that could not do so itself; what it left as the reason."""
+        try:
+            message = (self._folder.work / "unfit.txt").read_text("utf-8")
+        except OSError:
+            message = "the agent cannot work on this instance; see the instance's log"
+        number = self._request.attempt
+        report = ExitReport(attempt=number, at=utc_now(), cause="unfit", message=message)
+        try:
+            run = Run(open_storage(self._request.storage_url), self._request.run_id)
+            run.report_exit(report)
+        except SpotfirstError as error:
+            _say(f"could not report that the agent cannot work: {error}")
+        return message
 
     def _due(self, now: datetime) -> tuple[EndedBy, str] | None:
         if self._kill_at is not None and now >= self._kill_at:
@@ -188,6 +211,7 @@ class _Supervisor:
             "SPOTFIRST_STORAGE": request.storage_url,
             "SPOTFIRST_RUN": request.run_id,
             "SPOTFIRST_ATTEMPT": str(request.attempt),
+            SPEC_DIGEST_VARIABLE: request.spec_digest,
             "SPOTFIRST_MAX_LIFE_S": f"{request.max_life_s:g}",
             "SPOTFIRST_CACHE": str(self._registry.cache),
             "SPOTFIRST_WORKDIR": str(self._folder.work),
