@@ -588,6 +588,7 @@ class Checkpointer:
         )
 
     def _tell_step(self, done: int) -> None:
+        self._reporter.step_done = done
         self._watch.lap(done, self._monotonic())
         if self._reporter.progress.timings.first_step is None:
             self._reporter.stamp(
