@@ -16,6 +16,7 @@ steps, as rank 0 says (:mod:`spotfirst.distributed.group`), and all write at the
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import weakref
@@ -137,6 +138,10 @@ class Checkpointer:
                 "load_state_dict(); pass what training changes, such as model=model"
             )
             raise InvalidSpec(msg)
+        self._loaders = loaders = [v for v in self._objects.values() if hasattr(v, "when_asked")]
+        for loader in loaders:
+            loader.beside(lambda: loaders)
+        self._over: int | None = None
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
         self._context = context if context is not None else TrainerContext.find(storage)
         channel = self._context.channel if self._context and rank_here() == 0 else None
@@ -306,7 +311,8 @@ class Checkpointer:
 
         Here a checkpoint is begun when its time has come, and here the loop is left: raises
         :class:`Drained` when the agent asks for it, after a last checkpoint of this very step,
-        and :class:`Superseded` when a newer attempt has taken over.
+        and :class:`Superseded` when a newer attempt has taken over. When the step's batch is of a
+        ``ResumableLoader``, all that happens when the loop asks for the next batch.
         """
         if self._step is None:
             msg = "call restore() before the first step(); steps() does it by itself"
@@ -317,6 +323,19 @@ class Checkpointer:
         self.report(**metrics)
         self._tell_step(done)
         if self._saver is None:
+            return
+        # A ResumableLoader knows when it is asked for the next batch whether its loop goes on.
+        self._over = done
+        read = [loader for loader in self._loaders if loader.stepped()]
+        if read:
+            for loader in self._loaders:
+                loader.when_asked(self._step_over)
+        else:
+            self._step_over()
+
+    def _step_over(self) -> None:
+        done, self._over = self._over, None
+        if done is None or self._saver is None:
             return
         self._schedule.boundary(self._saver)
         if not self._has_room:
@@ -539,7 +558,7 @@ class Checkpointer:
             self._arena.prepare(plan.copied_bytes, ready_bytes=ready, pinned=plan.on_gpu)
 
     def _settled(self) -> frozenset[int]:
-        return settled_until_step(self._objects.values())
+        return settled_until_step(itertools.chain(*map(_torch_parts, self._objects.values())))
 
     def _layout(self) -> tuple[dict[str, Any], list[Leaf]]:
         """The trees of all objects, and the leaves that those of the modules are over."""
@@ -552,10 +571,11 @@ class Checkpointer:
     def _collect_of_rank(self, group: Group, step: int) -> Collected:
         from spotfirst.distributed.collecting import collect  # it takes a second to import
 
+        parts = {name: _torch_parts(value) for name, value in self._objects.items()}
         common = {
-            name: value
-            for name, value in self._objects.items()
-            if isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
+            name: value[0]
+            for name, value in parts.items()
+            if value and isinstance(value[0], (torch.nn.Module, torch.optim.Optimizer))
         }
         states = {name: _state_of(value) for name, value in self._objects.items()}
         made = self._start.made() if self._start is not None and group.leads else {}
@@ -575,6 +595,7 @@ class Checkpointer:
         )
 
     def _tell_step(self, done: int) -> None:
+        self._reporter.step_done = done
         self._watch.lap(done, self._monotonic())
         if self._reporter.progress.timings.first_step is None:
             self._reporter.stamp(
@@ -731,6 +752,12 @@ class Checkpointer:
 
 def _state_of(value: Any) -> Any:
     return module_state(value) if isinstance(value, torch.nn.Module) else value.state_dict()
+
+
+def _torch_parts(value: Any) -> list[Any]:
+    """The modules and optimizers that an object stands for, as an integration says; or itself."""
+    parts = getattr(value, "torch_parts", None)
+    return [value] if parts is None else list(parts())
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

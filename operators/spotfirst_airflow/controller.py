@@ -264,10 +264,25 @@ class Controller:
                 self._fleet.terminate([attempt.token])
             return
         report = self._exit_report(now, attempt)
-        ended = _ended(now, attempt, instance, beat, report)
+        ended = self._proven(_ended(now, attempt, instance, beat, report))
         ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
         self._append(msgspec.structs.replace(ended, price_timeline=timeline))
+
+    def _proven(self, ended: e.Ended) -> e.Ended:
+        """The end as reported, but a success only with a checkpoint of the last step in the chain.
+
+        The agent reports by the same rule; here it does not depend on what an instance says.
+        """
+        if ended.cause != "completed" or ended.step is None:
+            return ended
+        newest = self.run.chain().refresh().newest()
+        step = newest[1].step if newest else None
+        if step is not None and step >= ended.step:
+            return ended
+        kept = f"the newest checkpoint is of step {step}" if newest else "there is no checkpoint"
+        message = f"it reported success after step {ended.step}, and {kept}"
+        return msgspec.structs.replace(ended, cause="lost", message=message)
 
     def _keep(
         self,
@@ -329,6 +344,14 @@ class Controller:
             return False
         silent_s = (now - since).total_seconds()
         if silent_s < self.spec.silence_s:
+            if beat is None and silent_s >= self.spec.silence_s / 2:
+                self._warn(
+                    now,
+                    f"attempt {attempt.number}: its instance runs, and its agent has written "
+                    f"nothing yet: may the instance's role write to {self.run.root.url}? Its "
+                    "console output says more",
+                    attempt=attempt.number,
+                )
             return False
         message = f"attempt {attempt.number}: silent for {silent_s:.0f} s; terminating its instance"
         self._append(e.Warned(at=now, attempt=attempt.number, message=message))

@@ -300,6 +300,22 @@ def test_a_silent_instance_is_replaced_but_an_outage_of_the_controller_is_not_si
     assert world.until_done().state.phase is Phase.SUCCEEDED
 
 
+def test_an_instance_that_can_write_nothing_is_warned_about_before_it_is_given_up() -> None:
+    world = World(silence_s=120)
+    while not world.alive():
+        world.reconcile()
+    [machine] = world.alive()
+    machine.tick = lambda: None  # type: ignore[method-assign]
+    for _ in range(90):
+        world.reconcile()
+        world.tick()
+    assert machine.ended_at is None
+    told = [w for w in world.run.journal().refresh().warnings if "has written nothing yet" in w]
+    assert len(told) == 1
+    assert world.storage.url in told[0]
+    assert world.until_done().state.phase is Phase.SUCCEEDED
+
+
 def test_a_stop_checkpoints_and_only_the_owner_may_ask_for_it() -> None:
     world = World(total_steps=2000)
     while not (world.alive() and world.trainer_step() >= 25):
