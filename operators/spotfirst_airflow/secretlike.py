@@ -27,7 +27,7 @@ _VALUES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("a GitHub token", r"\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_[A-Za-z0-9_]{16,}"),
         ("a GitLab token", r"\bgl(?:pat|dt|ptt|rt)-[A-Za-z0-9_-]{16,}"),
         ("a Hugging Face token", r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
-        ("an API key", r"\bsk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_]{16,}"),
+        ("an API key", r"\bsk-(?:[A-Za-z0-9]{1,40}-){0,5}[A-Za-z0-9_]{16,}"),
         ("an API key", r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{8,}"),
         ("an API key", r"\b(?:nvapi-|ya29\.|AIza)[A-Za-z0-9_-]{20,}|\bdapi[0-9a-f]{32}\b"),
         ("an API key", r"\b(?:npm_[A-Za-z0-9]{36}|pypi-AgE[A-Za-z0-9_-]{8,}|r8_[A-Za-z0-9]{30,})"),
@@ -40,7 +40,10 @@ _VALUES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("a storage account's key", r"(?i)\b(?:AccountKey|SharedAccessKey)\s*=\s*\w"),
     )
 )
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\"']*?:([^\s/?#@\"']+)@")
+_URL = re.compile(
+    # Bounded, and begun where a word begins: a megabyte of letters takes no longer than to read it.
+    r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s/?#@\"':]{0,200}:([^\s/?#@\"']{1,500})@"
+)
 
 _WORDS = {
     "secret", "secrets", "password", "passwords", "passwd", "passphrase", "pwd",

@@ -26,12 +26,12 @@ FOLDER = Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"])
 WITH_TORCH = os.environ.get("TORCH") == "1"
 NAMES = ("config.json", "model.safetensors", "optimizer.bin", "trainer_state.json")
 problems: list[str] = []
+if WITH_TORCH:
+    import torch
 
 
 def save(value: int, path: Path) -> None:
     if WITH_TORCH:
-        import torch
-
         torch.save({"model": torch.full((20_000,), value)}, path)
         return
     with path.open("wb", buffering=0) as file:
@@ -45,8 +45,6 @@ def save(value: int, path: Path) -> None:
 
 def load(path: Path) -> int:
     if WITH_TORCH:
-        import torch
-
         values = torch.load(path)["model"]
         assert len(values) == 20_000
         assert bool((values == values[0]).all())

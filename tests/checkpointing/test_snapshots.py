@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spotfirst.checkpoints import staging
 from spotfirst.checkpoints.containers import wholeness
 from spotfirst.checkpoints.files import FileCheckpoints
 from spotfirst.checkpoints.foldersets import FolderSets, Unit, missing_shards, unit_of
@@ -271,6 +272,33 @@ def test_a_large_file_that_changes_in_place_moves_what_changed(box: Box) -> None
     assert all(count < (1 << 20) + 20_000 for count in new[1:])
 
 
+def test_more_than_fits_into_memory_is_copied_to_a_file_beside_the_folder(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_MEMORY_BYTES", 3 << 20)
+    data = os.urandom((7 << 20) + 5)
+    with (box.folder / "log").open("ab", buffering=0) as file:
+        file.write(data)
+        box.capture()
+    assert (box.kept() / "log").read_bytes() == data
+    assert sorted(path.name for path in box.folder.parent.iterdir()) == ["files", "others"]
+
+
+def test_what_cannot_be_copied_in_time_is_a_warning_and_the_last_capture_stands(
+    files_run: Run, folder: Path, tmp_path: Path
+) -> None:
+    @contextlib.contextmanager
+    def freeze() -> Iterator[set[int]]:
+        yield {os.getpid()}
+
+    files = FileCheckpoints(files_run, 1, folder, freeze=freeze, most_pause_s=-1.0)
+    files.restore()
+    with (folder / "log").open("ab", buffering=0) as file:
+        file.write(b"a line")
+        assert files.capture() is None
+    assert any("cannot be copied within" in warning for warning in files.warnings)
+
+
 # -- folders ---------------------------------------------------------------------------------
 
 
@@ -300,6 +328,16 @@ def test_a_folder_with_all_names_of_its_sibling_is_taken_at_once(box: Box) -> No
     _save(box.folder / "checkpoint-20", "rng_state_1.pth")
     box.files.capture()
     assert sum("checkpoint-20" in name for name in box.names()) == 3
+
+
+def test_a_folder_is_taken_once_the_script_has_begun_with_a_later_one(box: Box) -> None:
+    box.clock.ahead_s = -5
+    _save(box.folder / "run" / "checkpoint-9", "model.bin", "state.json")
+    box.files.capture()
+    assert box.names() == []
+    _save(box.folder / "run" / "checkpoint-10", "model.bin")
+    box.files.capture()
+    assert box.names() == ["run/checkpoint-9/model.bin", "run/checkpoint-9/state.json"]
 
 
 @pytest.mark.parametrize("temporary", [".", "sub"])

@@ -131,6 +131,16 @@ def test_a_command_without_a_secret_is_harmless(command: list[str]) -> None:
     assert secretlike.in_command(command) == ""
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a", "a:", "a://", "://a:a:", "sk-", "sk-a-", "eyJ", "bearer ", "--a ", "A=", "=", "hf_"],
+)
+def test_a_long_text_takes_no_longer_than_to_read_it(text: str) -> None:
+    value = text * (1_000_000 // len(text))
+    assert isinstance(secretlike.in_variable("X", value), str)
+    assert isinstance(secretlike.in_command([value]), str)
+
+
 @given(st.text(), st.text())
 def test_any_text_is_judged_without_an_error(name: str, value: str) -> None:
     assert isinstance(secretlike.in_variable(name, value), str)

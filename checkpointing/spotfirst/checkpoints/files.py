@@ -415,7 +415,8 @@ class FileCheckpoints:
     def _hold(self, decision: _Decision, units: dict[str, Unit], *, final: bool) -> None:
         """Take nothing of folders that are not complete, nor what points to them."""
         files = decision.inventory.files
-        held = self._sets.held(units.values(), self._captured, final=final)
+        folders = decision.inventory.folders
+        held = self._sets.held(units.values(), self._captured, final=final, folders=folders)
         if final:
             held |= {
                 folder
