@@ -265,7 +265,7 @@ class Controller:
             return
         report = self._exit_report(now, attempt)
         ended = self._proven(_ended(now, attempt, instance, beat, report))
-        ended = self._proven(self._traffic.ended(ended, attempt.launched))
+        ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
         self._append(msgspec.structs.replace(ended, price_timeline=timeline))
 
@@ -329,18 +329,6 @@ class Controller:
         """For people, once: whoever comes to say it again says nothing."""
         if message not in self._journal.state.warnings:
             self._append(e.Warned(at=now, attempt=attempt, message=message))
-
-    def _proven(self, ended: e.Ended) -> e.Ended:
-        """A success only with a checkpoint of its last step: a report is what an instance says."""
-        step = ended.step
-        if ended.cause != "completed" or step is None or step <= (ended.start_step or 0):
-            return ended
-        newest = self.run.chain().refresh().newest()
-        if newest is not None and newest[1].step >= step:
-            return ended
-        there = f"the newest checkpoint is of step {newest[1].step}" if newest else "there is none"
-        message = f"it reported success at step {step} without a checkpoint of it: {there}"
-        return msgspec.structs.replace(ended, cause="script_failed", message=message)
 
     def _is_silent(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> bool:
         """Whether an instance runs, but its agent has said nothing for ``silence_s``.

@@ -300,18 +300,6 @@ def test_a_silent_instance_is_replaced_but_an_outage_of_the_controller_is_not_si
     assert world.until_done().state.phase is Phase.SUCCEEDED
 
 
-def test_a_reported_success_without_a_checkpoint_of_its_last_step_is_none() -> None:
-    world = World()
-    while not (world.alive() and world.trainer_step() >= 25):
-        world.reconcile()
-        world.tick()
-    world.trainer().exit("completed", 0)
-    state = world.until_done().state
-    assert state.phase is Phase.FAILED
-    assert state.failure is not None
-    assert "success at step 25 without a checkpoint" in state.failure.message
-
-
 def test_an_instance_that_can_write_nothing_is_warned_about_before_it_is_given_up() -> None:
     world = World(silence_s=120)
     while not world.alive():
