@@ -95,8 +95,8 @@ def test_an_outage_stops_neither_the_training_nor_the_look_for_notices(lab: Lab)
     wait_until(lambda: instance.log_line("line 80"), "the script to go on")
     assert instance.beat() == before
     flag.unlink()
-    report = instance.exit()
-    assert report.cause == "completed"
+    # Of a script that tells no steps, an exit with 0 may be its own answer to the notice.
+    assert instance.exit().cause == "interrupted"
     lines = [line for line in instance.log().splitlines() if line.startswith("line")]
     assert lines == [f"line {n}" for n in range(1, 81)]
 
