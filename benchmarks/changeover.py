@@ -125,7 +125,7 @@ def show(found: tuple[Changeover, ...]) -> None:
             f"{change.startup_s:.2f} s",
             f"{change.beyond_startup_s:.2f} s",
             f"{change.pause_s:.2f} s",
-            str(change.lost_steps),
+            "-" if change.lost_steps is None else str(change.lost_steps),
         )
     Console(highlight=False).print(table)
 
@@ -152,7 +152,7 @@ def main() -> None:
                 "startup_s_median": round(median(c.startup_s for c in found), 3),
                 "notice_to_step_s_median": round(median(c.changeover_s for c in found), 3),
                 "pause_s_median": round(median(c.pause_s for c in found), 3),
-                "lost_steps": sum(c.lost_steps for c in found),
+                "lost_steps": sum(c.lost_steps or 0 for c in found),
                 "target_s": TARGET_S,
                 "n": len(found),
             }

@@ -53,7 +53,10 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest."""
+    """Skip what needs torch where there is none. Begin with what takes longest."""
+    for item in items:
+        if not HAS_TORCH and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="there is no torch here"))
     order = list(_LONG)
     items.sort(key=lambda item: order.index(g) if (g := _group(item.nodeid)) in order else 9)
 

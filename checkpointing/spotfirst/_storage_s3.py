@@ -169,7 +169,12 @@ class S3Storage(Storage):
 
             async def fetch(full: str) -> bytes:
                 async with free:
-                    found = await client._cat_file(full, max_concurrency=1, **part)  # noqa: SLF001 - fsspec's coroutines are named so
+                    try:
+                        found = await client._cat_file(full, max_concurrency=1, **part)  # noqa: SLF001 - fsspec's coroutines are named so
+                    except OSError as error:
+                        if part and _response(error)[1] == 416:  # an empty object has no range
+                            return b""
+                        raise
                     return bytes(found)
 
             calls = [fetch(self._full(path)) for path in paths]

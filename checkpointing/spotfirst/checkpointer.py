@@ -568,6 +568,7 @@ class Checkpointer:
         )
 
     def _tell_step(self, done: int) -> None:
+        self._reporter.step_done = done
         self._watch.lap(done, self._monotonic())
         if self._reporter.progress.timings.first_step is None:
             self._reporter.stamp(
@@ -684,7 +685,10 @@ class Checkpointer:
         self._adapt(manifest, generators, step)
         if restored.seq is not None:
             self._saver.newest_step = step
-            self._reporter.tell(now=False, checkpoint_seq=restored.seq, checkpoint_step=step)
+            self._reporter.tell(
+                now=False, checkpoint_seq=restored.seq, checkpoint_step=step,
+                restored_seq=restored.seq,
+            )  # fmt: skip
         return step
 
     def _load(self, name: str, state: Any) -> None:

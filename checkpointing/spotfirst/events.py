@@ -147,8 +147,8 @@ class HandoverRequested(Event):
 class Ended(Event):
     """The attempt's instance is gone, and this is what it left.
 
-    ``start_step`` is what it resumed from, ``step`` the last one it trained, and
-    ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
+    ``start_step`` is what it resumed from (``restored_seq`` in the chain), ``step`` the last one
+    it trained, and ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
     step's start to its last step's end, ``startup_s`` what came before, on the real clock.
     ``step_times`` are those of its steps, where the trainer measured them.
     ``moved_bytes`` of code and data were fetched; where the instance's prices ask for it, also told
@@ -166,6 +166,7 @@ class Ended(Event):
     message: str = ""
     log_tail: tuple[str, ...] = ()
     start_step: int | None = None
+    restored_seq: int | None = None
     step: int | None = None
     checkpoint_step: int | None = None
     total_steps: int | None = None

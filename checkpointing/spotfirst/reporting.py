@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
@@ -43,6 +44,15 @@ class ProgressReporter:
         self._told_at = -math.inf
         self._metrics: dict[str, Any] = {}
         self.progress = Progress()
+        self.step_done: int | None = None
+        """The newest step, also while nothing of it was written."""
+        if channel is not None:
+            atexit.register(self._tell_last_step)
+
+    def _tell_last_step(self) -> None:
+        """A script that leaves its loop early must not seem to have done less than it has."""
+        if self.step_done is not None and self.step_done != self.progress.step:
+            self.tell(step=self.step_done)
 
     @property
     def due(self) -> bool:

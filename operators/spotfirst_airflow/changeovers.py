@@ -26,7 +26,8 @@ class Changeover(Record):
     """One change of instance, between two attempts that both trained.
 
     ``pause_s`` is how long nothing was trained: from the last step of the old attempt to the first
-    of the new one. ``lost_steps`` were trained by the old one and are trained again.
+    of the new one. ``lost_steps`` were trained by the old one and are trained again;
+    ``None`` for a script that tells no steps.
     """
 
     from_attempt: int
@@ -37,7 +38,7 @@ class Changeover(Record):
     changeover_s: float
     startup_s: float
     pause_s: float
-    lost_steps: int
+    lost_steps: int | None
 
     @property
     def beyond_startup_s(self) -> float:
@@ -95,7 +96,10 @@ def _changeover(old: Attempt, new: Attempt, left: Progress, came: Progress) -> C
         changeover_s=max(0.0, (first_step - began_at).total_seconds()),
         startup_s=startup_s,
         pause_s=max(0.0, (first_step - stopped_at).total_seconds()),
-        lost_steps=max(0, (left.step or 0) - (came.start_step or 0)),
+        # In files mode a step is a capture: what was trained since is not known.
+        lost_steps=max(0, (left.step or 0) - (came.start_step or 0))
+        if came.timings.first_step
+        else None,
     )
 
 

@@ -8,11 +8,12 @@ terminate, ask for a handover) can be repeated, so a controller may die between 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ import msgspec
 
 from spotfirst import events as e
 from spotfirst.agent.exits import is_finished
+from spotfirst.checkpoints.restoring import MOST_BACK
 from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Notice, Pool
@@ -119,6 +121,7 @@ class Controller:
         self._journal = run.journal(by=by or controller_name())
         self._traffic = Traffic(run, self.spec.resume_from)
         self._beats: dict[int, tuple[int, datetime]] = {}
+        self._can_go_back: dict[int, bool] = {}
         self._last_step_at: datetime | None = None
         self._told = 0
         self._watching_s = min(self.spec.heartbeat_s, 5.0)
@@ -261,10 +264,25 @@ class Controller:
                 self._fleet.terminate([attempt.token])
             return
         report = self._exit_report(now, attempt)
-        ended = _ended(now, attempt, instance, beat, report)
+        ended = self._proven(_ended(now, attempt, instance, beat, report))
         ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
         self._append(msgspec.structs.replace(ended, price_timeline=timeline))
+
+    def _proven(self, ended: e.Ended) -> e.Ended:
+        """The end as reported, but a success only with a checkpoint of the last step in the chain.
+
+        The agent reports by the same rule; here it does not depend on what an instance says.
+        """
+        if ended.cause != "completed" or ended.step is None:
+            return ended
+        newest = self.run.chain().refresh().newest()
+        step = newest[1].step if newest else None
+        if step is not None and step >= ended.step:
+            return ended
+        kept = f"the newest checkpoint is of step {step}" if newest else "there is no checkpoint"
+        message = f"it reported success after step {ended.step}, and {kept}"
+        return msgspec.structs.replace(ended, cause="lost", message=message)
 
     def _keep(
         self,
@@ -326,6 +344,14 @@ class Controller:
             return False
         silent_s = (now - since).total_seconds()
         if silent_s < self.spec.silence_s:
+            if beat is None and silent_s >= self.spec.silence_s / 2:
+                self._warn(
+                    now,
+                    f"attempt {attempt.number}: its instance runs, and its agent has written "
+                    f"nothing yet: may the instance's role write to {self.run.root.url}? Its "
+                    "console output says more",
+                    attempt=attempt.number,
+                )
             return False
         message = f"attempt {attempt.number}: silent for {silent_s:.0f} s; terminating its instance"
         self._append(e.Warned(at=now, attempt=attempt.number, message=message))
@@ -343,6 +369,7 @@ class Controller:
             return True
         failure = None if state.phase is Phase.STOPPING else self._failure(state)
         if failure is None:
+            self._warn_of_going_back(now, state)
             return False
         if self._left(now, state, beats, _HAS_FAILED):
             self._append(msgspec.structs.replace(failure, at=now))
@@ -370,13 +397,40 @@ class Controller:
         if last is None or last.cause not in _CRASHES:
             return None
         script_failures = sum(1 for a in recent if a.ended and a.ended.cause == "script_failed")
-        if last.cause == "script_failed" and script_failures > self.spec.script_retries:
+        allowed = self.spec.script_retries + self._tries_further_back(ended)
+        if last.cause == "script_failed" and script_failures > allowed:
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail)
         crashes = state.fruitless(*_CRASHES, leave_out=_HAS_FAILED)
         if crashes >= CRASHES_WITHOUT_PROGRESS:
             message = f"{crashes} attempts in a row crashed without a new checkpoint; {_why(last)}"
             return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
         return None
+
+    def _warn_of_going_back(self, now: datetime, state: RunState) -> None:
+        newest = next((a for a in reversed(_recent(state)) if a.ended), None)
+        if newest is not None and self._can_go_back.get(newest.number):
+            self._warn(
+                now,
+                f"attempt {newest.number} crashed before it came any further than the checkpoint "
+                "that it began with: the next attempt begins with the one BEFORE it. If the script "
+                "is at fault, mend it and clear the task: then the newest checkpoint is used again",
+                attempt=newest.number,
+            )
+
+    def _tries_further_back(self, ended: Sequence[Attempt]) -> int:
+        """How many more attempts there may be because some crashed with what they restored.
+
+        Each begins with the checkpoint before; what instances say of theirs is bounded here.
+        """
+        fruitless = list(itertools.takewhile(_crashed_at_once, reversed(ended)))[:MOST_BACK]
+        if not fruitless:
+            return 0
+        newest = fruitless[0].number
+        if newest not in self._can_go_back:
+            tried = [a.ended.restored_seq for a in fruitless if a.ended]
+            commits = self.run.chain().refresh().commits
+            self._can_go_back[newest] = any(seq not in tried for seq, _ in commits)
+        return len(fruitless) - 1 + self._can_go_back[newest]
 
     def _stop(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> None:
         """Ask every attempt to checkpoint and stop; end those that do not."""
@@ -709,6 +763,18 @@ def _recent(state: RunState) -> tuple[Attempt, ...]:
     return tuple(a for a in state.attempts if a.number > state.reopened_after)
 
 
+def _crashed_at_once(attempt: Attempt) -> bool:
+    """Whether an attempt began with a checkpoint, and crashed before it came any further."""
+    ended = attempt.ended
+    if (
+        ended is None
+        or ended.restored_seq is None
+        or ended.cause not in {"script_failed", "killed"}
+    ):
+        return False
+    return attempt.progress == 0 and (ended.step or 0) <= (ended.start_step or 0)
+
+
 def _why(ended: e.Ended) -> str:
     if ended.message:
         return ended.message
@@ -756,6 +822,7 @@ def _ended(
         message=report.message if report else (instance.ended_why if instance else ""),
         log_tail=report.log_tail if report else (),
         start_step=progress.start_step if progress else None,
+        restored_seq=progress.restored_seq if progress else None,
         step=progress.step if progress else None,
         checkpoint_step=progress.checkpoint_step if progress else None,
         total_steps=progress.total_steps if progress else None,

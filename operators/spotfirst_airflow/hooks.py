@@ -142,18 +142,22 @@ class SpotfirstHook(BaseHook):
         was given to the Checkpointer. Nested names are joined with ``/``. bfloat16 becomes
         float32, as NumPy has no such type. For torch: ``{k: torch.from_numpy(v) for k, v in …}``.
 
-        The storage is ``storage``, or the connection's: people can edit XComs, so a result does
-        not choose what is read. Raises :class:`InvalidSpec` for a result of another storage, and
-        when the checkpoint is no longer kept or has no such object.
+        The storage is ``storage``, or else the default one: people can edit XComs, so a result
+        does not choose what is read. Only where there is no default one, it is the result's; a
+        run there must have been signed by a controller of ours. Raises :class:`InvalidSpec` for a
+        result of another storage, and when the checkpoint is no longer kept or has no such object;
+        :class:`UntrustedObject` for a run that is not ours.
         """
         from spotfirst.checkpoints.weights import read_arrays
         from spotfirst_airflow.selection import select
 
-        place = self.open_storage(storage)
         missing = [key for key in ("storage", "resume_from") if not result.get(key)]
         if missing:
             msg = f"the result has no {' and no '.join(missing)}: it is of no run with a checkpoint"
             raise InvalidSpec(msg)
+        hook = type(self).find(self.conn_id)
+        ours = storage or hook.default_storage
+        place = hook.open_storage(ours or str(result["storage"]))
         if str(result["storage"]).rstrip("/") != place.url:
             msg = (
                 f"the result is of a run in {result['storage']}, and this is {place.url}; give "
@@ -161,6 +165,7 @@ class SpotfirstHook(BaseHook):
             )
             raise InvalidSpec(msg)
         run, _, commit = select(place, str(result["resume_from"]), pinned=True)
+        run.spec()  # its signature is checked
         return read_arrays(run.packs(), commit, name)
 
     def get_conn(self) -> Storage:

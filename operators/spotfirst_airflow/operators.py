@@ -175,7 +175,7 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
     def __init__(
         self,
         *,
-        command: Sequence[str],
+        command: Sequence[str] | None = None,  # it is needed; here, a misspelt one is told first
         code: str | None = None,
         storage: str | None = None,
         fleet: str | None = None,
@@ -352,8 +352,12 @@ class SpotTrainingOperator(RendersExactly, BaseOperator):
         if not isinstance(deferrable, bool):
             msg = f"deferrable is {deferrable!r}; give True or False"
             raise InvalidArgument(msg)
+        arguments = self._arguments()
+        if arguments.get("command", ()) is None:
+            msg = "command is missing; give a list of words, such as ['python', 'train.py']"
+            raise InvalidArgument(msg)
         try:
-            check_written(self._arguments())
+            check_written(arguments)
         except InvalidSpec as error:
             raise InvalidArgument(str(error)) from None
 

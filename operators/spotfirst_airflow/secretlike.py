@@ -27,7 +27,7 @@ _VALUES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("a GitHub token", r"\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_[A-Za-z0-9_]{16,}"),
         ("a GitLab token", r"\bgl(?:pat|dt|ptt|rt)-[A-Za-z0-9_-]{16,}"),
         ("a Hugging Face token", r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
-        ("an API key", r"\bsk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_]{16,}"),
+        ("an API key", r"\bsk-(?:[A-Za-z0-9]{1,40}-){0,5}[A-Za-z0-9_]{16,}"),
         ("an API key", r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{8,}"),
         ("an API key", r"\b(?:nvapi-|ya29\.|AIza)[A-Za-z0-9_-]{20,}|\bdapi[0-9a-f]{32}\b"),
         ("an API key", r"\b(?:npm_[A-Za-z0-9]{36}|pypi-AgE[A-Za-z0-9_-]{8,}|r8_[A-Za-z0-9]{30,})"),
@@ -40,7 +40,10 @@ _VALUES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("a storage account's key", r"(?i)\b(?:AccountKey|SharedAccessKey)\s*=\s*\w"),
     )
 )
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\"']*?:([^\s/?#@\"']+)@")
+_URL = re.compile(
+    # Bounded, and begun where a word begins: a megabyte of letters takes no longer than to read it.
+    r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s/?#@\"':]{0,200}:([^\s/?#@\"']{1,500})@"
+)
 
 _WORDS = {
     "secret", "secrets", "password", "passwords", "passwd", "passphrase", "pwd",
@@ -54,9 +57,9 @@ _PAIRS = {
 }
 _ABOUT = {
     # NAME_PASSWORD_FILE and the like: where it is, or how it is handled, not what it is.
-    "arn", "backend", "count", "dir", "enabled", "env", "expiry", "file", "folder", "header",
+    "arn", "backend", "column", "count", "dir", "enabled", "env", "expiry", "field", "file", "folder", "header",
     "id", "len", "length", "limit", "manager", "max", "min", "name", "path", "policy", "prefix",
-    "provider", "region", "required", "rotation", "size", "store", "timeout", "ttl", "type",
+    "provider", "region", "required", "rotation", "size", "stdin", "store", "timeout", "ttl", "type",
     "uri", "url", "var", "version",
 }  # fmt: skip
 _WHETHER = {
@@ -68,8 +71,10 @@ _PASS_OF = {
     "pg", "postgres", "proxy", "redis", "root", "smtp", "sql", "ssh", "user",
 }  # fmt: skip
 _TOKEN_OF_A_VOCABULARY = {
-    "begin", "bos", "cls", "decoder", "end", "eos", "image", "mask", "max", "min", "next", "num",
-    "pad", "padding", "per", "prompt", "sep", "special", "start", "stop", "unk", "unknown",
+    "assistant", "audio", "begin", "blank", "bos", "class", "cls", "concept", "decoder", "end",
+    "eos", "image", "initializer", "instance", "mask", "max", "min", "newline", "next", "num",
+    "pad", "padding", "per", "placeholder", "prompt", "sep", "separator", "special", "start",
+    "stop", "text", "trigger", "unk", "unknown", "video",
 }  # fmt: skip
 _NOTHING = {
     "", "true", "false", "yes", "no", "on", "off", "none", "null", "auto", "disabled",

@@ -17,7 +17,7 @@ from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, HTTPException, Path
 from fastapi.responses import HTMLResponse
 
-from spotfirst.errors import FormatError, SpotfirstError, UnknownRun
+from spotfirst.errors import FormatError, SpotfirstError, UnknownRun, UntrustedObject
 from spotfirst.run import Run
 from spotfirst.wire import utc_now
 from spotfirst_airflow.hooks import SpotfirstHook
@@ -100,10 +100,13 @@ def _run_page(
     title: str, task: TaskKey, find: Callable[[TaskKey], TaskRecord | None]
 ) -> HTMLResponse:
     try:
-        told = find(task)
+        try:
+            told, why = find(task), ""
+        except UntrustedObject as error:
+            told, why = None, f", as far as can be told here: {error}"
         if told is None:
-            text = "This task has not attached to a run yet."
-            return _page(render_message(title, text, refresh_s=3))
+            text = f"This task has not attached to a run yet{why}."
+            return _page(render_message(title, text, refresh_s=15 if why else 3))
         storage = SpotfirstHook(told.conn_id).open_storage(told.storage)
         return _page(render_run(title, look_at(Run(storage, told.run_id), utc_now())))
     except UnknownRun as error:

@@ -81,11 +81,16 @@ def _end_run(task: _Task) -> None:
 def _told(task: _Task) -> TaskRecord | None:
     from airflow.utils.session import create_session
 
+    from spotfirst.errors import UntrustedObject
     from spotfirst_airflow.taskrecord import TaskKey
     from spotfirst_ui.told import told_about_run
 
-    with create_session() as session:
-        return told_about_run(session, TaskKey(*task[1:]))
+    try:
+        with create_session() as session:
+            return told_about_run(session, TaskKey(*task[1:]))
+    except UntrustedObject as error:
+        _log.warning("Not looking after the run of %s: %s", task, error)
+        return None
 
 
 def _is_final(task: _Task) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
+from spotfirst.errors import UntrustedObject
 from spotfirst_airflow.taskrecord import RUN_XCOM_KEY, TaskKey, TaskRecord, read_record
 
 if TYPE_CHECKING:
@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["told_about_run"]
 
-_log = logging.getLogger(__name__)
-
 
 def told_about_run(session: Session, task: TaskKey) -> TaskRecord | None:
     """The XCom that the task pushed before anything was launched; ``None`` before that.
 
-    People can edit XComs, so one that this very task did not sign counts as none.
+    People can edit XComs: raises :class:`UntrustedObject` for one that this very task did not sign,
+    or signed with a key that this process does not have.
     """
     from airflow.models.xcom import XComModel
 
@@ -37,7 +36,11 @@ def told_about_run(session: Session, task: TaskKey) -> TaskRecord | None:
         return None
     record = read_record(_plain(found.value), task)
     if record is None:
-        _log.warning("The XCom %r of %s is not what that task signed: ignored", RUN_XCOM_KEY, task)
+        msg = (
+            f"the XCom {RUN_XCOM_KEY!r} of this task was edited, or signed with another control key "
+            "than the one here; give all hosts of Airflow the same one"
+        )
+        raise UntrustedObject(msg)
     return record
 
 

@@ -202,6 +202,16 @@ class Lab:
     def output(self) -> str:
         return (self.folder / "agent.out").read_text()
 
+    def pids(self, word: str) -> list[int]:
+        """The processes of this lab's attempts that have this word in their command."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                is_ours = process.environ().get("SPOTFIRST_CHANNEL", "").startswith(str(self.work))
+                if is_ours and word in process.cmdline():
+                    found.append(process.pid)
+        return found
+
     def leftovers(self) -> list[str]:
         """Processes that any attempt of this lab has left behind; the guards get a moment."""
         end = time.monotonic() + 30

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from spotfirst import events as e
 from spotfirst.agent.limits import Purse, forecast
+from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.heartbeat import ExitReport, Heartbeat, Progress
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.run import Run, create_run
@@ -264,3 +265,46 @@ def test_nothing_outlives_the_limit_when_the_storage_takes_nothing(
     assert run.exit_report(1) is None, "it could not report"
     commits = run.chain().refresh().commits
     assert commits, "what was checkpointed before stands"
+
+
+# -- a storage that takes nothing for a while -----------------------------------------------------
+
+
+def test_the_last_files_wait_for_a_storage_that_refuses(lab: Lab, denied: Path) -> None:
+    go = lab.folder / "go"
+    script = (
+        "echo 1 > $SPOTFIRST_CHECKPOINT_DIR/model; "
+        f"until [ -e {go} ]; do sleep 0.05; done; echo 2 > $SPOTFIRST_CHECKPOINT_DIR/model"
+    )
+    run = lab.shell(script, checkpoint_mode="files", checkpoint_period_s=0.3)
+    instance = lab.start(run)
+    wait_until(lambda: run.chain().refresh().commits, "the first capture")
+    denied.touch()
+    go.touch()
+    wait_until(lambda: instance.log_line("[spotfirst] waiting for the storage to keep"), "the wait")
+    denied.unlink()
+    report = instance.exit()
+    assert report.cause == "completed"
+    mirror(run.packs(), run.chain().refresh().commits[-1][1], lab.folder / "kept")
+    assert (lab.folder / "kept" / "model").read_text() == "2\n"
+
+
+def test_files_that_cannot_be_kept_for_a_while_are_warned_about(lab: Lab, denied: Path) -> None:
+    script = (
+        "n=0; while :; do n=$((n+1)); echo $n > $SPOTFIRST_CHECKPOINT_DIR/.n; "
+        "mv $SPOTFIRST_CHECKPOINT_DIR/.n $SPOTFIRST_CHECKPOINT_DIR/n; sleep 0.1; done"
+    )
+    run = lab.shell(script, checkpoint_mode="files", checkpoint_period_s=0.3)
+    instance = lab.start(run)
+    wait_until(lambda: run.chain().refresh().commits, "the first capture")
+    denied.touch()
+    wait_until(
+        lambda: instance.log_line("[spotfirst] could not keep the script's files"), "the refusal"
+    )
+    denied.unlink()
+    told = instance.until(lambda beat: bool(beat.progress.warnings)).progress.warnings
+    assert "trying again" in told[0]
+    before = len(run.chain().refresh().commits)
+    wait_until(lambda: len(run.chain().refresh().commits) > before, "another capture")
+    instance.hand_over()
+    assert told[0] in instance.exit().progress.warnings

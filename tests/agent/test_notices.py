@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spotfirst.agent import listening
 from spotfirst.agent.listening import Listener
 from spotfirst.agent.notices import NoticeSource
 from spotfirst.agent.settings import Settings
@@ -197,3 +199,29 @@ def test_the_warning_reaches_the_run(lab: Lab) -> None:
     assert "interruption notices cannot be heard" in beat.progress.warnings[0]
     instance.hand_over()
     instance.exit()
+
+
+def test_a_service_that_never_ends_an_answer_is_a_warning_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_STUCK_S", 0.3)
+    over = threading.Event()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not over.wait(0.05):
+                    connection.sendall(b"z")
+
+        threading.Thread(target=drip, daemon=True).start()
+        said: list[str] = []
+        heard = listener(run, f"http://127.0.0.1:{server.getsockname()[1]}", said)
+        heard.start(notice_poll_s=0.01, handover_poll_s=0.05)
+        wait_until(lambda: bool(said))
+        heard.stop()
+        over.set()
+    assert "has not finished one answer" in said[0]

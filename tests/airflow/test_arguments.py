@@ -211,11 +211,21 @@ def test_work_that_goes_on_from_a_checkpoint_may_be_shorter_than_all_of_it() -> 
 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
-    [("dead_line", "deadline"), ("instance_type", "instance_types"), ("envs", "env")],
+    [
+        ("comand", "command"),
+        ("dead_line", "deadline"),
+        ("instance_type", "instance_types"),
+        ("envs", "env"),
+    ],
 )
 def test_misspelt_argument_is_refused_with_the_one_that_was_meant(wrong: str, meant: str) -> None:
     with pytest.raises(InvalidArgument, match=f"{wrong} .*did you mean {meant}"):
-        SpotTrainingOperator(task_id="t", command=COMMAND, **{wrong: "x"})
+        SpotTrainingOperator(task_id="t", **{wrong: "x"})
+
+
+def test_an_operator_without_a_command_is_refused_when_the_dag_is_parsed() -> None:
+    with pytest.raises(InvalidArgument, match="command is missing"):
+        SpotTrainingOperator(task_id="t")
 
 
 def test_misspelt_values_come_with_a_suggestion() -> None:

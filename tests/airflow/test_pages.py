@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spotfirst import events as e
+from spotfirst.errors import UntrustedObject
 from spotfirst.market import Market, Pool
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
@@ -281,3 +282,21 @@ def test_the_output_is_found_by_what_the_heartbeat_says_or_by_listing(tmp_path: 
             run.attempt_path(1, "heartbeat.json"), f'{beat}"log_segments":{claimed}}}'.encode()
         )
         assert look_at(run, utc_now()).output[-1] == "line 8"
+
+
+def test_the_page_of_a_run_that_is_gone_is_404(tmp_path: Path) -> None:
+    record = TaskRecord(run_id="gone", storage=str(tmp_path), conn_id=None)
+    with TestClient(app_of(lambda task: record), raise_server_exceptions=False) as client:
+        assert client.get(PAGE).status_code == 404
+
+
+def test_a_record_that_cannot_be_verified_says_what_to_look_at() -> None:
+    """Edited by somebody; or, with another key on the API server than on the worker, honest."""
+
+    def find(task: TaskKey) -> TaskRecord:
+        raise UntrustedObject("it was signed with another control key <b>")
+
+    answer = TestClient(app_of(find)).get(PAGE)
+    assert answer.status_code == 200
+    assert "has not attached to a run yet, as far as can be told here" in answer.text
+    assert "another control key &lt;b&gt;" in answer.text

@@ -16,9 +16,10 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
 from spotfirst import events as e
-from spotfirst.errors import InvalidSpec
+from spotfirst.errors import InvalidSpec, UntrustedObject
 from spotfirst.market import Market, Pool
 from spotfirst.run import Run
+from spotfirst.signing import ControlKeys, generate_key
 from spotfirst.state import Phase
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
@@ -111,6 +112,15 @@ def test_every_key_of_a_result_is_documented(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "airflow.md").read_text()
     for key in result(run, run.journal().refresh(), now=utc_now()):
         assert f"`{key}`" in page
+
+
+def test_the_log_begins_with_the_address_of_the_runs_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attached(operator_for(tmp_path), context(), tmp_path)
+    told = capsys.readouterr().out
+    page = "/spotfirst/dags/d/runs/r/tasks/t/-1"
+    assert 0 < told.index("Run page: ") < told.index(page) < told.index("Run d--r--t in")
 
 
 def test_a_run_that_failed_has_saved_nothing(tmp_path: Path) -> None:
@@ -297,6 +307,22 @@ def test_a_result_does_not_choose_the_storage_that_is_read(
     told = result(run, run.journal().refresh(), now=utc_now())
     monkeypatch.setenv("SPOTFIRST_STORAGE", str(tmp_path / "ours"))
     with pytest.raises(InvalidSpec, match="theirs"):
+        SpotfirstHook(None).load_weights(told)
+
+
+def test_without_a_default_storage_only_runs_of_our_controllers_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPOTFIRST_STORAGE", raising=False)
+    run = attached(operator_for(tmp_path / "s"), context(), tmp_path / "s")
+    state = with_checkpoint(run)
+    trained(run)
+    told = result(run, run.journal().refresh(), now=utc_now())
+    found = SpotfirstHook(None).load_weights(told)
+    assert found["w"].tolist() == state["w"].tolist()
+    keys = ControlKeys(generate_key())
+    monkeypatch.setattr(SpotfirstHook, "control_keys", lambda self: keys)
+    with pytest.raises(UntrustedObject):
         SpotfirstHook(None).load_weights(told)
 
 

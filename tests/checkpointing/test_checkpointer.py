@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import msgspec
 import pytest
 import torch
 
+from spotfirst._storage_local import LocalStorage
 from spotfirst.checkpointer import Checkpointer, Drained, Superseded, weights_sha256
 from spotfirst.checkpoints.chain import Commit
 from spotfirst.checkpoints.manifest import read_manifest
@@ -534,3 +537,37 @@ def _raise(error: Exception) -> Any:
 
 def _exit(run: Run, number: int) -> None:
     run.report_exit(ExitReport(attempt=number, at=LONG_AGO, cause="completed"))
+
+
+def test_a_storage_that_refuses_the_last_checkpoint_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = False
+    waits: list[float] = []
+
+    def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(self: LocalStorage, full: str, *rest: Any) -> Any:
+            if refuses:
+                raise OSError(errno.EROFS, "Read-only file system", full)
+            return method(self, full, *rest)
+
+        return refuse
+
+    for name in ("_create", "_write", "_write_from"):
+        monkeypatch.setattr(LocalStorage, name, refusing(getattr(LocalStorage, name)))
+
+    def sleep(seconds: float) -> None:
+        nonlocal refuses
+        waits.append(seconds)
+        refuses = refuses and sum(waits) < 3600
+
+    trained = Checkpointer(
+        model=torch.nn.Linear(2, 1), period_s=1e9, storage=str(tmp_path), sleep=sleep
+    )
+    for step in trained.steps(4):
+        if step == 2:
+            assert trained.save()
+        refuses = step == 3
+    assert sum(waits) >= 3600, "it waits as long as it takes: the storage took others before"
+    again = Checkpointer(model=torch.nn.Linear(2, 1), storage=str(tmp_path))
+    assert again.restore() == 4

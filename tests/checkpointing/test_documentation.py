@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import PATIENCE_S
+
+pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[2]
 

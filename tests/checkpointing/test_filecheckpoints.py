@@ -31,6 +31,7 @@ from spotfirst.checkpoints.manifest import (
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.checkpoints.packs import chunk_digest
 from spotfirst.checkpoints.retention import Retention
+from spotfirst.checkpoints.staging import read_at as read_at_plainly
 from spotfirst.errors import ClaimLost, CorruptObject, InvalidSpec, StorageUnavailable
 from spotfirst.run import Run, create_run
 from spotfirst.spec import ResumeFrom, RunSpec
@@ -226,7 +227,7 @@ def _changing(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[int]:
             path.write_bytes(b"y" * path.stat().st_size)
         return size
 
-    read = implementation.read_at
+    read = read_at_plainly
     monkeypatch.setattr(implementation, "read_at", read_at)
     return reads
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -46,6 +48,23 @@ def test_what_matters_is_told_at_once_with_all_that_was_held_back(tmp_path: Path
     assert progress is not None
     assert (progress.step, progress.phase) == (2, "draining")
     assert progress.timings.drained is not None
+
+
+EXITS = """
+import sys
+from pathlib import Path
+from spotfirst.channel import Channel
+from spotfirst.reporting import ProgressReporter
+
+reporter = ProgressReporter(Channel(Path(sys.argv[1])), monotonic=lambda: 0.0)
+reporter.tell(step=1)
+reporter.step_done = 7
+"""
+
+
+def test_the_last_step_is_told_when_the_script_exits(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", EXITS, str(tmp_path)], check=True)
+    assert _step(Channel(tmp_path)) == 7
 
 
 def test_a_warning_is_given_once(tmp_path: Path) -> None:

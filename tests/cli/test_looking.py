@@ -317,3 +317,14 @@ def test_a_run_that_was_stopped_says_why(tmp_path: Path) -> None:
     ):
         journal.append(event)
     assert re.search(r"stopped +the budget of \$5.00", invoke(storage, "show", "r").stdout)
+
+
+def test_a_chain_that_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    storage, at = open_storage(str(tmp_path)), utc_now()
+    run = create_run(storage, RunSpec(run_id="odd", created_at=at, command=("true",)))
+    run.journal().append(e.Created(at=at))
+    run.storage.write("checkpoints/00000001.json", b"garbage")
+    shown = invoke(storage, "show", "odd")
+    assert shown.exit_code == 0
+    assert f"{run.url}/checkpoints/00000001.json" in shown.stdout.replace("\n", "")
+    assert "cost" in shown.stdout

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from spotfirst import events as e
 from spotfirst.channel import Channel
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
-from spotfirst.errors import CorruptObject, FormatError, InvalidSpec
+from spotfirst.errors import CorruptObject, FormatError, InvalidSpec, ObjectMissing
 from spotfirst.heartbeat import ExitReport, Heartbeat, Progress, clipped
 from spotfirst.market import Notice, Pool
 from spotfirst.run import SEGMENT_LIMIT_BYTES, Run, create_run
@@ -145,7 +145,20 @@ def run(storage: Storage) -> Run:
     return create_run(storage, RunSpec(run_id="r", created_at=NOW, command=("true",)))
 
 
-def test_a_larger_object_than_the_limit_is_refused_by_its_url(storage: Storage) -> None:
+@pytest.mark.parametrize("kind", ["local", "memory", "s3"])
+def test_a_larger_object_than_the_limit_is_refused_by_its_url(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    urls = {"memory": "memory://limits"}
+    fixture = {"local": "tmp_path", "s3": "s3_url"}.get(kind, "tmp_path")
+    storage = open_storage(urls.get(kind) or str(request.getfixturevalue(fixture)))
+    storage.write("empty", b"")
+    assert storage.read("empty", limit_bytes=5) == b""
+    assert storage.read_many(["empty"], limit_bytes=5) == {"empty": b""}
+    assert storage.read_tail("empty", 5) == b""
+    assert storage.read_or_none("none", limit_bytes=5) is None
+    with pytest.raises(ObjectMissing):
+        storage.read_many(["none"], limit_bytes=5)
     storage.write("a", b"12345")
     assert storage.read("a", limit_bytes=5) == b"12345"
     assert storage.read_many(["a"], limit_bytes=5) == {"a": b"12345"}

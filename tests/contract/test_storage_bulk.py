@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import itertools
 import json
 import mmap
@@ -36,6 +37,10 @@ from spotfirst.errors import (
 )
 from spotfirst.storage import Storage, open_storage
 from tests.waiting import PATIENCE_S
+
+needs_obstore = pytest.mark.skipif(
+    importlib.util.find_spec("obstore") is None, reason="on Python 3.10 s3fs writes in its own way"
+)
 
 PAGE = 4096
 MIB = 1 << 20
@@ -413,6 +418,7 @@ def _ranged(connection: socket.socket, head: bytes, data: bytes = OBJECT) -> Non
     _say(connection, "206 Partial Content", part, at)
 
 
+@needs_obstore
 def test_requests_are_signed_with_all_of_the_credentials(server: Server, faulty: Storage) -> None:
     heads: list[str] = []
 
@@ -481,6 +487,7 @@ def test_a_fault_of_the_moment_is_read_through(server: Server, faulty: Storage, 
 
 @pytest.mark.parametrize("size", [1000, 40 * MIB])
 @pytest.mark.parametrize("fault", ["cut", "503"])
+@needs_obstore
 def test_a_fault_of_the_moment_is_written_through(
     server: Server, faulty: Storage, fault: str, size: int
 ) -> None:
@@ -566,6 +573,7 @@ def test_a_missing_bucket_is_said_at_once(server: Server, faulty: Storage) -> No
             call()
 
 
+@needs_obstore
 def test_credentials_of_a_role_are_renewed_in_time(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -744,6 +752,7 @@ def test_a_dead_server_is_known_within_patience(server: Server, faulty: Storage)
         assert time.monotonic() - began < PATIENCE_S
 
 
+@needs_obstore
 def test_a_server_that_falls_silent_is_known(
     server: Server, faulty: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -760,6 +769,7 @@ def test_a_server_that_falls_silent_is_known(
         assert time.monotonic() - began < PATIENCE_S
 
 
+@needs_obstore
 def test_a_slow_server_is_waited_for(
     server: Server, faulty: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -779,6 +789,7 @@ def test_a_slow_server_is_waited_for(
     assert any(said.startswith("HEAD") for said in server.requests)
 
 
+@needs_obstore
 def test_a_server_without_the_checksum_does_without(server: Server, faulty: Storage) -> None:
     def answer(connection: socket.socket, said: str, head: bytes) -> None:
         _take(connection, head)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spotfirst import events as e
 from spotfirst.errors import FleetUnavailable, LaunchRejected
 from spotfirst.events import EndCause
 from spotfirst.market import Market
@@ -217,6 +218,54 @@ def test_script_retries_are_taken_when_asked_for() -> None:
     assert world.until_done().state.phase is Phase.SUCCEEDED
 
 
+def _interrupted_at(world: World, step: int) -> None:
+    """The first attempt trains up to this step, and its instance is gone without notice."""
+    while not (world.alive() and world.trainer_step() >= step):
+        world.reconcile()
+        world.tick()
+    world.interrupt(world.trainer(), notice=False)
+
+
+def test_a_checkpoint_with_which_an_attempt_crashes_at_once_is_passed_over_for_the_one_before() -> (
+    None
+):
+    world = World()
+    world.poisoned = {20}
+    _interrupted_at(world, 25)
+    state = world.until_done().state
+    assert state.phase is Phase.SUCCEEDED
+    starts = [a.ended.start_step for a in state.attempts if a.ended]
+    assert starts == [0, 20, 10]
+    assert any("the one BEFORE it" in warning for warning in state.warnings)
+
+
+def test_going_back_ends_after_two_checkpoints_and_begins_with_the_newest_once_reopened() -> None:
+    world = World()
+    world.poisoned = {10, 20, 30, 40, 50}
+    _interrupted_at(world, 55)
+    state = world.until_done().state
+    assert state.phase is Phase.FAILED
+    assert [a.ended.start_step for a in state.attempts if a.ended] == [0, 50, 40, 30]
+    journal = world.run.journal()
+    journal.refresh()
+    journal.append(e.Reopened(at=world.now, owner="someone"))
+    world.poisoned = set()
+    world.controllers = [world.new_controller()]
+    state = world.until_done().state
+    assert state.phase is Phase.SUCCEEDED
+    assert state.attempts[-1].ended is not None
+    assert state.attempts[-1].ended.start_step == 50
+
+
+def test_with_one_checkpoint_alone_there_is_none_to_go_back_to() -> None:
+    world = World()
+    world.poisoned = {10}
+    _interrupted_at(world, 15)
+    state = world.until_done().state
+    assert state.phase is Phase.FAILED
+    assert len(state.attempts) == 2
+
+
 def test_a_crash_loop_without_progress_stops_after_a_few_tries() -> None:
     world = World(script_retries=100)
     for _ in range(200):
@@ -248,6 +297,22 @@ def test_a_silent_instance_is_replaced_but_an_outage_of_the_controller_is_not_si
         world.reconcile()
         world.tick()
     assert machine.ended_at is not None
+    assert world.until_done().state.phase is Phase.SUCCEEDED
+
+
+def test_an_instance_that_can_write_nothing_is_warned_about_before_it_is_given_up() -> None:
+    world = World(silence_s=120)
+    while not world.alive():
+        world.reconcile()
+    [machine] = world.alive()
+    machine.tick = lambda: None  # type: ignore[method-assign]
+    for _ in range(90):
+        world.reconcile()
+        world.tick()
+    assert machine.ended_at is None
+    told = [w for w in world.run.journal().refresh().warnings if "has written nothing yet" in w]
+    assert len(told) == 1
+    assert world.storage.url in told[0]
     assert world.until_done().state.phase is Phase.SUCCEEDED
 
 

@@ -117,6 +117,9 @@ def test_a_secret_in_a_command_is_found(command: list[str]) -> None:
         ["python", "train.py", "--max-tokens", "512", "--tokenizer", "bpe"],
         ["python", "train.py", "--eos-token", "</s>", "--pad-token=<pad>"],
         ["python", "train.py", "--token", "$HF_TOKEN"],
+        ["python", "train.py", "--placeholder_token", "<cat>", "--initializer_token", "toy"],
+        ["python", "train.py", "--use_auth_token", "True", "--hub_token", "None"],
+        ["sh", "-c", "docker login --username me --password-stdin registry.example < /run/pw"],
         ["sh", "-c", 'python train.py --api-key "$(cat /run/key)"'],
         ["python", "train.py", "--password-file", "/run/password"],
         ["python", "train.py", "--use-auth-token", "--verbose"],
@@ -126,6 +129,16 @@ def test_a_secret_in_a_command_is_found(command: list[str]) -> None:
 )
 def test_a_command_without_a_secret_is_harmless(command: list[str]) -> None:
     assert secretlike.in_command(command) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a", "a:", "a://", "://a:a:", "sk-", "sk-a-", "eyJ", "bearer ", "--a ", "A=", "=", "hf_"],
+)
+def test_a_long_text_takes_no_longer_than_to_read_it(text: str) -> None:
+    value = text * (1_000_000 // len(text))
+    assert isinstance(secretlike.in_variable("X", value), str)
+    assert isinstance(secretlike.in_command([value]), str)
 
 
 @given(st.text(), st.text())

@@ -18,6 +18,7 @@ import msgspec
 
 from spotfirst import events as e
 from spotfirst.checkpoints.chain import CheckpointChain
+from spotfirst.checkpoints.restoring import crashed_with
 from spotfirst.errors import (
     ClaimLost,
     FleetError,
@@ -97,7 +98,8 @@ class World:
     ``way_usd_gb``: by zone, what a GB costs that is read there from the storage, and written to it.
     Each checkpoint has ``checkpoint_bytes``, of which ``new_bytes`` are written.
     ``refuses``: by market, the error that every launch there ends with; ``refused`` has them.
-    ``powers_off``: instances end themselves with their agent.
+    ``powers_off``: instances end themselves with their agent. ``poisoned`` are steps with whose
+    checkpoints every attempt crashes at once.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class World:
         self.refused: list[tuple[datetime, Market]] = []
         self.refuses: dict[Market, FleetError] = {}
         self.powers_off = True
+        self.poisoned: set[int] = set()
         self.way_usd_gb: dict[str, tuple[Decimal, Decimal]] = {}
         self.checkpoint_bytes = self.new_bytes = 0
         self.machines: dict[str, Machine] = {}
@@ -295,10 +298,16 @@ class Machine:
                 self.run.request_handover(holder, ask)
                 return
         self.chain.claim(number)
-        newest = self.chain.newest()
-        step = newest[1].step if newest else 0
+        crashed = crashed_with(self.run, self.chain)
+        commits = [commit for commit in self.chain.commits if commit[0] not in crashed]
+        seq, step = (commits[-1][0], commits[-1][1].step) if commits else (None, 0)
         self.phase = "training"
-        self._tell(start_step=step, step=step, timings=Timings(first_step=self.world.now))
+        self._tell(
+            start_step=step, step=step, restored_seq=seq,
+            timings=Timings(first_step=self.world.now),
+        )  # fmt: skip
+        if seq is not None and step in self.world.poisoned:
+            self.exit("script_failed", 1, "the command exited with 1")
 
     def _train(self) -> None:
         if (self.progress.step or 0) >= self.world.total_steps:

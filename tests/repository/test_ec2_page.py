@@ -222,6 +222,7 @@ def interrupt(account: Account, over: threading.Event) -> None:
 
 @pytest.mark.airflow
 @pytest.mark.slow
+@pytest.mark.torch
 def test_the_example_dag_trains_on_ec2_to_the_weights_of_the_local_fleet(
     account: Account, tmp_path: Path
 ) -> None:

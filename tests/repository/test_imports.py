@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +94,7 @@ def test_the_probe_notices_a_blocked_import() -> None:
     assert "import of torch halted" in failures(["torch"], {"torch"})["torch"]
 
 
+@pytest.mark.torch
 def test_the_instance_side_imports_without_airflow_and_boto3() -> None:
     blocked = {"airflow", "boto3", "spotfirst_airflow", "spotfirst_ui"}
     assert failures(modules(INSTANCE), blocked) == {}

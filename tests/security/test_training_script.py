@@ -5,7 +5,7 @@ It may ruin its own attempt. It decides nothing about money, and nothing about a
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from decimal import Decimal
 
 import msgspec
@@ -16,10 +16,10 @@ from spotfirst.market import Notice
 from spotfirst.state import Phase
 from spotfirst.wire import encode
 from spotfirst_airflow.costs import bill
-from tests.controller.world import World
+from tests.controller.world import START, World
 
-LONG_AGO = datetime(1970, 1, 1, tzinfo=timezone.utc)
-FAR = datetime(2100, 1, 1, tzinfo=timezone.utc)
+LONG_AGO = START - timedelta(hours=5)
+FAR = START + timedelta(days=300)
 
 
 def _training(**spec: object) -> World:
@@ -115,3 +115,21 @@ def test_what_it_says_of_other_attempts_launches_and_ends_nothing() -> None:
         world.tick()
     assert [m.request.attempt for m in world.alive()] == [1]
     assert world.run.journal().refresh().phase is Phase.ACTIVE
+
+
+@pytest.mark.parametrize("step", [1, 19, 5000, 10**9])
+def test_a_success_without_its_last_checkpoint_is_none(step: int) -> None:
+    """Whoever reports one is tried again elsewhere, like any attempt that was lost."""
+    world = _training()
+    world.run.storage.delete("checkpoints/00000002.json")
+    [machine] = world.machines.values()
+    machine.mute = True
+    _report(world, cause="completed", progress=Progress(step=step, checkpoint_step=step))
+    machine.die("itself")
+    world.reconcile()
+    state = world.run.journal().refresh()
+    assert state.phase is Phase.ACTIVE
+    ended = state.attempt(1).ended
+    assert ended is not None
+    assert ended.cause == "lost"
+    assert f"reported success after step {step}, and" in ended.message

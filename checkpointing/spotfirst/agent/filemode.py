@@ -20,8 +20,9 @@ from spotfirst.agent.periodic import Periodic
 from spotfirst.agent.retrying import until_answered
 from spotfirst.checkpoints.claiming import MOST_WAIT_S
 from spotfirst.checkpoints.files import FileCheckpoints
-from spotfirst.errors import ClaimLost
+from spotfirst.errors import ClaimLost, StorageError
 from spotfirst.heartbeat import Progress, Timings
+from spotfirst.patience import once_taken
 from spotfirst.run import Run
 from spotfirst.wire import Clock, utc_now
 
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _CAPTURE_UNDER_WAY_S = 60.0
 _LOOK_S = 1.0
+_STORAGE_AGAIN_S = 15.0
 _AGAIN_S = 2.0
 """Until the next capture when one found a file that was being written."""
 _MOST_PAUSED = 0.05
@@ -68,6 +70,7 @@ class FileMode:
         self._due_at = 0.0
         self._saves: list[float] = []
         self._waits_since: datetime | None = None
+        self._storage_failed = False
         self.superseded = False
         """Whether a newer attempt has taken the checkpoints: nothing more can be kept."""
         self.capture_s = 0.0
@@ -146,8 +149,9 @@ class FileMode:
         elif not asked:
             self._files.note_death()
         try:
-            until_answered("keep the last files", lambda: self._take(final=True))
-            until_answered("release the checkpoints", self._files.release)
+            denied_s = once_taken(self.capture_s > 0)
+            until_answered("keep the last files", lambda: self._take(final=True), denied_s=denied_s)
+            until_answered("release the checkpoints", self._files.release, denied_s=denied_s)
         except ClaimLost:
             self.superseded = True
             return
@@ -183,6 +187,11 @@ class FileMode:
                 return float("inf")
             except NotFrozen as error:
                 self._warn(f"{error}; nothing newer is kept meanwhile")
+            except StorageError as error:
+                self._due_at = min(self._due_at, time.monotonic() + _STORAGE_AGAIN_S)
+                if not self._storage_failed:  # once: the path in it differs each time
+                    self._warn(f"could not keep the script's files, trying again: {error}")
+                self._storage_failed = True
             pause_s = self._files.pause_s
             if self._files.is_waiting:
                 self._due_at = min(self._due_at, time.monotonic() + _AGAIN_S)
@@ -203,7 +212,8 @@ class FileMode:
     def _take(self, *, final: bool) -> None:
         start = time.monotonic()
         seq = self._files.capture(final=final)
-        changes: dict[str, Any] = {"warnings": self._files.warnings}
+        warnings = dict.fromkeys((*self.progress.warnings, *self._files.warnings))
+        changes: dict[str, Any] = {"warnings": tuple(warnings)}
         if not final:
             changes["pause_s"] = pause_s = self._files.pause_s
             if pause_s > _LOUD_PAUSE_S:

@@ -5,8 +5,12 @@ Only formats that are written from front to back, and whose end shows that they 
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from typing import Literal
+
+import msgspec
 
 __all__ = ["Wholeness", "is_sqlite", "wholeness"]
 
@@ -38,7 +42,8 @@ def wholeness(descriptor: int, path: str, size_bytes: int) -> Wholeness:
     if head.startswith(b"\x93NUMPY"):
         return _npy(descriptor, head, size_bytes)
     if head.startswith(b"PAR1"):
-        return "whole" if os.pread(descriptor, 4, size_bytes - 4) == b"PAR1" else "torn"
+        is_whole = size_bytes >= 12 and os.pread(descriptor, 4, size_bytes - 4) == b"PAR1"
+        return "whole" if is_whole else "torn"
     if size_bytes == 0 and path.endswith((".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".npy")):
         return "torn"
     return "unknown"
@@ -76,8 +81,6 @@ def _safetensors(descriptor: int, head: bytes, size_bytes: int) -> Wholeness:
 
 
 def _data_offsets(head: bytes) -> int | None:
-    import msgspec
-
     try:
         found = msgspec.json.decode(head)
         return max(
@@ -88,14 +91,22 @@ def _data_offsets(head: bytes) -> int | None:
             ),
             default=0,
         )
-    except (msgspec.DecodeError, TypeError, KeyError, IndexError, ValueError, AttributeError):
+    except (
+        msgspec.DecodeError,
+        TypeError,
+        KeyError,
+        IndexError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ):
         return None
 
 
 def _npy(descriptor: int, head: bytes, size_bytes: int) -> Wholeness:
     """The header says shape and type; no less than that many bytes follow it."""
-    import re
-
+    if len(head) < 12:
+        return "torn"
     wide = head[6] > 1
     start = 12 if wide else 10
     head_bytes = int.from_bytes(head[8:start], "little")
@@ -104,10 +115,11 @@ def _npy(descriptor: int, head: bytes, size_bytes: int) -> Wholeness:
     kind = re.search(rb"'descr':\s*'[<>|=]?[a-zA-Z](\d+)'", text)
     if shape is None or kind is None:
         return "unknown"
-    needed = int(kind[1])
-    for length in shape[1].split(b","):
-        if length.strip():
-            needed *= int(length)
+    try:
+        needed = math.prod(map(int, filter(None, (n.strip() for n in shape[1].split(b",")))))
+        needed *= int(kind[1])
+    except ValueError:
+        return "unknown"
     if b"U" in kind[0]:  # texts: a number of characters, of four bytes each
         needed *= 4
     return "torn" if start + head_bytes + needed > size_bytes else "unknown"

@@ -179,6 +179,7 @@ class FileCheckpoints:
         self._cut: dict[str, Signature] = {}
         self._cut_folders: dict[str, frozenset[tuple[str, Signature]]] = {}
         self._last_look: tuple[dict[str, _Verdict], float] = ({}, 0.0)
+        self._logs: set[str] = set()
         self._warned: set[str] = set()
         self.step = 0
         """Captures so far, in the run and in the checkpoint it started from."""
@@ -268,7 +269,7 @@ class FileCheckpoints:
             decision = self._decide(pids, frozen=True, final=False, is_look=True)
             if not is_running():
                 return
-            self._last_look = (decision.verdicts, looked_at)
+            self._remember_look(decision, looked_at)
         self.is_waiting = bool(decision.waiting or decision.held)
 
     def note_writers(self, pids: Collection[int] | None = None) -> None:
@@ -300,7 +301,8 @@ class FileCheckpoints:
         for path, verdict in decision.verdicts.items():
             known = last.get(path)
             is_old = files[path].st_mtime < looked_at - 1.0 and known != "before"
-            if verdict == "whole" and known != "log" and not is_old and not self._has_end(path):
+            is_log = path in self._logs or is_log_name(path)
+            if verdict == "whole" and not (is_log or is_old or self._has_end(path)):
                 self._cut[path] = signature(files[path])
         self._cut_folders = {folder: _content(folder, files) for folder in decision.held}
 
@@ -332,8 +334,9 @@ class FileCheckpoints:
             for path in inventory.files
         )
         units: dict[str, Unit] = {}
+        with_files = {p.rpartition("/")[0] for p in inventory.files if not is_log_name(p)}
         for path, status in inventory.files.items():
-            place = unit_of(path, known, root_is_one=root_is_one)
+            place = unit_of(path, known, with_files=with_files, root_is_one=root_is_one)
             unit = None
             if place is not None:
                 unit = units.setdefault(place, Unit(place, bool(place) and place not in known))
@@ -385,7 +388,7 @@ class FileCheckpoints:
             def extends() -> bool:
                 return not is_look and kept is not None and self._extends(kept, descriptor, status)
 
-            is_new = unit is not None and unit.is_new
+            is_new = unit is not None and unit.is_new and not is_log_name(path)
             verdict = self._settling.verdict(
                 path, status, descriptor, frozen=frozen or final,
                 kept="file" if kept is not None else "no folder" if is_new else "nothing",
@@ -412,7 +415,8 @@ class FileCheckpoints:
     def _hold(self, decision: _Decision, units: dict[str, Unit], *, final: bool) -> None:
         """Take nothing of folders that are not complete, nor what points to them."""
         files = decision.inventory.files
-        held = self._sets.held(units.values(), self._captured, final=final)
+        folders = decision.inventory.folders
+        held = self._sets.held(units.values(), self._captured, final=final, folders=folders)
         if final:
             held |= {
                 folder
@@ -440,6 +444,14 @@ class FileCheckpoints:
                     f"the folder {folder or '.'!r} was not complete when the script ended, so it "
                     "is kept as it was before"
                 )
+
+    def _remember_look(self, decision: _Decision, looked_at: float) -> None:
+        self._last_look = (decision.verdicts, looked_at)
+        self._logs = {
+            path
+            for path, verdict in decision.verdicts.items()
+            if verdict == "log" or (verdict == "same" and path in self._logs)
+        }
 
     def _note_saves(self, decision: _Decision) -> None:
         """Remember when the script last completed a file that is no log."""
@@ -543,7 +555,7 @@ class FileCheckpoints:
                 with self._lock:
                     decision = self._decide(pids, frozen=frozen, final=final)
                     if not final:
-                        self._last_look = (decision.verdicts, self._clock().timestamp())
+                        self._remember_look(decision, self._clock().timestamp())
                 sources = self._take(decision, staging, stack)
             self.pause_s = self._monotonic() - began if frozen else 0.0
             files = self._with_gone(decision)

@@ -1,9 +1,10 @@
 """Which folders are checkpoints of several files, and whether one is complete.
 
-A folder of which nothing has been kept is a unit with all that is below it; so is, for its own
-files, one that is known. A unit is taken when its files are whole, and
+A folder of which nothing has been kept is a unit with all that is below it (:func:`unit_of` says
+which, of several); so is, for its own files, one that is known. A unit is taken when its files are whole, and
 
 - it has every name that its newest sibling has (``checkpoint-20`` those of ``checkpoint-10``), or
+- the script has begun with a later one (``checkpoint-30``), or
 - no file has been added for as long as it took to write those that are there (2 to 60 s).
 
 An index of shards must have all of them. Logs are no part of this: they never end.
@@ -25,7 +26,8 @@ _LEAST_QUIET_S = 2.0
 _MOST_QUIET_S = 60.0
 _GIVE_UP_S = 600.0
 """A unit that nobody has changed for so long is taken as it is."""
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CHECKPOINT = re.compile(r"(check|ckpt|step|epoch|iter|save|model).*\d|^\d+$", re.IGNORECASE)
 _LOGS = (".csv", ".tsv", ".log", ".txt", ".jsonl", ".ndjson", ".out", ".err", ".db", ".sqlite")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _INDEX = ".index.json"
@@ -42,16 +44,23 @@ def is_temporary(path: str) -> bool:
     return _TEMPORARY in path
 
 
-def unit_of(path: str, known: Collection[str], *, root_is_one: bool) -> str | None:
-    """The folder with which a file is taken or not: the highest new one, or its own.
+def unit_of(
+    path: str, known: Collection[str], *, with_files: Collection[str], root_is_one: bool
+) -> str | None:
+    """The folder with which a file is taken or not: a new one above it, or else its own.
 
-    ``known`` are folders that have been kept. The files of the folder itself are on their own,
-    unless ``root_is_one``: then they are the unit ``""``.
+    ``known`` are folders that have been kept, and ``with_files`` those with files of their own that
+    are no logs. Of several new ones it is the highest with a name like ``checkpoint-500``; else the
+    highest with files, and with a number in its name if there is one. The files of the folder
+    itself are on their own, unless ``root_is_one``: then they are the unit ``""``.
     """
     parents = [str(parent) for parent in PurePosixPath(path).parents][:-1]
-    for parent in reversed(parents):
-        if parent not in known:
-            return parent
+    new = [parent for parent in reversed(parents) if parent not in known]
+    if new:
+        saved = [parent for parent in new if _CHECKPOINT.search(parent.rpartition("/")[2])]
+        filled = [parent for parent in new if parent in with_files]
+        numbered = [parent for parent in filled if _NUMBER.search(parent.rpartition("/")[2])]
+        return (saved or numbered or filled or new)[0]
     if parents:
         return parents[0]
     return "" if root_is_one else None
@@ -62,7 +71,7 @@ def missing_shards(index: bytes) -> set[str]:
     try:
         shards = msgspec.json.decode(index)["weight_map"].values()
         return {name for name in shards if isinstance(name, str)}
-    except (msgspec.DecodeError, TypeError, KeyError, AttributeError):
+    except (msgspec.DecodeError, TypeError, KeyError, AttributeError, RecursionError):
         return set()
 
 
@@ -92,10 +101,18 @@ class FolderSets:
         self._since: dict[str, dict[str, float]] = {}
         self._held: dict[str, float] = {}
 
-    def held(self, units: Iterable[Unit], kept: Mapping[str, object], *, final: bool) -> set[str]:
+    def held(
+        self,
+        units: Iterable[Unit],
+        kept: Mapping[str, object],
+        *,
+        final: bool,
+        folders: Collection[str] = (),
+    ) -> set[str]:
         """The paths of the units that are still being written.
 
-        ``kept`` has the paths of all files that were captured before. ``final``: nothing more will
+        ``kept`` has the paths of all files that were captured before, ``folders`` are all that are
+        there. ``final``: nothing more will
         be written.
         """
         now = self._monotonic()
@@ -108,7 +125,7 @@ class FolderSets:
             since = self._since.setdefault(unit.path, {})
             for path, age_s in unit.whole.items():
                 since.setdefault(path, now - age_s)
-            if self._is_incomplete(unit, kept, since, now, final=final):
+            if self._is_incomplete(unit, kept, since, now, final=final, folders=folders):
                 self._held.setdefault(unit.path, now)
                 found.add(unit.path)
             else:
@@ -123,6 +140,7 @@ class FolderSets:
         now: float,
         *,
         final: bool,
+        folders: Collection[str],
     ) -> bool:
         if is_temporary(unit.path):
             return True
@@ -141,6 +159,8 @@ class FolderSets:
             own = {p for p in unit.present if not is_log_name(p) and _is_in(unit.path, p)}
             if len(own) == 1:
                 return False  # a file that is saved again and again
+        if unit.is_new and _has_successor(unit.path, folders):
+            return False
         needed = _names_of_sibling(unit.path, kept) if unit.is_new else Counter()
         if needed and not needed - Counter(_general(path, unit.path) for path in unit.present):
             return False
@@ -159,6 +179,19 @@ def _general(path: str, unit: str) -> str:
     return _NUMBER.sub("#", path[len(unit) :])
 
 
+def _has_successor(unit: str, folders: Iterable[str]) -> bool:
+    """Whether there is a folder of the same name but for larger numbers."""
+    pattern = _NUMBER.sub("#", unit)
+    if "#" not in pattern.rpartition("/")[2]:
+        return False
+    own = _numbers(unit)
+    return any(_NUMBER.sub("#", each) == pattern and _numbers(each) > own for each in folders)
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(number) for number in _NUMBER.findall(path)]
+
+
 def _names_of_sibling(unit: str, kept: Iterable[str]) -> Counter[str]:
     """The general names of the files of the newest kept folder whose name differs in numbers."""
     pattern = _NUMBER.sub("#", unit)
@@ -171,6 +204,6 @@ def _names_of_sibling(unit: str, kept: Iterable[str]) -> Counter[str]:
         if folder not in {path, unit} and _NUMBER.sub("#", folder) == pattern:
             siblings.setdefault(folder, Counter())[_general(path, folder)] += 1
     newest = max(
-        siblings, key=lambda name: [int(n) for n in _NUMBER.findall(name)], default=None
+        siblings, key=_numbers, default=None
     )  # fmt: skip
     return Counter() if newest is None else siblings[newest]

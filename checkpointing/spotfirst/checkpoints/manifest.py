@@ -29,6 +29,7 @@ from spotfirst.storage import Storage, safe_path
 from spotfirst.wire import Record, decode, encode
 
 __all__ = [
+    "MAX_MANIFEST_BYTES",
     "ArrayRef",
     "FileRef",
     "FilesManifest",
@@ -51,7 +52,7 @@ MAX_PACKED_BYTES = 64 << 20
 """What one compressed part may become: nothing decompresses into more."""
 _MAX_DIMENSIONS = 64
 _MAX_ARRAY_BYTES = 1 << 48
-_MAX_MANIFEST_BYTES = 512 << 20
+MAX_MANIFEST_BYTES = 512 << 20
 _MOST_NS = 1 << 62
 _MOST_TARGET = 4096
 _MAX_IRREGULAR = 1000
@@ -214,7 +215,7 @@ def read_manifest(packs: Storage, name: str, digest: str) -> Manifest:
     if _MANIFEST.fullmatch(name) is None:
         msg = f"{name[:80]!r} is no name of a manifest"
         raise CorruptObject(msg)
-    data = packs.read_range(name, 0, _MAX_MANIFEST_BYTES)
+    data = packs.read_range(name, 0, MAX_MANIFEST_BYTES)
     if manifest_digest(data) != digest:
         msg = f"{path} is damaged: its {len(data)} bytes are not those that were committed"
         raise CorruptObject(msg)

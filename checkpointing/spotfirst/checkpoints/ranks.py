@@ -15,7 +15,15 @@ from typing import Any
 
 import msgspec
 
-from spotfirst.checkpoints.manifest import ArrayRef, PackRef, Part, RankState, Shard, StateManifest
+from spotfirst.checkpoints.manifest import (
+    MAX_MANIFEST_BYTES,
+    ArrayRef,
+    PackRef,
+    Part,
+    RankState,
+    Shard,
+    StateManifest,
+)
 from spotfirst.checkpoints.statetree import renumber, walk_leaves
 from spotfirst.errors import SpotfirstError, StateMismatch
 from spotfirst.patience import Sleep
@@ -113,7 +121,7 @@ def wait_for_parts(
     for rank in ranks:
         name = part_name(claim, save, rank)
         delay_s = _POLL_S[0]
-        while (data := packs.read_or_none(name)) is None:
+        while (data := packs.read_or_none(name, limit_bytes=MAX_MANIFEST_BYTES)) is None:
             if stop() or monotonic() >= end:
                 msg = f"rank {rank} has not saved its part within {limit_s:g} s; is it alive?"
                 raise TimeoutError(msg)

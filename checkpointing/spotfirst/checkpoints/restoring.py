@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
-from spotfirst.errors import CorruptObject, InvalidSpec, ObjectMissing, UnknownRun
+from spotfirst.errors import CorruptObject, FormatError, InvalidSpec, ObjectMissing, UnknownRun
 from spotfirst.run import Run
 from spotfirst.spec import ResumeFrom
 from spotfirst.storage import Storage
 
-__all__ = ["Restored", "load_newest"]
+__all__ = ["MOST_BACK", "Restored", "crashed_with", "load_newest"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+MOST_BACK = 2
+"""How many checkpoints to go back, one at a time, when attempts crash with them."""
+_MOST_REPORTS = 10
+_CRASHES = {"script_failed", "killed"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,23 @@ def load_newest(
     """Load the newest checkpoint that is whole; ``None`` when the run is to start from nothing.
 
     ``load`` gets the storage of the packs and the chain's entry. A checkpoint with missing or
-    damaged bytes is passed over, with a warning. With checkpoints but none that is whole, raises
+    damaged bytes is passed over, with a warning, and so is one that attempts crashed with
+    (:func:`crashed_with`). With checkpoints but none that is whole, raises
     :class:`CorruptObject`: to start anew would be a silent loss. Without any, loads the checkpoint
     ``resume_from``; that one or none.
     """
+    crashed = crashed_with(run, chain)
     for seq, commit in reversed(chain.commits):
         _check_content(run, seq, commit, content)
+        if seq in crashed:
+            message = (
+                f"attempt {crashed[seq]} crashed with checkpoint {seq} of step {commit.step} before "
+                "it came any further: GOING BACK to the checkpoint before it. If the script is at "
+                "fault, mend it and clear the task: then the newest checkpoint is used again"
+            )
+            _log.warning("%s", message)
+            warn(message)
+            continue
         try:
             return Restored(load(run.packs(), commit), commit, seq)
         except (CorruptObject, ObjectMissing) as error:
@@ -67,6 +83,37 @@ def load_newest(
     commit = _parents_commit(parent, resume_from)
     _check_content(parent, resume_from.seq, commit, content)
     return Restored(load(parent.packs(), commit), commit, None)
+
+
+def crashed_with(run: Run, chain: CheckpointChain) -> dict[int, int]:
+    """Checkpoints not to begin with, each with the attempt that crashed before it came further.
+
+    At most :data:`MOST_BACK` of those that crashed one after the other since the run was last
+    reopened. When more did, the checkpoints are not at fault, and the result is empty; so it is
+    when no other checkpoint is left.
+    """
+    holder = chain.holder or 0
+    try:
+        state = run.journal().refresh()
+        attempts = [a.number for a in state.attempts if state.reopened_after < a.number < holder]
+        everything = [*chain.commits, *chain.pruned.items()]
+        committed = {commit.attempt for _, commit in everything}
+        found: dict[int, int] = {}
+        for number in reversed(attempts[-_MOST_REPORTS:]):
+            if number in committed:
+                break
+            report = run.exit_report(number)
+            seq = report.progress.restored_seq if report is not None else None
+            if report is None or seq is None or report.cause not in _CRASHES:
+                continue
+            progress = report.progress
+            if progress.step is None or progress.step <= (progress.start_step or 0):
+                found.setdefault(seq, number)
+    except FormatError as error:
+        _log.warning("cannot read how earlier attempts ended: %s", error)
+        return {}
+    is_left = any(seq not in found for seq, _ in chain.commits)
+    return found if is_left and len(found) <= MOST_BACK else {}
 
 
 def _parents_commit(parent: Run, resume_from: ResumeFrom) -> Commit:

@@ -38,7 +38,7 @@ _LOG_S = 5.0
 """A descriptor that is open for this long is of a log, where nothing has been kept of the file."""
 _REOPENED_LOG_S = 30.0
 """The same where an earlier version is kept, which is better than half of a new one."""
-_FOLDER_LOG_S = 60.0
+_FOLDER_LOG_S = 120.0
 """The same in a folder of which nothing has been kept: half of a checkpoint is worse than none."""
 _ANYTHING_S = 600.0
 """Whatever is open for this long is no checkpoint that is being saved."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from spotfirst.checkpoints.filepacks import Chunk, Hole, Save
 from spotfirst.checkpoints.memory import Block
@@ -19,7 +20,7 @@ from spotfirst.errors import SpotfirstError
 
 __all__ = ["Copied", "PauseTooLong", "Staging", "extents", "read_at"]
 
-_MEMORY_BYTES = 64 << 20
+_MEMORY_BYTES = min(256 << 20, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 """More goes to a file beside the folder."""
 _CLONE_BYTES = 1 << 20
 """Smaller files are copied faster than their extents are shared."""
@@ -54,11 +55,12 @@ class Staging:
         self._known = known
         self._chunk_bytes = chunk_bytes
         self._is_over = is_over
-        self._file = tempfile.SpooledTemporaryFile(_MEMORY_BYTES, dir=str(beside))  # noqa: SIM115
-        self._size = 0
+        self._memory: list[bytes] = []
+        self._memory_bytes = 0
+        self._file: IO[bytes] | None = None
+        self._file_bytes = 0
         self._can_clone = True
         self._stack = contextlib.ExitStack()
-        self._stack.callback(self._file.close)
 
     def close(self) -> None:
         """Give the room back."""
@@ -102,19 +104,36 @@ class Staging:
                 if digest in self._known:
                     copied.places.append(None)
                     continue
-                copied.places.append(self._size)
-                self._file.write(target)
-                self._size += len(target)
+                copied.places.append(self._put(target))
         return copied
+
+    def _put(self, data: memoryview) -> int:
+        """Where the bytes are: an offset in the file, or from -1 downwards a place in memory."""
+        if self._memory_bytes + len(data) <= _MEMORY_BYTES:
+            self._memory.append(bytes(data))
+            self._memory_bytes += len(data)
+            return -len(self._memory)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._beside, buffering=0)  # noqa: SIM115
+            self._stack.callback(self._file.close)
+        place = self._file_bytes
+        while data:
+            written = os.pwrite(self._file.fileno(), data, self._file_bytes)
+            self._file_bytes, data = self._file_bytes + written, data[written:]
+        return place
 
     def store(self, copied: Copied, save: Save) -> None:
         """Give the chunks that are not known to ``save``."""
         for (_, size), place in zip(copied.chunks, copied.places, strict=True):
             if place is None:
                 continue
-            self._file.seek(place)
-            data = self._file.read(size)
-            save.add(memoryview(data), size)
+            if place < 0:
+                save.add(memoryview(self._memory[-place - 1]), size)
+                continue
+            assert self._file is not None
+            target = save.buffer[:size]
+            read_at(self._file.fileno(), place, target)
+            save.add(target, size)
 
 
 def extents(
@@ -130,15 +149,16 @@ def extents(
         return
     offset = 0
     while offset < size_bytes:
-        data = end = size_bytes
+        first = end = size_bytes
         with contextlib.suppress(OSError):  # no data behind this
-            data = os.lseek(descriptor, offset, os.SEEK_DATA) // chunk_bytes * chunk_bytes
-        if data > offset:
-            yield offset, data - offset, True
-            offset = data
+            first = os.lseek(descriptor, offset, os.SEEK_DATA)
+        start = size_bytes if first == size_bytes else first // chunk_bytes * chunk_bytes
+        if start > offset:
+            yield offset, start - offset, True
+            offset = start
             continue
         with contextlib.suppress(OSError):
-            end = -(-os.lseek(descriptor, offset, os.SEEK_HOLE) // chunk_bytes) * chunk_bytes
+            end = -(-os.lseek(descriptor, first, os.SEEK_HOLE) // chunk_bytes) * chunk_bytes
         yield offset, min(size_bytes, end) - offset, False
         offset = end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import tempfile
 from functools import partial
@@ -93,7 +94,8 @@ def doctor(
     types = [name for name in named if name] or list(request.instance_types)
     fleet = fleet or (request.fleet if spec else "ec2")
     place = storage or str(values.get("storage") or "")
-    steps = _steps(fleet, options, place, types, is_configured=bool(spec or options))
+    is_configured = bool(spec or options or os.environ.get("SPOTFIRST_LOCAL_FLEET"))
+    steps = _steps(fleet, options, place, types, is_configured=is_configured)
     if spec is not None:
         steps.insert(0, Step(name="spec", run=lambda: [_check_spec(spec, request)]))
     checks = _run(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from datetime import datetime
@@ -203,13 +204,15 @@ def _row(run: Run) -> dict[str, Any]:
 def _metrics(run: Run, state: RunState) -> str:
     """The last ones: of the result, of what trains now, or of the newest checkpoint."""
     beat = _newest_beat(run, state)
-    newest = run.chain().refresh().newest()
     if state.result is not None:
         found = state.result.metrics
     elif beat is not None and beat.progress.metrics:
         found = beat.progress.metrics
     else:
-        found = newest[1].metrics if newest else {}
+        found = {}
+        with contextlib.suppress(FormatError):  # which the checkpoints below say
+            newest = run.chain().refresh().newest()
+            found = newest[1].metrics if newest else {}
     return ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items()))
 
 

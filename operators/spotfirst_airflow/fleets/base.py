@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -179,6 +180,7 @@ def fleet_names() -> list[str]:
     return sorted(_installed())
 
 
+@functools.cache  # it reads the metadata of every installed package
 def _installed() -> dict[str, Any]:
     # Late: a quarter of what a local instance's supervisor, which has no use for it, would import.
     from importlib.metadata import entry_points

@@ -6,10 +6,11 @@ and its options. Nothing is pickled.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import msgspec
@@ -25,7 +26,13 @@ _GROUP = "spotfirst.policies"
 
 def installed_policies() -> list[str]:
     """The names that :func:`load_policy` knows."""
-    return sorted(entry.name for entry in entry_points(group=_GROUP))
+    return sorted(_entries())
+
+
+@functools.cache
+def _entries() -> dict[str, EntryPoint]:
+    """By name. Looking them up reads the metadata of every installed package, so only once."""
+    return {entry.name: entry for entry in entry_points(group=_GROUP)}
 
 
 def load_policy(name: str, options: Mapping[str, Any]) -> Policy:
@@ -65,7 +72,7 @@ def in_words(policy: str | Policy, options: Mapping[str, Any]) -> tuple[str, dic
 
 
 def _installed(name: str) -> Any:
-    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
+    found = _entries()
     if name not in found:
         msg = (
             f"unknown policy {name!r}; installed are: {', '.join(sorted(found)) or 'none'}. "

@@ -19,6 +19,8 @@ from spotfirst.storage import open_storage
 from tests.checkpointing.conftest import LONG_AGO
 from tests.checkpointing.distributed.conftest import Ranks
 
+pytestmark = pytest.mark.torch
+
 STEPS = 60
 KILLS = 5
 

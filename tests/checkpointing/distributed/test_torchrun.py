@@ -16,6 +16,8 @@ from tests.checkpointing.conftest import LONG_AGO
 from tests.checkpointing.distributed.conftest import Ranks
 from tests.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.torch
+
 COMMAND = [
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
     "--max-restarts=1", "--monitor-interval=0.1", str(Path(__file__).with_name("script.py")),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from spotfirst import spending
 from spotfirst.checkpoints.chain import CheckpointChain
-from spotfirst_airflow import costs
 from spotfirst_airflow.fleets.ec2 import memory
 from spotfirst_airflow.fleets.ec2.launching import Launcher
 
@@ -43,4 +43,4 @@ def hasty(patch: pytest.MonkeyPatch) -> None:
 
 def all_paid(patch: pytest.MonkeyPatch) -> None:
     """The first hour is billed though AWS took the instance back."""
-    patch.setattr(costs, "FREE_IF_INTERRUPTED_WITHIN_S", 0.0)
+    patch.setattr(spending, "FREE_IF_INTERRUPTED_WITHIN_S", 0.0)

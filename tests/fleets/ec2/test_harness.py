@@ -185,6 +185,7 @@ def test_an_instance_runs_its_attempt_in_a_container(
     assert cloud.ended[instance_id] == "Client.InstanceInitiatedShutdown"
 
 
+@pytest.mark.torch
 def test_a_container_that_is_told_to_end_tells_the_training(
     cloud: Cloud, s3: S3Server, s3_url: str
 ) -> None:
@@ -284,6 +285,7 @@ def test_a_run_goes_on_through_an_interruption(
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_the_example_trains_through_an_interruption_to_the_same_weights(
     cloud: Cloud, s3: S3Server, s3_url: str
 ) -> None:

@@ -342,8 +342,8 @@ def main() -> int:
         fetch_wheels(storage, settings["wheelhouse"].split(","))
         status = (run_container if settings["image"] else run_agent)(settings, attempt)
         if status == UNFIT:
-            files = [f"{root}/work/unfit.txt" for root in (HOME, IMAGE_DISK / "spotfirst")]
-            texts = [Path(file).read_text() for file in files if Path(file).exists()]
+            files = [Path(root, "work", "unfit.txt") for root in (HOME, IMAGE_DISK / "spotfirst")]
+            texts = [file.read_text() for file in files if file.exists()]
             message = (texts or ["the agent cannot work with this image"])[0]
             report(storage, settings, attempt, "unfit", message)
         elif status:

@@ -38,7 +38,7 @@ import spotfirst
 from spotfirst.errors import FormatError, InvalidSpec, LaunchRejected
 from spotfirst.signing import Seal, default_keys
 from spotfirst.storage import Storage
-from spotfirst.wire import Record, decode, encode
+from spotfirst.wire import LIMIT_BYTES, Record, decode, encode
 
 __all__ = [
     "NEEDS",
@@ -167,7 +167,7 @@ def _publish_needs(
 
 def _signed(storage: Storage, key: str) -> bytes:
     """The manifest as a controller of ours wrote it; empty without such a one."""
-    data = storage.read_or_none(_path(key))
+    data = storage.read_or_none(_path(key), limit_bytes=LIMIT_BYTES)
     if data is None:
         return b""
     try:
