@@ -16,6 +16,7 @@ steps, as rank 0 says (:mod:`spotfirst.distributed.group`), and all write at the
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import weakref
@@ -29,12 +30,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID2
 
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
-from spotfirst.checkpoints.fitting import fitting_trees, load_fitting
+from spotfirst.checkpoints.fitting import fitting_trees
 from spotfirst.checkpoints.last import decide
 from spotfirst.checkpoints.loading import StateReader, differences
 from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
+from spotfirst.checkpoints.optimizers import Refit, Start
 from spotfirst.checkpoints.packs import Location, known_arrays
 from spotfirst.checkpoints.prefetching import Prefetch
 from spotfirst.checkpoints.ranks import Team, rank_trees
@@ -53,6 +55,7 @@ from spotfirst.checkpoints.snapshot import Planner, Snapshot, settled_until_step
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.checkpoints.weights import weights_sha256
+from spotfirst.checkpoints.wrappers import load_module, module_state, own_tree, unwrapped
 from spotfirst.context import TrainerContext
 from spotfirst.distributed.group import MEETING_S, Group, Say, find_group, rank_here
 from spotfirst.errors import (
@@ -127,7 +130,7 @@ class Checkpointer:
         sleep: Sleep = time.sleep,
         **objects: Any,
     ) -> None:
-        self._objects = {name: as_stateful(_unwrapped(value)) for name, value in objects.items()}
+        self._objects = {name: as_stateful(unwrapped(value)) for name, value in objects.items()}
         unfit = [name for name, value in self._objects.items() if value is None]
         if unfit or not objects:
             msg = (
@@ -135,6 +138,10 @@ class Checkpointer:
                 "load_state_dict(); pass what training changes, such as model=model"
             )
             raise InvalidSpec(msg)
+        self._loaders = loaders = [v for v in self._objects.values() if hasattr(v, "when_asked")]
+        for loader in loaders:
+            loader.beside(lambda: loaders)
+        self._over: int | None = None
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
         self._context = context if context is not None else TrainerContext.find(storage)
         channel = self._context.channel if self._context and rank_here() == 0 else None
@@ -157,6 +164,8 @@ class Checkpointer:
         self._step: int | None = None
         self._left: Drained | Superseded | None = None
         self._group: Group | None = None
+        self._start: Start | None = None
+        self._refit: Refit | None = None
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -203,6 +212,7 @@ class Checkpointer:
             self._channel = None
             self._reporter.mute()
         generators = rng_state()
+        self._start = Start(self._objects)
         layout = self._layout()  # refuses now what no checkpoint could hold
         run = self._context.run
         chain = run.chain()
@@ -301,7 +311,8 @@ class Checkpointer:
 
         Here a checkpoint is begun when its time has come, and here the loop is left: raises
         :class:`Drained` when the agent asks for it, after a last checkpoint of this very step,
-        and :class:`Superseded` when a newer attempt has taken over.
+        and :class:`Superseded` when a newer attempt has taken over. When the step's batch is of a
+        ``ResumableLoader``, all that happens when the loop asks for the next batch.
         """
         if self._step is None:
             msg = "call restore() before the first step(); steps() does it by itself"
@@ -312,6 +323,19 @@ class Checkpointer:
         self.report(**metrics)
         self._tell_step(done)
         if self._saver is None:
+            return
+        # A ResumableLoader knows when it is asked for the next batch whether its loop goes on.
+        self._over = done
+        read = [loader for loader in self._loaders if loader.stepped()]
+        if read:
+            for loader in self._loaders:
+                loader.when_asked(self._step_over)
+        else:
+            self._step_over()
+
+    def _step_over(self) -> None:
+        done, self._over = self._over, None
+        if done is None or self._saver is None:
             return
         self._schedule.boundary(self._saver)
         if not self._has_room:
@@ -512,6 +536,7 @@ class Checkpointer:
             ),
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
             memory_bytes=self._memory_bytes, part=part,
+            made=self._start.made() if self._start is not None else {},
             changes_in_s=self._saver.changes_in_s, monotonic=self._monotonic,
         )  # fmt: skip
 
@@ -533,7 +558,7 @@ class Checkpointer:
             self._arena.prepare(plan.copied_bytes, ready_bytes=ready, pinned=plan.on_gpu)
 
     def _settled(self) -> frozenset[int]:
-        return settled_until_step(self._objects.values())
+        return settled_until_step(itertools.chain(*map(_torch_parts, self._objects.values())))
 
     def _layout(self) -> tuple[dict[str, Any], list[Leaf]]:
         """The trees of all objects, and the leaves that those of the modules are over."""
@@ -546,17 +571,19 @@ class Checkpointer:
     def _collect_of_rank(self, group: Group, step: int) -> Collected:
         from spotfirst.distributed.collecting import collect  # it takes a second to import
 
+        parts = {name: _torch_parts(value) for name, value in self._objects.items()}
         common = {
-            name: value
-            for name, value in self._objects.items()
-            if isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
+            name: value[0]
+            for name, value in parts.items()
+            if value and isinstance(value[0], (torch.nn.Module, torch.optim.Optimizer))
         }
-        states = {name: value.state_dict() for name, value in self._objects.items()}
-        return collect(states, rng_state(), common, step=step, team=group)
+        states = {name: _state_of(value) for name, value in self._objects.items()}
+        made = self._start.made() if self._start is not None and group.leads else {}
+        return collect(states, rng_state(), common, step=step, team=group, made=made)
 
     def _collect(self) -> tuple[dict[str, Any], Any, list[Leaf]]:
         # All states are alive until the last is taken: tied tensors are known by their address.
-        states = {name: value.state_dict() for name, value in self._objects.items()}
+        states = {name: _state_of(value) for name, value in self._objects.items()}
         generators = rng_state()
         collector = TensorCollector()
         objects = {name: flatten(state, collector, name) for name, state in states.items()}
@@ -612,7 +639,16 @@ class Checkpointer:
             msg = f"the checkpoint of step {commit.step} holds files, not a training state"
             raise StateMismatch(msg)
         modules = {n: v for n, v in self._objects.items() if isinstance(v, torch.nn.Module)}
-        problems = differences(manifest, layout[0], layout[1], modules.keys())
+        rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
+        trees = {
+            name: own_tree(tree, layout[0].get(name)) if name in modules else tree
+            for name, tree in rank_trees(manifest, rank, size).items()
+        }
+        problems = differences(manifest, trees, layout[0], layout[1], modules.keys())
+        assert self._start is not None
+        refit = self._refit = Refit(self._start, manifest, trees, modules.keys())
+        trees = refit.arrange(trees)
+        problems = sorted([*problems, *refit.problems])
         if problems and self._strict:
             shown = "".join(f"\n  - {problem}" for problem in problems[:20])
             more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -621,8 +657,6 @@ class Checkpointer:
                 "Build them as they were, start a new run, or load what fits with strict=False"
             )
             raise StateMismatch(msg)
-        rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
-        trees = rank_trees(manifest, rank, size)
         self._skipped = problems
         if problems:
             trees = fitting_trees(manifest, trees, layout[0], layout[1], modules.keys())
@@ -664,10 +698,12 @@ class Checkpointer:
         assert self._saver is not None
         if restored is None:
             return 0
+        assert self._refit is not None
+        assert self._start is not None
         states, generators, manifest = restored.value
         for name, state in states.items():
             try:
-                self._load(name, state)
+                self._load(name, self._refit.renew(name, state))
             except Exception as error:
                 msg = (
                     f"{name}.load_state_dict() refused the checkpoint of step "
@@ -676,7 +712,9 @@ class Checkpointer:
                 if self._strict:
                     raise StateMismatch(msg) from error
                 self._skipped.append(msg)
-        for message in restore_rng(generators):
+        self._refit.settle()
+        self._start.adopt(manifest.made)
+        for message in [*self._refit.notes, *restore_rng(generators)]:
             self._reporter.warn(message)
         step = restored.commit.step
         if self._skipped:
@@ -693,10 +731,10 @@ class Checkpointer:
 
     def _load(self, name: str, state: Any) -> None:
         value = self._objects[name]
-        if self._strict:
-            value.load_state_dict(state)
+        if isinstance(value, torch.nn.Module):
+            load_module(value, state, strict=self._strict)
         else:
-            self._skipped += [f"{name}: {what}" for what in load_fitting(value, state)]
+            value.load_state_dict(state)
 
     def _adapt(self, manifest: StateManifest, generators: Any, step: int) -> None:
         """Say what is another when the checkpoint is of another number of ranks."""
@@ -712,16 +750,20 @@ class Checkpointer:
         )
 
 
-def _unwrapped(value: Any) -> Any:
-    """The module itself, without the wrapper that one process would not have."""
-    wrapper = torch.nn.parallel.DistributedDataParallel
-    return value.module if isinstance(value, wrapper) else value
+def _state_of(value: Any) -> Any:
+    return module_state(value) if isinstance(value, torch.nn.Module) else value.state_dict()
+
+
+def _torch_parts(value: Any) -> list[Any]:
+    """The modules and optimizers that an object stands for, as an integration says; or itself."""
+    parts = getattr(value, "torch_parts", None)
+    return [value] if parts is None else list(parts())
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A module's own plain tensors, by the names of :func:`walk_leaves`."""
     collector = _PlainTensors()
-    tree = flatten(module.state_dict(), collector)
+    tree = flatten(module_state(module), collector)
     return {
         name: collector.leaves[index].value
         for name, tag, index in walk_leaves(tree)

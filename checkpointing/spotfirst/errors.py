@@ -18,7 +18,8 @@ SpotfirstError
 │   └── StateMismatch      the checkpoint is of another model, or of other objects
 ├── Conflict
 │   ├── LostRace           another writer decided first; read again
-│   └── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
+│   ├── ClaimLost          a newer attempt has claimed the checkpoint chain; this one must stop
+│   └── SaveOvertaken      a save of a later step was committed first; this one was dropped
 └── FleetError
     ├── NoCapacity         the pool has no instance for us now
     │   └── QuotaReached   because the account's quota of that market is used up
@@ -48,6 +49,7 @@ __all__ = [
     "NoCapacity",
     "ObjectMissing",
     "QuotaReached",
+    "SaveOvertaken",
     "SpotfirstError",
     "StateError",
     "StateMismatch",
@@ -153,6 +155,10 @@ class ClaimLost(Conflict):
     def __init__(self, message: str, *, holder: int) -> None:
         super().__init__(message)
         self.holder = holder
+
+
+class SaveOvertaken(Conflict):
+    """Saves overlapped, and one of a later step was committed before this one. That one stands."""
 
 
 class FleetError(SpotfirstError):

@@ -5,7 +5,7 @@ events, pins) therefore ends with a ``mac`` field over the run's id, the object'
 before it and the content, so that a record that was changed, made up, or moved to another place is
 refused. Controllers find the key in this order:
 
-1. the field ``control_key`` of the Spotfirst connection (:class:`spotfirst_airflow.hooks`),
+1. the field ``control_secret`` of the Spotfirst connection (:class:`spotfirst_airflow.hooks`),
 2. the environment variable ``SPOTFIRST_CONTROL_KEY``,
 3. ``~/.config/spotfirst/control.key``, which is made at its first use, readable by its owner only.
 
@@ -152,7 +152,7 @@ class Seal:
         return UntrustedObject(
             f"{where} {why}: no controller with this key wrote it, so it is not acted "
             f"on. If it is from a controller of yours on another host, give both the same key "
-            f"(control_key of the Spotfirst connection, or {KEY_VARIABLE}); else somebody else "
+            f"(control_secret of the Spotfirst connection, or {KEY_VARIABLE}); else somebody else "
             "writes to this storage: restore the object from an older version"
         )
 
@@ -178,7 +178,7 @@ def default_keys() -> ControlKeys:
     except (OSError, UnicodeDecodeError) as error:
         msg = (
             f"there is no control key, and {path} cannot be used for one: {error}. Set "
-            f"{KEY_VARIABLE}, or control_key of the Spotfirst connection, to the output of "
+            f"{KEY_VARIABLE}, or control_secret of the Spotfirst connection, to the output of "
             "`python -m spotfirst.signing`: the same on every host that runs controllers"
         )
         raise InvalidSpec(msg) from error

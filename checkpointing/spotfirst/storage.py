@@ -88,12 +88,30 @@ def open_storage(url: str, *, options: Mapping[str, Any] | None = None) -> Stora
         if not rest.strip("/"):
             msg = f"storage {url!r} names no bucket; write it as s3://BUCKET/PREFIX"
             raise UnsupportedStorage(msg)
+        _check_s3(url, rest.strip("/"))
         return S3Storage(url, rest.strip("/"), options or {})
     msg = (
         f"storage {url!r}: {protocol}:// cannot create an object only if it is absent, which is "
         "what keeps two trainers apart. Use s3://BUCKET/PREFIX, or a local path"
     )
     raise UnsupportedStorage(msg)
+
+
+def _check_s3(url: str, place: str) -> None:
+    """Refuse a prefix that S3 stores as it is written and its clients take for another one.
+
+    ``s3://b/a//b`` is such a prefix: s3fs writes below it, and obstore refuses to.
+    """
+    parts = place.split("/")
+    plain = [part for part in parts if part not in {"", ".", ".."}]
+    if parts != plain:
+        written = f"{url.partition('://')[0]}://{'/'.join(plain)}"
+        advice = "" if ".." in parts else f"; write it as {written}"
+        msg = f"storage {url!r} has an empty part, '.' or '..' between its slashes{advice}"
+        raise UnsupportedStorage(msg)
+    if not place.isprintable():
+        msg = f"storage {url!r} has a control character in its name; remove it"
+        raise UnsupportedStorage(msg)
 
 
 class Storage(ABC):

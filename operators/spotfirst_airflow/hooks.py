@@ -9,7 +9,7 @@ Secret key (password)     ``AWS_SECRET_ACCESS_KEY``
 ``endpoint_url``          an S3 server that is not AWS
 ``region``                the region of the bucket and of the fleet
 ``fleet``                 the fleet of tasks that name none
-``control_key``           what controllers sign their decisions with, the same on every host
+``control_secret``        what controllers sign their decisions with, the same on every host
                           (:mod:`spotfirst.signing`); with none, the key of the process
 ========================= ==========================================================
 
@@ -121,7 +121,7 @@ class SpotfirstHook(BaseHook):
 
         It stays in controllers: :meth:`environment`, which instances get, has no part of it.
         """
-        key = self._extra("control_key")
+        key = self._extra("control_secret")
         return ControlKeys.parse(key) if key else None
 
     def test_connection(self) -> tuple[bool, str]:

@@ -68,7 +68,7 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "Where tasks that name no fleet get their instances",
                         "schema": {"type": ["string", "null"], "default": None},
                     },
-                    "control_key": {
+                    "control_secret": {
                         "label": "Control key",
                         "description": "Signs what controllers decide; needed with several hosts",
                         "schema": {

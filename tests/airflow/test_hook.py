@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from airflow._shared.secrets_masker import should_hide_value_for_key
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.signing import ControlKeys, generate_key
 from spotfirst_airflow.hooks import SpotfirstHook
+from spotfirst_airflow.provider import get_provider_info
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +99,7 @@ def test_the_control_key_signs_and_reaches_no_instance(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     key = generate_key()
-    extra = {"storage": str(tmp_path), "control_key": key}
+    extra = {"storage": str(tmp_path), "control_secret": key}
     monkeypatch.setenv("AIRFLOW_CONN_OURS", json.dumps({"conn_type": "spotfirst", "extra": extra}))
     hook = SpotfirstHook("ours")
     keys = hook.open_storage().keys
@@ -109,3 +111,11 @@ def test_the_control_key_signs_and_reaches_no_instance(
 
 def test_without_a_control_key_the_process_has_one(connection: str) -> None:
     assert SpotfirstHook(connection).open_storage().keys is None
+
+
+def test_airflow_masks_the_control_key_where_it_shows_a_connection() -> None:
+    """By the field's name: its REST API and its logs show the extras of connections otherwise."""
+    [kind] = get_provider_info()["connection-types"]
+    [field] = [name for name in kind["conn-fields"] if name.startswith("control")]
+    assert should_hide_value_for_key(field)
+    assert kind["conn-fields"][field]["schema"]["format"] == "password"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,11 @@ def same(left: Any, right: Any) -> bool:
         )
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
+    if isinstance(left, complex):
+        return same(left.real, right.real) and same(left.imag, right.imag)
+    if isinstance(left, deque) and left.maxlen != right.maxlen:
+        return False
+    if isinstance(left, (list, tuple, deque)):
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, float):
         return math.copysign(1, left) == math.copysign(1, right) and (

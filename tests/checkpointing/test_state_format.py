@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import enum
 import io
 import math
+import subprocess
+import sys
 import warnings
-from collections import Counter, OrderedDict, defaultdict, namedtuple
+import zoneinfo
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from datetime import datetime, timedelta, timezone
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,14 +19,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spotfirst.checkpoints.memory import Arena
-from spotfirst.checkpoints.statetree import ITEM_BYTES
+from spotfirst.checkpoints.statetree import ITEM_BYTES, unflatten
 from spotfirst.errors import UnsupportedState
 from spotfirst.storage import Storage, open_storage
 from tests.checkpointing.states import load, manifest_of, same, save
 
 keys = st.text(max_size=5) | st.integers()
+hashables = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.binary(max_size=5)
+    | st.dates() | st.uuids() | st.sampled_from([torch.float32, torch.bfloat16]),
+    lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+offsets = st.integers(-1439, 1439).map(lambda m: timezone(timedelta(minutes=m)))
+cheap = (
+    st.complex_numbers() | st.sets(hashables, max_size=4) | st.frozensets(hashables, max_size=4)
+    | st.decimals(allow_nan=False) | st.uuids() | st.dates() | st.times() | st.timedeltas()
+    | st.datetimes() | st.datetimes(timezones=offsets)
+    | st.binary(max_size=9).map(bytearray)
+    | st.text("ab/. é", max_size=9).map(Path) | st.text("ab/. é", max_size=9).map(PurePosixPath)
+    | st.builds(range, st.integers(), st.integers(), st.integers(1))
+    | st.slices(10)
+    | st.sampled_from([torch.float8_e4m3fn, torch.complex64, torch.int8, torch.bool])
+    | st.sampled_from(["cpu", "cuda", "cuda:3", "meta", "mps:0"]).map(torch.device)
+    | st.lists(st.integers(0, 1 << 40), max_size=4).map(torch.Size)
+)  # fmt: skip
 leaves = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=50)
+    cheap
+    | st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=50)
     | st.builds(
         lambda n, value: torch.full((n, 2), value), st.integers(0, 3), st.floats(width=32)
     )
@@ -32,6 +58,7 @@ trees = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=4).map(tuple)
+        | st.builds(deque, st.lists(inner, max_size=4), st.none() | st.integers(0, 5))
         | st.dictionaries(keys, inner, max_size=4)
         | st.dictionaries(keys, inner, max_size=4).map(OrderedDict)
     ),
@@ -152,16 +179,27 @@ def test_counters_keep_their_kind(packs: Storage) -> None:
 Point = namedtuple("Point", "x y")  # noqa: PYI024 - the untyped kind is what users have
 
 
+class Mode(enum.IntEnum):
+    ON = 1
+
+
+class Own(frozenset[Any]):
+    pass
+
+
 @pytest.mark.parametrize(
     ("value", "named"),
     [
         (object(), "builtins.object"),
         (lambda: None, "builtins.function"),
-        ({1, 2}, "builtins.set"),
+        ({1, io}, "builtins.module"),
+        ({1, frozenset([torch.ones(1)])}, "torch.Tensor"),
+        (Mode.ON, "Mode"),
+        (Own((1,)), "Own"),
+        (datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Rome")), "Europe/Rome"),
         (Point(1, 2), "Point"),
         (defaultdict(int), "defaultdict"),
         (io.BytesIO(), "BytesIO"),
-        (torch.float32, "torch.dtype"),
         (torch.eye(2).to_sparse(), "sparse_coo"),
         (torch.empty(2, device="meta"), "meta"),
         (np.array(["a"]), "<U1"),
@@ -212,3 +250,29 @@ def test_memory_is_used_again(packs: Storage) -> None:
     commit = save(packs, torch.zeros(8), arena=arena)
     assert arena.fit(1).address == first
     assert same(load(packs, commit), torch.zeros(8))
+
+
+def test_types_of_torch_are_read_as_text_where_there_is_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from spotfirst.checkpoints.statetree import unflatten\n"
+        "nodes = [{'dtype': 'bfloat16'}, {'device': 'cuda:1'}, {'size': [2, 3]}]\n"
+        "print(unflatten(nodes, None))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "['torch.bfloat16', 'cuda:1', (2, 3)]\n"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"dtype": "load"}, {"dtype": "__class__"}, {"dtype": "a.b"}, {"device": "cuda:1; x"},
+        {"device": "nowhere"}, {"complex": "00"}, {"decimal": "x"}, {"decimal": []}, {"uuid": "x"},
+        {"datetime": "yesterday"}, {"timedelta": [1e300]}, {"timedelta": ["a"]}, {"size": ["a"]},
+        {"range": [1, 2, 0]}, {"range": []}, {"slice": []}, {"set": [[]]}, {"set": [{"tensor": 0}]},
+        {"deque": []}, {"deque": [-1]}, {"deque": ["a", 1]}, {"path": 3},
+    ],
+)  # fmt: skip
+def test_a_node_that_is_never_written_is_refused(node: Any) -> None:
+    with pytest.raises(ValueError):
+        unflatten(node, lambda _tag, _index: None)

@@ -18,6 +18,17 @@ class Model(Net):
         return self.loss(batch)
 
 
+class Counter:
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batches = state["batches"]
+
+
 def train(variant: str, *, resumable: bool) -> str:
     seed()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -32,6 +43,8 @@ def train(variant: str, *, resumable: bool) -> str:
             checkpointer(accelerator, model=model, loader=loader)
         except InvalidSpec as error:
             return str(error)
+    counter = Counter()
+    accelerator.register_for_checkpointing(counter)
     saver = None
     done, first = 0, 0
     if resumable:
@@ -48,9 +61,10 @@ def train(variant: str, *, resumable: bool) -> str:
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
+            counter.batches += 1
             if saver and accelerator.sync_gradients:
                 done += 1
                 saver.step(done)
     if saver:
         saver.close()
-    return weights_sha256(accelerator.unwrap_model(model))
+    return f"{weights_sha256(accelerator.unwrap_model(model))} {counter.batches}"

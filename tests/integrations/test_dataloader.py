@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from spotfirst.checkpointer import Checkpointer
-from spotfirst.errors import StateMismatch
+from spotfirst.errors import InvalidSpec, StateMismatch
 from spotfirst.integrations.dataloader import ResumableLoader
 from tests.integrations.data import SAMPLES, Noisy, Streamed, seed
 
@@ -35,6 +36,13 @@ class ReadsAhead:
             yield batch
             batch = following
         yield batch
+
+
+class Short(Streamed):
+    """Of the same data, one batch."""
+
+    def __iter__(self) -> Any:
+        return itertools.islice(super().__iter__(), BATCH)
 
 
 LOADERS: dict[str, Callable[[], Any]] = {
@@ -62,12 +70,13 @@ def batches(loader: ResumableLoader, epochs: int) -> list[torch.Tensor]:
     return seen
 
 
-def left_after(loader: ResumableLoader, count: int) -> dict[str, Any]:
+def left_after(loader: ResumableLoader, count: int, *, draws: bool = False) -> dict[str, Any]:
     """Its state after so many batches of several epochs."""
     done = 0
     while True:
         for _ in loader:
-            torch.rand(random.randint(1, 3))
+            if draws:
+                torch.rand(random.randint(1, 3))
             done += 1
             if done == count:
                 return loader.state_dict()
@@ -79,7 +88,7 @@ def test_the_batches_that_follow_are_those_that_would_have(kind: str, count: int
     seed()
     expected = batches(ResumableLoader(LOADERS[kind]()), epochs=2)[count:]
     seed()
-    state = left_after(ResumableLoader(LOADERS[kind]()), count)
+    state = left_after(ResumableLoader(LOADERS[kind]()), count, draws=True)
     seed()
     resumed = ResumableLoader(LOADERS[kind]())
     resumed.load_state_dict(state)
@@ -108,14 +117,7 @@ def test_persistent_workers_get_the_order_that_would_have_been() -> None:
 
     whole = loader()
     expected = [batch.tolist() for _ in range(3) for batch in whole]
-    first = loader()
-    seen = 0
-    while seen < 6:
-        for _ in first:
-            seen += 1
-            if seen == 6:
-                break
-    state = first.state_dict()
+    state = left_after(loader(), 6)
     resumed = loader()
     resumed.load_state_dict(state)
     actual = [batch.tolist() for _ in range(resumed.epoch, 3) for batch in resumed]
@@ -158,42 +160,149 @@ def test_batches_are_skipped_as_the_caller_says() -> None:
 
 
 def test_data_with_fewer_batches_than_were_used_is_refused() -> None:
-    seed()
-    state = left_after(ResumableLoader(LOADERS["in order"]()), 4)
-    resumed = ResumableLoader(DataLoader(range(BATCH), BATCH))  # type: ignore[arg-type]
+    state = left_after(ResumableLoader(DataLoader(Streamed(), BATCH)), 4)
+    resumed = ResumableLoader(DataLoader(Short(), BATCH))
     resumed.load_state_dict(state)
     with pytest.raises(StateMismatch, match="has only 1: train with the data"):
         next(iter(resumed))
 
 
-def test_a_position_is_not_restored_when_data_was_read_before() -> None:
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (lambda: DataLoader(Noisy(), 8), "batch_size was 16 and is 8"),
+        (lambda: DataLoader(Noisy(), BATCH, drop_last=True), "drop_last was False and is True"),
+        (lambda: DataLoader(range(BATCH), BATCH), "samples was 92 and is 16"),  # type: ignore[arg-type]
+    ],
+)
+def test_other_batches_in_the_middle_of_an_epoch_are_refused_by_name(
+    other: Callable[[], Any], what: str
+) -> None:
     seed()
     state = left_after(ResumableLoader(LOADERS["in order"]()), 4)
-    begun = ResumableLoader(LOADERS["in order"]())
-    next(iter(begun))
-    with pytest.raises(StateMismatch, match="restore the checkpoint first"):
-        begun.load_state_dict(state)
+    with pytest.raises(StateMismatch, match=what):
+        ResumableLoader(other()).load_state_dict(state)
 
 
-def test_an_epoch_that_was_left_counts() -> None:
-    loader = ResumableLoader(LOADERS["in order"]())
-    for epoch in range(3):
-        for _ in loader:
-            assert loader.epoch == epoch
-            break
-    assert loader.fetched == 1
+def test_other_batches_are_taken_when_an_epoch_begins() -> None:
+    loader = ResumableLoader(DataLoader(range(8), 4))  # type: ignore[arg-type]
+    assert len(list(loader)) == 2
+    resumed = ResumableLoader(DataLoader(range(8), 2))  # type: ignore[arg-type]
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.epoch == 1
+    assert len(list(resumed)) == 4
 
 
-def test_a_checkpoint_holds_the_position(tmp_path: Any) -> None:
-    seed()
-    loader = ResumableLoader(LOADERS["shuffled"]())
-    checkpointer = Checkpointer(loader=loader, storage=str(tmp_path))
-    checkpointer.restore()
+def test_map_style_data_may_be_read_by_another_number_of_workers() -> None:
+    def loader(workers: int) -> ResumableLoader:
+        seed()
+        return ResumableLoader(DataLoader(range(60), 4, shuffle=True, num_workers=workers))  # type: ignore[arg-type]
+
+    whole = [batch.tolist() for batch in loader(0)]
+    for before, after in ((2, 0), (0, 2)):
+        state = left_after(loader(before), 5)
+        resumed = loader(after)
+        resumed.load_state_dict(state)
+        assert [batch.tolist() for batch in resumed] == whole[5:]
+
+
+def test_workers_that_would_draw_another_order_are_refused() -> None:
+    loader = ResumableLoader(DataLoader(range(60), 4, shuffle=True))  # type: ignore[arg-type]
     iterator = iter(loader)
+    torch.rand(1)
     next(iterator)
+    other = ResumableLoader(DataLoader(range(60), 4, shuffle=True, num_workers=1))  # type: ignore[arg-type]
+    with pytest.raises(StateMismatch, match="num_workers was 0 and is 1"):
+        other.load_state_dict(loader.state_dict())
+
+
+def test_streamed_data_of_another_number_of_workers_is_refused() -> None:
+    state = left_after(ResumableLoader(DataLoader(Streamed(), BATCH)), 2)
+    other = ResumableLoader(DataLoader(Streamed(), BATCH, num_workers=2))
+    with pytest.raises(StateMismatch, match="num_workers was 0 and is 2"):
+        other.load_state_dict(state)
+
+
+def test_a_loop_that_breaks_off_after_a_number_of_batches_does_so_again() -> None:
+    """What save() in the loop's body cannot know, the epoch before says."""
+
+    def loader() -> ResumableLoader:
+        seed()
+        return ResumableLoader(DataLoader(range(60), 4, shuffle=True))  # type: ignore[arg-type]
+
+    def epochs(loader: ResumableLoader, saved_at: int) -> tuple[list[Any], Any]:
+        seen, state = [], None
+        for _ in range(loader.epoch, 4):
+            for number, batch in enumerate(loader, 1):
+                seen.append(batch.tolist())
+                if len(seen) == saved_at:
+                    state = loader.state_dict()
+                if number == 3:
+                    break
+        return seen, state
+
+    whole, state = epochs(loader(), 6)
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert epochs(resumed, 0)[0] == whole[6:]
+
+
+def test_an_epoch_may_have_a_number_of_batches() -> None:
+    def loader() -> ResumableLoader:
+        seed()
+        return ResumableLoader(DataLoader(range(60), 4, shuffle=True), batches=3)  # type: ignore[arg-type]
+
+    whole = [batch.tolist() for each in [loader()] for _ in range(3) for batch in each]
+    assert len(whole) == 9
+    assert len(loader()) == 3
+    state = left_after(loader(), 3)
+    resumed = loader()
+    resumed.load_state_dict(state)
+    seen = [batch.tolist() for _ in range(resumed.epoch, 3) for batch in resumed]
+    assert seen == whole[3:]
+
+
+def test_two_loops_over_one_loader_at_the_same_time_are_refused() -> None:
+    loader = ResumableLoader(LOADERS["in order"]())
+    first = iter(loader)
+    second = iter(loader)
+    next(second)
+    with pytest.raises(InvalidSpec, match="wrap a loader of its own for each"):
+        next(first)
+
+
+def test_steps_in_an_outer_and_in_an_inner_loop_are_refused(tmp_path: Any) -> None:
+    outer, inner = (ResumableLoader(LOADERS["in order"]()) for _ in range(2))
+    checkpointer = Checkpointer(outer=outer, inner=inner, storage=str(tmp_path))
+    checkpointer.restore()
+    next(iter_of_outer := iter(outer))
     checkpointer.step(1)
-    checkpointer.close()
-    expected = next(iterator)["x"]
-    again = ResumableLoader(LOADERS["shuffled"]())
-    assert Checkpointer(loader=again, storage=str(tmp_path)).restore() == 1
-    assert next(iter(again))["x"].equal(expected)
+    next(iter_of_inner := iter(inner))
+    checkpointer.step(2)
+    with pytest.raises(InvalidSpec, match="in one of them only"):
+        checkpointer.save()
+    del iter_of_outer, iter_of_inner
+
+
+def test_what_an_epoch_draws_it_draws_when_it_begins() -> None:
+    plain = DataLoader(range(8), 2, shuffle=True)  # type: ignore[arg-type]
+    seed()
+    iterator = iter(plain)
+    expected = (float(torch.rand(())), next(iterator).tolist())
+    seed()
+    iterator = iter(ResumableLoader(plain))
+    assert (float(torch.rand(())), next(iterator).tolist()) == expected
+
+
+def test_an_iterator_that_was_made_before_the_restore_goes_on_from_there() -> None:
+    def loader() -> ResumableLoader:
+        return ResumableLoader(DataLoader(range(60), 4, shuffle=True))  # type: ignore[arg-type]
+
+    seed()
+    whole = [batch.tolist() for batch in loader()]
+    seed()
+    state = left_after(loader(), 2)
+    resumed = loader()
+    iterator = iter(resumed)
+    resumed.load_state_dict(state)
+    assert [batch.tolist() for batch in iterator] == whole[2:]

@@ -33,7 +33,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
     """Airflow's own key, and two connections: one with a key of its own."""
     key = generate_key()
     monkeypatch.setenv(KEY_VARIABLE, key)
-    for name, extra in (("PLAIN", {}), ("KEYED", {"control_key": generate_key()})):
+    for name, extra in (("PLAIN", {}), ("KEYED", {"control_secret": generate_key()})):
         value = {"conn_type": "spotfirst", "extra": extra}
         monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(value))
     return key

@@ -68,28 +68,32 @@ def export_safetensors(
 ) -> int:
     """Write the arrays of one object; the file's size in bytes. Takes some 64 MiB of memory.
 
-    Nested names are joined with ``/``. The format knows no tied arrays, so each name has its own
-    bytes; and it knows arrays only, so an object that holds numbers or texts is refused with
-    :class:`UnsupportedState`. ``on_total`` is told the bytes to read, ``on_bytes`` those just
+    Nested names are joined with ``/``. Tied arrays are written once, under the name that comes first
+    in the module; the metadata has the others, as safetensors itself writes them, for its
+    ``load_model``. The format holds arrays only, so an object that holds numbers or texts is refused
+    with :class:`UnsupportedState`. ``on_total`` gets the bytes to read, ``on_bytes`` those just
     read. Raises :class:`StateMismatch`, and :class:`StorageError` when the
     file cannot be written.
     """
     tree = tree_of(manifest, name, rank)
-    named = _named_arrays(tree, name)
-    forms = {key: (manifest.arrays[i].dtype, manifest.arrays[i].shape) for key, i in named.items()}
-    head, places = safetensors.layout(forms, {"format": "pt", **metadata})
-    offsets: dict[int, list[int]] = {}
-    for key, index in named.items():
-        offsets.setdefault(index, []).append(places[key].offset)
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for key, index in _named_arrays(tree, name).items():
+        # Arrays without elements are never tied: they have no memory to share.
+        if first.setdefault(index, key) != key:
+            tied[key] = first[index]
+    refs = {key: manifest.arrays[index] for index, key in first.items()}
+    forms = {key: (array.dtype, array.shape) for key, array in refs.items()}
+    head, places = safetensors.layout(forms, {**tied, "format": "pt", **metadata})
     size_bytes = len(head) + sum(place.size_bytes for place in places.values())
-    on_total(sum(manifest.arrays[index].size_bytes for index in offsets))
+    on_total(sum(array.size_bytes for array in refs.values()))
     with _new_file(path) as partial, partial.open("wb") as file:
         file.truncate(size_bytes)
         _write_at(file.fileno(), 0, memoryview(head))
         wanted = (
             piece
-            for index, starts in sorted(offsets.items())
-            for piece in pieces(manifest.arrays[index], starts)
+            for index, key in sorted(first.items())
+            for piece in pieces(manifest.arrays[index], [places[key].offset])
         )
         stream(
             packs, manifest, wanted,

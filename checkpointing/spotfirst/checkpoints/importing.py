@@ -134,13 +134,17 @@ def _read_safetensors(paths: Sequence[Path]) -> Weights:
     pairs: list[list[Any]] = []
     owners: dict[str, Path] = {}
     for path in paths:
-        for name, entry in safetensors.read_header(path).items():
+        entries, tied = safetensors.read_header(path)
+        numbers = {}
+        for name, entry in entries.items():
+            numbers[name] = len(arrays)
+            arrays.append(_Array(entry.dtype, entry.shape, _file_blocks(path, entry, memory)))
+        for name, number in [*numbers.items(), *((n, numbers[o]) for n, o in tied.items())]:
             if name in owners:
                 msg = f"{name!r} is in {owners[name]} and in {path}; give each array once"
                 raise InvalidSpec(msg)
             owners[name] = path
-            pairs.append([name, {"tensor": len(arrays)}])
-            arrays.append(_Array(entry.dtype, entry.shape, _file_blocks(path, entry, memory)))
+            pairs.append([name, {"tensor": number}])
     return Weights({"ordered": pairs}, arrays)
 
 

@@ -100,15 +100,15 @@ class StateReader:
 
 def differences(
     manifest: StateManifest,
+    stored: Mapping[str, Any],
     objects: Mapping[str, Any],
     leaves: Sequence[Leaf],
     modules: Collection[str],
 ) -> list[str]:
-    """How a checkpoint differs from the trees at hand; arrays are compared for ``modules``.
+    """How a checkpoint's trees differ from those at hand; arrays are compared for ``modules``.
 
-    An optimizer has no arrays yet before its first step: its own ``load_state_dict`` judges.
+    An optimizer has no arrays yet before its first step: see :mod:`.optimizers`.
     """
-    stored = stored_trees(manifest)
     problems = [f"{name} is not in the checkpoint" for name in objects.keys() - stored]
     problems += [
         f"{name} is in the checkpoint, and was not given to the Checkpointer"
@@ -129,15 +129,25 @@ def unfit_arrays(
     manifest: StateManifest, stored: Any, tree: Any, leaves: Sequence[Leaf]
 ) -> dict[str, str]:
     """The arrays of a stored tree that the tree at hand does not have so, and why, in words."""
-    here = {path: leaves[index] for path, _, index in walk_leaves(tree)}
+    here = {path: index for path, _, index in walk_leaves(tree)}
     unfit: dict[str, str] = {}
+    tied: dict[int, tuple[str, ArrayRef]] = {}
     for path, _, index in walk_leaves(stored):
-        form = _form(manifest.arrays[index])
+        array = manifest.arrays[index]
         if path not in here:
             unfit[path] = "is not in the model"
-        elif _form(here[path]) != form:
-            unfit[path] = f"is {_form(here[path])} here and {form} in the checkpoint"
+            continue
+        ours = _form(leaves[here[path]])
+        other, first = tied.setdefault(here[path], (path, array))
+        if ours != _form(array):
+            unfit[path] = f"is {ours} here and {_form(array)} in the checkpoint"
+        elif _content(array) != _content(first):
+            unfit[path] = f"is tied to {other} here, and has other values in the checkpoint"
     return unfit
+
+
+def _content(array: ArrayRef) -> list[Any]:
+    return [(r.offset, r.shape, [part.digest for part in r.parts]) for r in array.regions]
 
 
 def stored_trees(manifest: StateManifest, rank: int = 0) -> dict[str, Any]:

@@ -34,7 +34,9 @@ __all__ = [
     "FileRef",
     "FilesManifest",
     "FolderRef",
+    "GroupMade",
     "LinkRef",
+    "Made",
     "Manifest",
     "PackRef",
     "Part",
@@ -126,10 +128,30 @@ class RankState(Record):
     rng: Any = None
 
 
+class GroupMade(Record):
+    """A group of an optimizer's parameters: their names, and the values that it was made with.
+
+    A parameter that no module has is called ``""``. ``values`` is a tree without arrays.
+    """
+
+    names: tuple[str, ...] = ()
+    values: Any = None
+
+
+class Made(Record):
+    """How the script made an optimizer or a scheduler: its class, and its values at the start."""
+
+    kind: str = ""
+    groups: tuple[GroupMade, ...] = ()
+    values: Any = None
+
+
 class StateManifest(Record, tag_field="content", tag="state"):
     """A training state after ``step`` finished steps.
 
     ``objects`` has a tree for each object that all ranks share; ``ranks`` the rest, rank by rank.
+    ``made`` says how optimizers and schedulers were made. Not ``flat``: torch.distributed.checkpoint
+    has saved each object as one value, and reads it as one.
     """
 
     step: int
@@ -137,6 +159,8 @@ class StateManifest(Record, tag_field="content", tag="state"):
     arrays: tuple[ArrayRef, ...]
     objects: dict[str, Any]
     ranks: tuple[RankState, ...] = ()
+    made: dict[str, Made] = {}
+    flat: bool = True
 
     @property
     def size_bytes(self) -> int:
@@ -247,6 +271,9 @@ def _check_state(manifest: StateManifest) -> None:
         trees += [*rank.objects.values(), rank.rng]
     for tree in trees:
         check_leaves(tree, dtypes)
+    for made in manifest.made.values():
+        for tree in (made.values, *(group.values for group in made.groups)):
+            check_leaves(tree, ())  # it names no arrays
 
 
 def _check_array(what: str, array: ArrayRef, packs: Sequence[PackRef]) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from spotfirst.checkpoints.manifest import (
     MAX_MANIFEST_BYTES,
     ArrayRef,
+    Made,
     PackRef,
     Part,
     RankState,
@@ -70,8 +71,8 @@ class Piece(Record, array_like=True):
 class RankPart(Record):
     """What one rank has written of a checkpoint.
 
-    The trees in ``state`` are over ``arrays``. Only rank 0 has the trees in ``objects``: they are
-    over ``keys``. ``layout`` is the same on all ranks when the names and shapes of their common
+    The trees in ``state`` are over ``arrays``. Only rank 0 has ``made``, and the trees in ``objects``:
+    they are over ``keys``. ``layout`` is the same on all ranks when the names and shapes of their common
     objects are, ``sample`` when some values of their plain tensors are. With ``error``, the rank
     could not save.
     """
@@ -84,6 +85,7 @@ class RankPart(Record):
     state: RankState = RankState()
     objects: dict[str, Any] = {}
     keys: tuple[str, ...] = ()
+    made: dict[str, Made] = {}
     layout: str = ""
     sample: str = ""
     new_bytes: int = 0
@@ -251,7 +253,7 @@ def merge(parts: Sequence[RankPart]) -> StateManifest:
         ranks.append(RankState(objects=own, rng=renumber(part.state.rng, number)))
     return StateManifest(
         step=first.step, packs=merger.packs, arrays=tuple(merger.arrays), objects=objects,
-        ranks=tuple(ranks),
+        ranks=tuple(ranks), made=first.made,
     )  # fmt: skip
 
 

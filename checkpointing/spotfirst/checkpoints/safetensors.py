@@ -86,10 +86,11 @@ def layout(
     return _LENGTH.pack(len(data)) + data, places
 
 
-def read_header(path: Path) -> dict[str, Entry]:
-    """The arrays of a file by name, in the order of their bytes; all that it says is checked.
+def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The arrays of a file by name, in the order of their bytes, and which names are tied to which.
 
-    Raises :class:`InvalidSpec`.
+    A tied array is in the file once, and its other names are in the metadata; so safetensors itself
+    writes models. All that the header says is checked. Raises :class:`InvalidSpec`.
     """
     try:
         with path.open("rb") as file:
@@ -105,7 +106,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise InvalidSpec(msg) from error
     try:
         header = msgspec.json.decode(data, type=dict[str, dict[str, Any]])
-        header.pop(_METADATA, None)
+        metadata = header.pop(_METADATA, None) or {}
         begin = _LENGTH.size + length
         entries = {name: _entry(name, found, begin) for name, found in header.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -121,7 +122,12 @@ def read_header(path: Path) -> dict[str, Entry]:
     if end != size_bytes:
         msg = f"{path} is damaged: it has {size_bytes} bytes, and its header speaks of {end}"
         raise InvalidSpec(msg)
-    return entries
+    tied = {
+        name: other
+        for name, other in metadata.items()
+        if name not in entries and isinstance(other, str) and other in entries
+    }
+    return entries, tied
 
 
 class _Raw(msgspec.Struct):

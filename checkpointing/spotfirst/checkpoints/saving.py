@@ -354,7 +354,7 @@ class Saver:
         if self._team is None or snapshot.part is None:
             manifest = StateManifest(
                 step=snapshot.step, packs=packs, arrays=arrays, objects=snapshot.objects,
-                ranks=(RankState(objects=snapshot.ranked, rng=snapshot.rng),),
+                ranks=(RankState(objects=snapshot.ranked, rng=snapshot.rng),), made=snapshot.made,
             )  # fmt: skip
             digest, size_bytes = self._write_manifest(tier, what, name, manifest)
             save.wait_written()

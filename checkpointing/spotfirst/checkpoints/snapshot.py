@@ -24,13 +24,14 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch  # noqa: TID253 - this module copies tensors; only the Checkpointer's side imports it
 
+from spotfirst.checkpoints.manifest import Made
 from spotfirst.checkpoints.memory import ALIGNMENT, Arena, Lending, move
 from spotfirst.checkpoints.packs import CHUNK_BYTES, PACK_BYTES, chunk_cuts, chunk_digest
 from spotfirst.checkpoints.ranks import RankPart
@@ -119,10 +120,13 @@ class Snapshot:
         plan: Plan,
         memory_bytes: int | None = None,
         part: RankPart | None = None,
+        made: Mapping[str, Made] = {},
         changes_in_s: float | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.step = step
+        self.made = dict(made)
+        """How optimizers and schedulers were made."""
         self.part = part
         """Of several ranks: what ``leaves`` are of the whole."""
         self.objects = objects

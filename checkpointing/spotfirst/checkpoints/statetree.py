@@ -5,28 +5,42 @@ value                                 node
 ===================================== =====================================================
 ``None``, bool, str, small int, float itself
 larger int, NaN and infinity          ``{"int": hex}``, ``{"float": hex of the IEEE bytes}``
-bytes                                 ``{"bytes": base64}``
+bytes, bytearray                      ``{"bytes": base64}``, ``{"bytearray": …}``
+complex, Decimal, UUID                ``{"complex": text}``, ``{"decimal": …}``, ``{"uuid": …}``
+datetime, date, time, timedelta       ``{"datetime": ISO 8601}``, …, ``{"timedelta": [d, s, µs]}``
+Path, PurePosixPath                   ``{"path": text}``, ``{"purepath": …}``
+torch dtype, device, Size             ``{"dtype": "float32"}``, ``{"device": …}``, ``{"size": [n, …]}``
+range, slice                          ``{"range": [start, stop, step]}``, ``{"slice": …}``
+set, frozenset                        ``{"set": […]}``, ``{"frozenset": […]}``, sorted
 list, tuple                           ``[…]``, ``{"tuple": […]}``
+deque                                 ``{"deque": [length or null, …]}``
 dict, Counter                         ``{"dict": [[key, value], …]}``, ``{"counter": …}``
 OrderedDict                           ``{"ordered": […], "metadata": …}``
 torch tensor, NumPy array and scalar  ``{"tensor": n}``, ``{"array": n}``, ``{"scalar": n}``
 ===================================== =====================================================
 
 Keys are str or int. ``metadata`` is the version information that torch attaches to the state of
-a module. Any other type is refused by name, with its place.
+a module. Any other type is refused by name, with its place: so are enumerations and named tuples,
+whose classes a reader would have to import. Where there is no torch, its types are read as text.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import datetime as dt
+import json
 import math
+import re
 import struct
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
+from uuid import UUID
 
 from spotfirst.errors import UnsupportedState
 
@@ -108,6 +122,14 @@ class ArrayCollector:
         return {tag: len(self.leaves) - 1}
 
 
+class _NoArrays(ArrayCollector):
+    """Where no array can be: in a set."""
+
+    def take(self, value: Any, path: object) -> dict[str, int] | None:
+        del value, path
+        return None
+
+
 class _Path:
     """Where a value is, written out only when there is something to say about it."""
 
@@ -131,6 +153,12 @@ def flatten(value: Any, arrays: ArrayCollector, path: object = "state", depth: i
         return value
     if kind in _SCALARS:
         return _SCALARS[kind](value, path)
+    if kind in _SETS:
+        nodes = [flatten(each, _NoArrays(), f"{path} (a set)", depth + 1) for each in value]
+        return {_SETS[kind]: sorted(nodes, key=json.dumps)}
+    if kind is deque:
+        rest = [flatten(v, arrays, _Path(path, i), depth + 1) for i, v in enumerate(value)]
+        return {"deque": [value.maxlen, *rest]}
     if kind is list or kind is tuple:
         nodes = [flatten(v, arrays, _Path(path, i), depth + 1) for i, v in enumerate(value)]
         return nodes if kind is list else {"tuple": nodes}
@@ -146,7 +174,7 @@ def flatten(value: Any, arrays: ArrayCollector, path: object = "state", depth: i
         if metadata is not None:
             result["metadata"] = flatten(metadata, arrays, f"{path}._metadata", depth + 1)
         return result
-    node = arrays.take(value, path)
+    node = _torch_node(value) or arrays.take(value, path)
     if node is None:
         raise _refused(_name(kind), path)
     return node
@@ -183,12 +211,25 @@ def unflatten(node: Any, leaf: Callable[[str, int], Any], depth: int = 0) -> Any
         if not isinstance(content, str):
             msg = f"a node {tag!r} holds no text"
             raise ValueError(msg)
-        return _READERS[tag](content)
+        try:
+            return _READERS[tag](content)
+        except (ArithmeticError, TypeError) as error:
+            msg = f"a node {tag!r} holds {content[:80]!r}: {error!r}"
+            raise ValueError(msg) from error
     if not isinstance(content, list):
         msg = f"a node {str(tag)[:80]!r} is unknown or holds no list"
         raise ValueError(msg)  # noqa: TRY004 - the file is wrong, not a caller
     if tag == "tuple":
         return tuple(unflatten(item, leaf, depth + 1) for item in content)
+    if tag in _LISTS:
+        # Of a deque's items, arrays too; of the others' only what they themselves may hold.
+        held = leaf if tag == "deque" else _no_leaf
+        items = [unflatten(item, held, depth + 1) for item in content]
+        try:
+            return _LISTS[tag](items)
+        except (TypeError, ArithmeticError) as error:
+            msg = f"a node {tag!r} holds what it cannot: {error}"
+            raise ValueError(msg) from error
     if tag not in _MAPPINGS.values():
         msg = f"a node has the unknown tag {tag[:80]!r}"
         raise ValueError(msg)
@@ -229,6 +270,8 @@ def walk_leaves(node: Any, path: str = "") -> Iterator[tuple[str, str, int]]:
                     yield from walk_leaves(item, _join(path, unflatten(key, _no_leaf)))
             elif tag == "tuple":
                 yield from walk_leaves(content, path)
+            elif tag == "deque":
+                yield from walk_leaves(content[1:], path)
     elif isinstance(node, list):
         for position, item in enumerate(node):
             yield from walk_leaves(item, _join(path, position))
@@ -318,15 +361,142 @@ def _read_bytes(text: str) -> bytes:
         raise ValueError(msg) from error
 
 
+def _text_node(tag: str) -> Callable[[Any, object], Any]:
+    return lambda value, path: {tag: _str_node(str(value), path)}
+
+
+def _time_node(tag: str) -> Callable[[Any, object], Any]:
+    def node(value: Any, path: object) -> Any:
+        if type(getattr(value, "tzinfo", None)) not in (type(None), dt.timezone):
+            # Such as of zoneinfo, whose rules would be lost.
+            raise _refused(f"a {tag} in the time zone {value.tzinfo!r:.80}", path)
+        return {tag: value.isoformat()}
+
+    return node
+
+
+def _complex_node(value: complex, _: object) -> Any:
+    return {"complex": struct.pack(">dd", value.real, value.imag).hex()}
+
+
+def _read_complex(text: str) -> complex:
+    data = bytes.fromhex(text)
+    if len(data) != 16:
+        msg = f"{text[:80]!r} is not the hex of 16 bytes"
+        raise ValueError(msg)
+    return complex(*struct.unpack(">dd", data))
+
+
+def _torch_node(value: Any) -> Any | None:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    if type(value) is torch.dtype:
+        return {"dtype": str(value).removeprefix("torch.")}
+    if type(value) is torch.device:
+        return {"device": str(value)}
+    if type(value) is torch.Size:
+        return {"size": list(value)}
+    return None
+
+
+def _read_dtype(text: str) -> Any:
+    torch = sys.modules.get("torch")
+    if not text.isascii() or not text.isidentifier():
+        msg = f"{text[:80]!r} is no element type"
+        raise ValueError(msg)
+    if torch is None:
+        return f"torch.{text}"
+    found = getattr(torch, text, None)
+    if type(found) is not torch.dtype:
+        msg = f"torch has no element type {text[:80]!r} here"
+        raise ValueError(msg)
+    return found
+
+
+def _read_device(text: str) -> Any:
+    torch = sys.modules.get("torch")
+    if not _DEVICE.fullmatch(text):
+        msg = f"{text[:80]!r} is no device"
+        raise ValueError(msg)
+    try:
+        return text if torch is None else torch.device(text)
+    except RuntimeError as error:
+        msg = f"torch has no device {text!r} here"
+        raise ValueError(msg) from error
+
+
+def _read_size(items: list[Any]) -> Any:
+    if any(type(item) is not int for item in items):
+        msg = "a size holds something other than numbers"
+        raise TypeError(msg)
+    torch = sys.modules.get("torch")
+    return tuple(items) if torch is None else torch.Size(items)
+
+
+def _read_deque(items: list[Any]) -> deque[Any]:
+    length = items[0] if items else -1
+    if not (length is None or (type(length) is int and length >= 0)):
+        msg = "a deque has no valid length"
+        raise TypeError(msg)
+    return deque(items[1:], length)
+
+
+def _read_range(items: list[Any]) -> range:
+    if any(type(item) is not int for item in items):
+        msg = "a range holds something other than numbers"
+        raise TypeError(msg)
+    return range(*items)
+
+
+def _range_node(value: Any, path: object) -> Any:
+    ends = [flatten(end, _NoArrays(), path, 1) for end in (value.start, value.stop, value.step)]
+    return {type(value).__name__: ends}
+
+
+_DEVICE = re.compile(r"[a-z_]{1,20}(:\d{1,4})?")
+_SETS: dict[type, str] = {set: "set", frozenset: "frozenset"}
 _SCALARS: dict[type, Callable[[Any, object], Any]] = {
     int: _int_node,
     float: _float_node,
     str: _str_node,
     bytes: _bytes_node,
+    bytearray: lambda value, _: {"bytearray": base64.b64encode(value).decode()},
+    complex: _complex_node,
+    Decimal: _text_node("decimal"),
+    UUID: _text_node("uuid"),
+    dt.datetime: _time_node("datetime"),
+    dt.date: _time_node("date"),
+    dt.time: _time_node("time"),
+    dt.timedelta: lambda value, _: {"timedelta": [value.days, value.seconds, value.microseconds]},
+    PosixPath: _text_node("path"),
+    PurePosixPath: _text_node("purepath"),
+    range: _range_node,
+    slice: _range_node,
 }
 _READERS: dict[str, Callable[[str], Any]] = {
     "int": lambda text: int(text, 16),
     "float": _read_float,
     "bytes": _read_bytes,
+    "bytearray": lambda text: bytearray(_read_bytes(text)),
+    "complex": _read_complex,
+    "decimal": Decimal,
+    "uuid": UUID,
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "path": Path,
+    "purepath": PurePosixPath,
+    "dtype": _read_dtype,
+    "device": _read_device,
+}
+_LISTS: dict[str, Callable[[list[Any]], Any]] = {
+    "set": set,
+    "frozenset": frozenset,
+    "deque": _read_deque,
+    "timedelta": lambda items: dt.timedelta(*items),
+    "size": _read_size,
+    "range": _read_range,
+    "slice": lambda items: slice(*items),
 }
 _MAPPINGS: dict[type, str] = {dict: "dict", OrderedDict: "ordered", Counter: "counter"}

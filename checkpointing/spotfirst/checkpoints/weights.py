@@ -89,9 +89,13 @@ def _read(packs: Storage, manifest: StateManifest, part: Part) -> bytearray:
 
 def weights_sha256(module: Any) -> str:
     """The same number from a live object with ``state_dict``, such as a torch module."""
-    from spotfirst.checkpoints.tensors import TensorCollector, bytes_of
+    import torch
 
-    state = module.state_dict()
+    from spotfirst.checkpoints.tensors import TensorCollector, bytes_of
+    from spotfirst.checkpoints.wrappers import module_state, unwrapped
+
+    module = unwrapped(module)
+    state = module_state(module) if isinstance(module, torch.nn.Module) else module.state_dict()
     collector = TensorCollector()
     node = flatten(state, collector)
     hasher = hashlib.sha256()

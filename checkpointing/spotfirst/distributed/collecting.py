@@ -20,10 +20,11 @@ from torch.distributed.tensor._utils import (  # noqa: TID253
     compute_local_shape_and_global_offset,
 )
 
-from spotfirst.checkpoints.manifest import RankState, StateManifest
+from spotfirst.checkpoints.manifest import Made, RankState, StateManifest
 from spotfirst.checkpoints.ranks import Piece, RankPart, Team
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
+from spotfirst.checkpoints.wrappers import module_state
 from spotfirst.errors import UnsupportedState
 
 __all__ = ["Collected", "Region", "ShardCollector", "collect", "regions_of"]
@@ -110,10 +111,11 @@ def _replica(value: DTensor) -> tuple[int, int]:
 
 
 def collect(states: Mapping[str, Any], generators: Any, common: Mapping[str, Any], *, step: int,
-            team: Team) -> Collected:  # fmt: skip
+            team: Team, made: Mapping[str, Made] = {}) -> Collected:  # fmt: skip
     """What this rank saves of ``states`` (by object).
 
-    ``common`` are the objects that all ranks share: modules and optimizers.
+    ``common`` are the objects that all ranks share: modules and optimizers. ``made`` says how
+    optimizers and schedulers were made.
     """
     shared = ShardCollector()
     objects = {name: flatten(states[name], shared, name) for name in states if name in common}
@@ -168,6 +170,7 @@ def collect(states: Mapping[str, Any], generators: Any, common: Mapping[str, Any
         state=RankState(objects=ranked, rng=rng), layout=layout.hexdigest(),
         sample=_sample([shared.leaves[number].value for number in plain]),
         keys=tuple(shared.paths) if first else (), objects=objects if first else {},
+        made=dict(made) if first else {},
     )  # fmt: skip
     # One numbering for both, for comparisons.
     return Collected(
@@ -217,7 +220,7 @@ def regions_of(thing: Any, tree: Any, manifest: StateManifest) -> dict[str, Regi
     found: dict[str, Region] = {}
     if isinstance(thing, torch.nn.Module):
         collector = ShardCollector()
-        for path, _, number in walk_leaves(flatten(thing.state_dict(), collector)):
+        for path, _, number in walk_leaves(flatten(module_state(thing), collector)):
             if number in collector.regions:
                 found[path] = collector.regions[number]
     elif isinstance(thing, torch.optim.Optimizer):

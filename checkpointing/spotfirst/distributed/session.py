@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+from types import FrameType
 
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.checkpoints.claiming import wait_for_claim
@@ -19,8 +21,66 @@ __all__ = ["Place", "Session", "session"]
 
 _log = logging.getLogger(__name__)
 
+_LOOK_S = 1.0
+"""Between two looks whether another save is over."""
+
 Place = str | Run | TrainerContext | None
 """Where checkpoints are: a folder or URL, a run, or ``None`` for the attempt that we are."""
+
+
+class Turns:
+    """Lets one save at a time in; of those that are under way, the one with the lowest step first.
+
+    Each save is a call of ``dcp.save`` in a thread. One that fails does not always say so: it is over
+    when its thread is out of that call.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._steps: dict[int, int] = {}
+        self._holder: int | None = None
+
+    def arrive(self, step: int) -> None:
+        """The current thread begins a save."""
+        self.give()
+        with self._changed:
+            self._steps[threading.get_ident()] = step
+
+    def take(self) -> None:
+        """Wait for this thread's turn, which lasts until :meth:`give`."""
+        me = threading.get_ident()
+        with self._changed:
+            while not self._is_next(me):
+                self._changed.wait(_LOOK_S)
+            self._holder = me
+
+    def give(self) -> None:
+        """The current thread's save is over."""
+        me = threading.get_ident()
+        with self._changed:
+            self._steps.pop(me, None)
+            if self._holder == me:
+                self._holder = None
+            self._changed.notify_all()
+
+    def _is_next(self, me: int) -> bool:
+        frames = sys._current_frames()  # noqa: SLF001 - documented, in spite of its name
+        self._steps = {
+            thread: step
+            for thread, step in self._steps.items()
+            if thread == me or _is_saving(frames.get(thread))
+        }
+        if self._holder is not None and self._holder in self._steps:
+            return False
+        return min(self._steps, key=self._steps.__getitem__) == me
+
+
+def _is_saving(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict_saver":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Session:
@@ -36,8 +96,12 @@ class Session:
         self.saves = 0
         """Saves begun under the claim."""
         self.lock = threading.RLock()
-        self.written: tuple[int, int] = (0, 0)
-        """Claim and save of what this process wrote last."""
+        self.turns = Turns()
+        """Who writes: saves that overlap take turns."""
+        self.written: set[tuple[int, int]] = set()
+        """Claims and saves of what this process has written."""
+        self.committed: list[tuple[int, int]] = []
+        """Save and step of each commit of this process, in their order."""
         self.known_of = ""
         """The manifest that :attr:`known` is of."""
         self.known: dict[str, Location] = {}

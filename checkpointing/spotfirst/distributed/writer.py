@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future as Task
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+import msgspec
 import torch  # noqa: TID253 - this module is torch's interface; nothing else imports it
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner  # noqa: TID253
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex  # noqa: TID253
@@ -53,6 +55,7 @@ from spotfirst.distributed.trees import Path, nest
 from spotfirst.errors import (
     FormatError,
     InvalidSpec,
+    SaveOvertaken,
     StateMismatch,
     StorageError,
     UnsupportedState,
@@ -76,9 +79,22 @@ class _Order(Record):
     claim: int
     save: int
     rank: int
+    ranks: int
     step: int
     newest: str = ""
     digest: str = ""
+
+
+@dataclasses.dataclass
+class _Save:
+    """A save under way. Torch makes all calls of a save in one thread, so it is kept by thread."""
+
+    step: int
+    metrics: dict[str, float]
+    committed: int
+    """How many commits there were when it began."""
+    is_coordinator: bool = False
+    order: _Order | None = None
 
 
 class SpotfirstWriter(StorageWriter):
@@ -88,6 +104,11 @@ class SpotfirstWriter(StorageWriter):
     attempt it is left out. The first save claims the run, which waits until the attempt before has
     let go (a :class:`~spotfirst.distributed.SpotfirstReader` in the same process has done so).
     ``retention`` says which checkpoints stay, ``metrics`` what belongs to the next one.
+
+    Saves of one process may overlap, each with a planner of its own: they are written one after
+    another. One that would be committed after a save of a later step is dropped, and its future
+    raises :class:`SaveOvertaken`. Of several ranks, wait for a save's future before the next one:
+    their collective calls must not overlap, which is torch's own rule.
 
     Works with torch's default planners, whose pickling is not used: values that are no tensors are
     kept as JSON trees. A planner that is of another kind can only save tensors. A save that fails,
@@ -107,8 +128,7 @@ class SpotfirstWriter(StorageWriter):
         self._memory_bytes = memory_bytes
         self._arena = Arena()
         self._planner = Planner()
-        self._step: int | None = None
-        self._order: _Order | None = None
+        self._threads = threading.local()
         self.metrics: dict[str, float] = {}
         """What was measured at the step that is saved next; for retention, and for people."""
 
@@ -123,16 +143,18 @@ class SpotfirstWriter(StorageWriter):
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | int | None = None) -> None:
         """``checkpoint_id`` is the number of finished steps."""
-        self._step = step_of(checkpoint_id)
+        step = step_of(checkpoint_id)
+        self._threads.save = None
+        if step is not None:
+            self._session.turns.arrive(step)
+            self._threads.save = _Save(step, dict(self.metrics), len(self._session.committed))
 
     def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
         """Rank 0 claims the run, if this process has not."""
         if not kwargs.get("use_collectives", True):
             msg = "SpotfirstWriter makes one checkpoint of all ranks: leave use_collectives as True"
             raise InvalidSpec(msg)
-        if self._step is None:
-            msg = "say which step this is: dcp.save(state, checkpoint_id=step, storage_writer=…)"
-            raise InvalidSpec(msg)
+        self._save.is_coordinator = is_coordinator
         if is_coordinator:
             self._session.take()
 
@@ -142,22 +164,8 @@ class SpotfirstWriter(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Number the save, for all ranks."""
-        ours = self._session
-        assert self._step is not None
-        ours.saves += 1
-        newest = ours.chain.newest()
-        commit = newest[1] if newest is not None and newest[1].content == "state" else None
-        orders = [
-            _Order(
-                claim=ours.claim,
-                save=ours.saves,
-                rank=rank,
-                step=self._step,
-                newest=commit.manifest if commit else "",
-                digest=commit.digest if commit else "",
-            )
-            for rank in range(len(plans))
-        ]
+        first = self._numbered(self._save.step, len(plans))
+        orders = [msgspec.structs.replace(first, rank=rank) for rank in range(len(plans))]
         return [
             dataclasses.replace(plan, storage_data=encode(order))
             for plan, order in zip(plans, orders, strict=True)
@@ -165,15 +173,64 @@ class SpotfirstWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's packs."""
-        order = decode(plan.storage_data, _Order, path="the plan of a checkpoint")
+        is_written = False
+        try:
+            result = self._write_data(plan, planner)
+            is_written = True
+            return result
+        finally:
+            # A single rank keeps its turn until the save is committed.
+            save: _Save | None = self._threads.save
+            if not is_written or save is None or save.order is None or save.order.ranks > 1:
+                self._session.turns.give()
+
+    def _write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        save = self._save
+        order = save.order = decode(plan.storage_data, _Order, path="the plan of a checkpoint")
+        if not save.is_coordinator:
+            self._threads.save = None
         ours = self._session
-        if (order.claim, order.save) <= ours.written:
-            msg = "the planner has used an old plan again: leave its enable_plan_caching as False"
-            raise InvalidSpec(msg)
-        ours.written = (order.claim, order.save)
-        self._order = order
+        with ours.lock:
+            if (order.claim, order.save) in ours.written:
+                msg = (
+                    "the planner has used an old plan again: leave its enable_plan_caching as False"
+                )
+                raise InvalidSpec(msg)
+            ours.written.add((order.claim, order.save))
         collector = TensorCollector()
         pieces, trees = _collect(plan, planner, collector)
+        keeps_plan = getattr(type(planner), "finish_plan", None) is DefaultSavePlanner.finish_plan
+        if keeps_plan and getattr(planner, "plan", plan) is not plan:
+            msg = (
+                f"the planner of the save of step {order.step} is in use for another save at the "
+                "same time: give each save a planner of its own"
+            )
+            raise InvalidSpec(msg)
+        ours.turns.take()
+        if order.ranks == 1:
+            order = save.order = self._numbered(order.step, 1)
+        return self._write_part(order, collector, pieces, trees)
+
+    def _numbered(self, step: int, ranks: int) -> _Order:
+        """The order of the first of ``ranks``, for a save that comes after all before."""
+        ours = self._session
+        with ours.lock:
+            ours.saves += 1
+            number, newest = ours.saves, ours.chain.newest()
+        commit = newest[1] if newest is not None and newest[1].content == "state" else None
+        return _Order(
+            claim=ours.claim, save=number, rank=0, ranks=ranks, step=step,
+            newest=commit.manifest if commit else "", digest=commit.digest if commit else "",
+        )  # fmt: skip
+
+    def _write_part(
+        self,
+        order: _Order,
+        collector: TensorCollector,
+        pieces: list[Piece],
+        trees: dict[str, Any],
+    ) -> Future[list[WriteResult]]:
+        ours = self._session
         known = self._known(order)
         writer = PackWriter(
             ours.run.packs(), pack_prefix(order.claim, order.save, order.rank), known,
@@ -197,16 +254,48 @@ class SpotfirstWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Merge the ranks' parts into one manifest, and commit it."""
+        try:
+            self._finish(metadata, results)
+        finally:
+            self._session.turns.give()
+
+    def _finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         parts = [
             decode(result.storage_data, RankPart, path="a rank's part of a checkpoint")
             for of_rank in results
             for result in of_rank
         ]
-        ours, order = self._session, self._order
-        assert order is not None
+        ours, save = self._session, self._save
+        self._threads.save = None
+        with ours.lock:
+            assert save.order is not None
+            manifest = _merged(save.step, metadata, parts)
+            new_bytes = sum(part.new_bytes for part in parts)
+            self._commit(ours, save, save.order, manifest, new_bytes)
+
+    def _commit(
+        self,
+        ours: Session,
+        save: _Save,
+        order: _Order,
+        manifest: StateManifest,
+        new_bytes: int,
+    ) -> None:
         assert ours.attempt is not None
         attempt = ours.attempt
-        manifest = _merged(order.step, metadata, parts)
+        later = [
+            step
+            for number, step in ours.committed[save.committed :]
+            if number > order.save or step > order.step
+        ]
+        kept = {commit.manifest for _, commit in ours.chain.commits}
+        if later or (order.newest and order.newest not in kept):
+            msg = (
+                f"the save of step {order.step} was overtaken by that of step "
+                f"{max(later, default='another')} and is not committed; wait for a save's future "
+                "before the next one to keep both"
+            )
+            raise SaveOvertaken(msg)
         packs = ours.run.packs()
         name = _manifest_name(order)
         what = f"save the checkpoint of step {order.step}"
@@ -215,11 +304,12 @@ class SpotfirstWriter(StorageWriter):
             lambda: ours.chain.commit(
                 attempt, step=order.step, manifest=name, digest=digest, content="state",
                 size_bytes=manifest.size_bytes + size_bytes,
-                new_bytes=sum(part.new_bytes for part in parts) + size_bytes,
-                metrics=self.metrics,
+                new_bytes=new_bytes + size_bytes,
+                metrics=save.metrics,
             ),
             what=what,
         )  # fmt: skip
+        ours.committed.append((order.save, order.step))
         self._clean(ours, attempt, packs)
 
     @classmethod
@@ -231,6 +321,14 @@ class SpotfirstWriter(StorageWriter):
             return False
 
     # -- how -----------------------------------------------------------------------------------
+
+    @property
+    def _save(self) -> _Save:
+        save: _Save | None = getattr(self._threads, "save", None)
+        if save is None:
+            msg = "say which step this is: dcp.save(state, checkpoint_id=step, storage_writer=…)"
+            raise InvalidSpec(msg)
+        return save
 
     def _known(self, order: _Order) -> Mapping[str, Location]:
         ours = self._session
@@ -351,6 +449,7 @@ def _merged(step: int, metadata: Metadata, parts: list[RankPart]) -> StateManife
         else:
             nodes[name] = {"tensor": merger.whole(name, pieces.get(name, []))}
     paths: Mapping[str, Path] = metadata.planner_data or {}
+    is_flat = metadata.planner_data is not None
     try:
         objects = nest(nodes, paths)
     except (AttributeError, KeyError, TypeError) as error:
@@ -358,7 +457,7 @@ def _merged(step: int, metadata: Metadata, parts: list[RankPart]) -> StateManife
         raise StateMismatch(msg) from error
     return StateManifest(
         step=step, packs=merger.packs, arrays=tuple(merger.arrays), objects=objects,
-        ranks=tuple(RankState() for _ in parts),
+        ranks=tuple(RankState() for _ in parts), flat=is_flat,
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@
     )
 
 With gradient accumulation, ``checkpointer.step`` belongs where ``accelerator.sync_gradients`` is
-true: gradients that are still being collected are not part of a checkpoint.
+true: gradients that are still being collected are not part of a checkpoint. ``skip_first_batches``
+is not needed: a ResumableLoader begins where it was.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["checkpointer"]
 def checkpointer(accelerator: Any, **objects: Any) -> Checkpointer:
     """A Checkpointer of prepared ``objects``, the gradient scaler and the accelerator's counter.
 
-    Models are saved without what ``prepare`` wraps around them. Options of the
+    What was given to ``accelerator.register_for_checkpointing`` is part of it as well. Models are saved without what ``prepare`` wraps around them. Options of the
     :class:`~spotfirst.checkpointer.Checkpointer` are passed on. Raises :class:`InvalidSpec` for a
     loader: its position would be lost.
     """
@@ -46,6 +47,10 @@ def checkpointer(accelerator: Any, **objects: Any) -> Checkpointer:
     }
     if accelerator.scaler is not None:
         unwrapped["scaler"] = accelerator.scaler
+    registered = [
+        o for o in accelerator._custom_objects if all(o is not v for v in objects.values())
+    ]
+    unwrapped |= {f"registered_{number}": value for number, value in enumerate(registered)}
     return Checkpointer(accelerator=_Counter(accelerator), **unwrapped)
 
 

@@ -1,4 +1,4 @@
-"""A position in the data that survives: the batches of an epoch that is resumed in its middle.
+"""A position in the data that survives an interruption, for any loop.
 
 ::
 
@@ -12,36 +12,49 @@
             checkpointer.step(done)
     checkpointer.close()
 
-It knows nothing of samplers and workers. It remembers the random number generators from which the
-epoch began, begins it again from them, and drops the batches that were used: so the order, and
-what a dataset draws at random in this process or in workers, are those that would have been.
+A position is the epoch, how many of its batches were handed out, and whether the epoch is still to
+be begun, open, or over. The order itself is not stored: the random number generators from which the
+epoch began are. A resumed epoch begins from them again and passes over the batches that were used.
+
+A step is over when the loop asks for its next batch or leaves the loop, so checkpoints are taken
+there: then it is known whether the loop went on or broke off.
+
+Several loaders of one Checkpointer are resumed together: side by side (``zip``), one after the
+other, or one inside another. The batch of an outer loop is handed out again.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import random
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from spotfirst.checkpoints.rng import restore_rng, rng_state
-from spotfirst.errors import StateMismatch
+from spotfirst.errors import InvalidSpec, StateMismatch
 
 __all__ = ["ResumableLoader"]
+
+_clock = itertools.count(1)
+"""The order of events of all loaders."""
 
 
 class ResumableLoader:
     """``loader`` with ``state_dict`` and ``load_state_dict``; other attributes are the loader's.
 
-    Resuming costs the time to read the epoch's used batches again, in the loader's workers; a
-    plain torch ``DataLoader`` without workers only counts. ``skip`` avoids that cost:
-    ``skip(loader, batches)`` is a loader without the first batches, such as accelerate's
-    ``skip_first_batches``. Then what workers draw at random is not what it would have been.
+    Resuming reads the epoch's used batches again, in the loader's workers; a plain torch
+    ``DataLoader`` without workers only counts them. ``skip`` avoids that: ``skip(loader, batches)``
+    returns a loader without the first batches, such as accelerate's ``skip_first_batches``. Then
+    what workers draw at random is not what it would have been.
 
-    ``before_fetch`` is called before each batch is read: for a framework, that is where a step with
-    all that belongs to it is over. ``ahead`` says how many batches have been read and not used, if
-    the framework reads ahead of itself.
+    ``batches`` ends each epoch after so many batches. Use it in place of a ``break`` when the loop
+    calls ``checkpointer.save()`` itself: ``save()`` cannot know that a ``break`` follows.
+
+    ``before_fetch`` is called before each batch is read and before an epoch begins. ``ahead``
+    returns how many batches the framework has read and not used. Both are for integrations.
 
     Not exact: what *persistent* workers draw at random, as they carry it from epoch to epoch.
     """
@@ -50,31 +63,48 @@ class ResumableLoader:
         self,
         loader: Any,
         *,
+        batches: int | None = None,
         skip: Callable[[Any, int], Any] | None = None,
         before_fetch: Callable[[], None] = lambda: None,
         ahead: Callable[[], int] | None = None,
     ) -> None:
         self._loader = loader
+        self._batches = batches
         self._skip = skip
         self._before_fetch = before_fetch
         self._ahead = ahead or (lambda: 0)
-        # Torch's own loader draws nothing for a batch that is still to be used: save the 50 us.
-        self._keeps_last = ahead is not None or type(loader) is not torch.utils.data.DataLoader
+        # 50 us. Of torch's own loader the last batch is read again only where it was not used.
+        self._keeps = ahead is not None or type(loader) is not torch.utils.data.DataLoader
+        self._peers: Callable[[], Sequence[ResumableLoader]] = lambda: [self]
         self._epoch = 0
-        self._begun = False
-        self._used_here = False
+        self._stage = "new"  # or "open", or "over"
         self.fetched = 0
-        """Batches that the epoch has given out so far."""
-        self._start = self._last = self._generators()
-        self._position: dict[str, Any] | None = None
+        """Batches that the newest epoch has handed out."""
+        self._iteration: Callable[[], _Iteration | None] = lambda: None
+        self._restored: dict[str, Any] | None = None
+        self._sets_generators = False
+        self._begun_times = 0
+        self._was_read = False
+        self._left_after = 0
+        self._step_over: Callable[[], None] | None = None
+        self._asked = self._used = False
+        self._first_begun = self._begun = self._gave = self._stepped = self._ended = 0
+        self._inside: list[ResumableLoader] = []
+        self._after_step = False
+        self._epochs: list[int | None] = []
+        self._start = self._first = self._last = self._generators()
+        self._when_begun = torch.empty(0)
+        self._is_prompt = True
 
     @property
     def epoch(self) -> int:
         """The epoch to be trained, from 0 on: how many were completed, or left for another."""
-        return self._epoch
+        self._notice_break()
+        return self._epoch + (self._stage == "over" and self._restored is None)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        length = len(self._loader)
+        return length if self._batches is None else min(length, self._batches)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -93,148 +123,440 @@ class ResumableLoader:
     # -- the epoch --------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator, so the epoch begins with its first batch: until then it may be restored.
-        source: Any = self._loader
-        asked = True  # whether the framework knows that the next batch is about to be read
-        position, self._position = self._position, None
-        if position is None or not position["fetched"]:
-            if self._begun:
-                self._epoch += 1
-            self._begun, self.fetched = True, 0
-            self._before_fetch()
-            if position is not None:
-                self._start_workers()
-                self._set_generators(position["now"])
-            self._start = self._last = self._generators()
-            iterator = iter(source)
+        self._notice_break()
+        self.leave()
+        self._ask()
+        # What it is inside of: loaders that handed out a batch after its own epoch before this.
+        self._inside = [
+            p for p in self._others() if p.is_open and p.fetched and p._gave > self._ended
+        ]
+        self._after_step = any(p._stepped > p._gave for p in self._inside)
+        self._begun = next(_clock)
+        self._first_begun = self._first_begun or self._begun
+        iteration = _Iteration(self)
+        self._iteration = weakref.ref(iteration)
+        if self._restored is None:
+            self._begin(iteration)
         else:
-            self._begun = True
-            source, iterator, ahead = self._found(position)
-            yield from ahead
-            asked = not ahead
-        self._used_here = True
-        while True:
-            if not asked:
-                self._before_fetch()
-            asked = False
-            if self._keeps_last:
-                self._last = self._generators()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                break
-            self.fetched += 1
-            yield batch
-        if source is not self._loader and hasattr(self._loader, "iteration"):
-            self._loader.iteration = source.iteration
-        self._epoch += 1
-        self._begun, self.fetched = False, 0
+            self._begun_times += 1
+        return iteration
 
-    def _found(self, position: dict[str, Any]) -> tuple[Any, Iterator[Any], list[Any]]:
-        """The epoch where it was: its loader and iterator, and what had been read but not used."""
-        fetched, ahead = position["fetched"], position["ahead"]
-        self._start_workers()
-        self._start = self._unpacked(position["start"])
-        self._last = self._unpacked(position["last"])
-        self._set_generators(position["start"])
-        if self._skip is not None and not ahead:
-            source = self._skip(self._loader, fetched)
-            skipping = iter(source)
-            first = list(itertools.islice(skipping, 1))  # it may begin only now, and draw
-            self._set_generators(position["now"])
-            self.fetched += len(first)
-            return source, skipping, first
-        iterator: Any = iter(self._loader)
-        kept = []
-        number = 0
-        count_only = not ahead and _reads_nothing_ahead(self._loader)
-        try:
-            for number in range(fetched):
-                if count_only:
-                    iterator._next_index()
-                    continue
-                if number == fetched - 1:
-                    # A loader that reads ahead reads a batch now that is still to be used.
-                    self._set_generators(position["last"])
-                batch = next(iterator)
-                if number >= fetched - ahead:
-                    kept.append(batch)
-        except StopIteration:
+    def leave(self) -> None:
+        """Take the open epoch for over: the next batch is of another one."""
+        if self._restored is None and self._stage == "open":
+            self._over()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an epoch was begun and is neither exhausted nor left."""
+        self._notice_break()
+        return self._stage == "open" and self._restored is None
+
+    def _notice_break(self) -> None:
+        if self._restored is None and self._stage == "open" and self._iteration() is None:
+            self._left_after = self.fetched
+            self._over()
+
+    def _over(self) -> None:
+        self._stage, self._ended = "over", next(_clock)
+
+    def _begin(self, iteration: _Iteration) -> None:
+        self._epoch += self._stage == "over"
+        self._stage, self.fetched = "open", 0
+        self._epochs = self._sampler_epochs()
+        self._start = self._first = self._last = self._generators()
+        iteration.source = iter(self._loader)
+        self._when_begun = torch.get_rng_state()
+
+    def _ask(self) -> None:
+        """The loop asks for a batch or for an epoch: the step before is over."""
+        self._asked, self._used = True, False
+        action, self._step_over = self._step_over, None
+        if action is not None:
+            action()
+        self._before_fetch()
+
+    def _next(self, iteration: _Iteration) -> Any:
+        if self._iteration() is not iteration:
             msg = (
-                f"the checkpoint is {fetched} batches into an epoch, and the data has only "
-                f"{number}: train with the data that the run began with"
+                "two loops read from the same ResumableLoader at the same time: wrap a loader of "
+                "its own for each"
             )
-            raise StateMismatch(msg) from None
-        self._set_generators(position["now"])
-        return self._loader, iterator, kept
+            raise InvalidSpec(msg)
+        if self._stage == "open":
+            self._ask()
+        if self._restored is not None:
+            self._resume_all()
+        if self._stage == "over" or self.fetched == self._batches:
+            batch = _NOTHING
+        else:
+            if self._keeps_last or not self.fetched:
+                self._last = self._generators()
+                if not self.fetched:
+                    self._first = self._last
+                    self._is_prompt = torch.get_rng_state().equal(self._when_begun)
+            batch = iteration.read()
+        if batch is _NOTHING:
+            self._asked = False
+            self.leave()
+            raise StopIteration
+        self.fetched += 1
+        self._was_read = self._used = True
+        self._asked = False
+        self._gave = next(_clock)
+        return batch
 
-    def _start_workers(self) -> None:
-        # Persistent workers start once, with a random number, and not with every epoch.
-        persistent = getattr(self._loader, "persistent_workers", False)
-        if persistent and self._epoch and not self._used_here:
-            iter(self._loader)
+    @property
+    def _keeps_last(self) -> bool:
+        return self._keeps or len(self._peers()) > 1
+
+    # -- steps ------------------------------------------------------------------------------
+
+    def beside(self, peers: Callable[[], Sequence[ResumableLoader]]) -> None:
+        """Resume together with ``peers()``, which has this one as well."""
+        self._peers = peers
+
+    def _others(self) -> list[ResumableLoader]:
+        return [peer for peer in self._peers() if peer is not self]
+
+    def stepped(self) -> bool:
+        """Note a training step; whether its batch is of this loader."""
+        used, self._used = self._used, False
+        self._stepped = next(_clock)
+        return used
+
+    def when_asked(self, action: Callable[[], None]) -> None:
+        """Call ``action`` once, when the loop asks for the next batch or begins another epoch."""
+        self._step_over = action
 
     # -- its state --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch is: plain values and a few kilobytes of generators' states."""
-        if self._position is not None:
-            return self._position
+        if self._restored is not None:
+            return self._restored
+        self._notice_break()
+        epoch, stage = self._epoch, self._stage
+        if stage == "over" and not self._is_awaited():
+            epoch, stage = epoch + 1, "new"
+        again = max(int(self._is_outer()), self._ahead()) if stage == "open" else 0
         return {
-            "epoch": self._epoch,
-            "begun": self._begun,
-            "fetched": self.fetched,
-            "ahead": min(self._ahead(), self.fetched),
+            "epoch": epoch,
+            "stage": stage,
+            "fetched": self.fetched if stage == "open" else 0,
+            "again": min(again, self.fetched),
+            "asked": any(peer._asked for peer in self._peers()),
+            "left_after": self._left_after,
+            "kind": self._kind(),
+            "workers": self._workers(),
+            "prompt": self._is_prompt,
+            "epochs": self._epochs if stage == "open" else self._sampler_epochs(),
             "iteration": getattr(self._loader, "iteration", None),
             "start": _packed(self._start),
+            "first": _packed(self._first),
             "last": _packed(self._last),
             "now": _packed(self._generators()),
         }
 
+    def _is_awaited(self) -> bool:
+        """Whether this loader is exhausted, and a loader beside it or after it still goes on."""
+        return any(
+            other not in self._inside
+            and (other._begun < self._ended or self._first_begun < other._first_begun)
+            for other in self._others()
+            if other.is_open
+        )
+
+    def _is_outer(self) -> bool:
+        """Whether another loader is read for each batch of this one, and its loop goes on."""
+        inner = [
+            other
+            for other in self._others()
+            if other.is_open and self in other._inside and other._begun > self._gave
+        ]
+        if self._asked or not inner:
+            return False
+        if any(other._after_step for other in inner):
+            msg = (
+                "training steps are made both in the body of a loop and in a loop inside it, "
+                "each over a ResumableLoader: such a loop cannot be resumed in its middle. Make "
+                "the steps in one of them only"
+            )
+            raise InvalidSpec(msg)
+        return True
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next epoch that is begun goes on from there. Raises :class:`StateMismatch`."""
-        if self._begun:
+        if self._was_read:
             msg = (
                 "the data was read before its position was restored: restore the checkpoint first, "
                 "then take the first batch"
             )
             raise StateMismatch(msg)
-        self._position = dict(state)
-        self._epoch, self.fetched = state["epoch"], state["fetched"]
+        if "stage" not in state:
+            msg = (
+                "the position in the data is of an older Spotfirst: go on with that, or start anew"
+            )
+            raise StateMismatch(msg)
+        state = dict(state)
+        if state["stage"] == "open" and state["fetched"]:
+            if not state["asked"] and state["fetched"] == state["left_after"]:
+                # As the epoch before: its loop breaks off after this batch.
+                state |= {"epoch": state["epoch"] + 1, "stage": "new", "fetched": 0}
+            else:
+                self._check_kind(state)
+        self._restored = state
+        self._epoch, self._stage, self.fetched = state["epoch"], state["stage"], state["fetched"]
+        self._left_after, self._sets_generators = state["left_after"], True
+        self._begun_times = int(self._iteration() is not None)
         if state["iteration"] is not None and hasattr(self._loader, "set_epoch"):
             self._loader.set_epoch(state["iteration"])
 
+    def _kind(self) -> dict[str, Any]:
+        """What decides which samples a batch has."""
+        loader = self._loader
+        dataset = getattr(loader, "dataset", None)
+        streamed = isinstance(dataset, torch.utils.data.IterableDataset)
+        size = getattr(loader, "batch_size", None)
+        if size is None:
+            size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        kind = {"batch_size": size, "drop_last": getattr(loader, "drop_last", None)}
+        if streamed:
+            kind["num_workers"] = getattr(loader, "num_workers", None)
+        elif hasattr(type(dataset), "__len__"):
+            kind["samples"] = len(dataset)  # type: ignore[arg-type]
+        return {k: v for k, v in kind.items() if isinstance(v, (bool, int))}
+
+    def _workers(self) -> int:
+        return getattr(self._loader, "num_workers", None) or 0
+
+    def _check_kind(self, state: dict[str, Any]) -> None:
+        stored, here = state["kind"], self._kind()
+        if not state["workers"] and self._workers() and not state["prompt"]:
+            # Workers draw the order when the epoch begins, and without them it was drawn later.
+            stored, here = stored | {"num_workers": 0}, here | {"num_workers": self._workers()}
+        changed = [
+            f"{name} was {stored.get(name)} and is {here.get(name)}"
+            for name in sorted(stored.keys() | here)
+            if stored.get(name) != here.get(name)
+        ]
+        if changed:
+            msg = (
+                f"the checkpoint is {state['fetched']} batches into an epoch of other batches: "
+                f"{', '.join(changed)}. Samples would be left out or used twice. Go on with the "
+                "old values until the epoch is over, or start a new run with the new ones"
+            )
+            raise StateMismatch(msg)
+
+    # -- resuming ---------------------------------------------------------------------------
+
+    def _resume_all(self) -> None:
+        """Open this loader's epoch, and those that were begun beside it, as they were begun."""
+        waiting = [p for p in self._peers() if p._restored is not None and p._iteration()]
+        if self._sets_generators:
+            for peer in self._peers():
+                peer._sets_generators = False
+            assert self._restored is not None
+            restore_rng(_unpacked(self._restored["now"])["global"])
+        for peer in sorted(waiting, key=lambda p: p._begun):
+            peer._resume()
+
+    def generators_are_set(self) -> bool:
+        """Leave the global generators to the caller when resuming; whether they were not set yet."""
+        was_to_set, self._sets_generators = self._sets_generators, False
+        return was_to_set
+
+    def _resume(self) -> None:
+        position, iteration = self._restored, self._iteration()
+        assert position is not None
+        assert iteration is not None
+        self._restored = None
+        now = _unpacked(position["now"])["own"]
+        is_open = position["stage"] == "open"
+        self._set_sampler_epochs(position["epochs"], overrule=is_open)
+        if is_open:
+            generators = rng_state()
+            self._replay(position, iteration)
+            restore_rng(generators)
+        self._set_own(now)
+        if position["stage"] == "new":
+            for _ in range(1, self._begun_times):
+                iter(self._loader)  # each would have drawn
+            self._begin(iteration)
+        elif position["stage"] == "over":
+            self._ended = next(_clock)
+
+    def _replay(self, position: dict[str, Any], iteration: _Iteration) -> None:
+        """Begin the epoch again and pass over what was used of it."""
+        fetched, again = position["fetched"], position["again"]
+        self._start, self._first, self._last = (
+            _unpacked(position[name]) for name in ("start", "first", "last")
+        )
+        self._epochs, self._is_prompt = position["epochs"], position["prompt"]
+        if getattr(self._loader, "persistent_workers", False) and self._epoch:
+            iter(self._loader)  # they start once, with a random number, and not with every epoch
+        self._set(self._start)
+        if self._skip is not None and not again:
+            iteration.source = iter(self._skip(self._loader, fetched))
+            iteration.ready += itertools.islice(iteration.source, 1)  # it may begin only now
+            return
+        source: Any = iter(self._loader)
+        iteration.source = source
+        count_only = _reads_nothing_ahead(self._loader)
+        for number in range(fetched):
+            if number == 0 and not position["workers"]:
+                self._set(self._first)
+            if number == fetched - 1:
+                # A loader that reads ahead reads a batch now that is still to be used.
+                self._set(self._last)
+            try:
+                if count_only and number < fetched - again:
+                    source._next_index()
+                    continue
+                batch = next(source)
+            except StopIteration:
+                msg = (
+                    f"the checkpoint is {fetched} batches into an epoch, and the data has only "
+                    f"{number}: train with the data that the run began with"
+                )
+                raise StateMismatch(msg) from None
+            if number >= fetched - again:
+                iteration.ready.append(batch)
+        self.fetched = fetched - again
+
+    # -- generators -------------------------------------------------------------------------
+
+    def _parts(self) -> list[Any]:
+        """The objects that decide about the order: samplers and data, of all loaders inside."""
+        found: list[Any] = []
+        waiting = [self._loader]
+        while waiting:
+            part = waiting.pop(0)
+            if part is None or any(part is known for known in found):
+                continue
+            if isinstance(part, (list, tuple)):
+                waiting += [p for p in part if hasattr(p, "__iter__")][:64]
+                continue
+            found.append(part)
+            for name in ("sampler", "batch_sampler", "dataset", "flattened"):
+                value = getattr(part, name, None)
+                # A data set may be a list of samples, which are none of its parts.
+                if name == "flattened" or not isinstance(value, (list, tuple, dict)):
+                    waiting.append(value)
+        return found
+
+    def _own_generators(self) -> dict[str, Any]:
+        return {
+            f"{number} {name}": value
+            for number, part in enumerate(self._parts())
+            for name, value in getattr(part, "__dict__", {}).items()
+            if isinstance(value, (torch.Generator, random.Random))
+            or hasattr(value, "bit_generator")
+        }
+
     def _generators(self) -> dict[str, Any]:
-        own = {name: value.get_state() for name, value in self._own_generators().items()}
+        own = {name: _get(value) for name, value in self._own_generators().items()}
         return {"global": rng_state(), "own": own}
 
-    def _own_generators(self) -> dict[str, torch.Generator]:
-        loader = self._loader
-        holders = {"loader": loader, "sampler": getattr(loader, "sampler", None)}
-        holders["batches"] = getattr(loader, "batch_sampler", None)
-        holders["samples"] = getattr(holders["batches"], "sampler", None)
-        found = {name: getattr(holder, "generator", None) for name, holder in holders.items()}
-        return {name: value for name, value in found.items() if isinstance(value, torch.Generator)}
-
-    def _set_generators(self, packed: dict[str, Any]) -> None:
-        state = self._unpacked(packed)
+    def _set(self, state: dict[str, Any]) -> None:
         restore_rng(state["global"])
-        for name, generator in self._own_generators().items():
-            if name in state["own"]:
-                generator.set_state(state["own"][name])
+        self._set_own(state["own"])
 
-    @staticmethod
-    def _unpacked(packed: dict[str, Any]) -> dict[str, Any]:
-        version, words, gauss = packed["global"]["python"]
-        python = (version, tuple(words.tolist()), gauss)
-        return {**packed, "global": {**packed["global"], "python": python}}
+    def _set_own(self, state: dict[str, Any]) -> None:
+        for name, generator in self._own_generators().items():
+            if name in state:
+                _put(generator, state[name])
+
+    def _sampler_epochs(self) -> list[int | None]:
+        """Which epoch each part is in, by its own count or by ``set_epoch``; None: it has none."""
+        return [_epoch_of(part)[1] for part in self._parts()]
+
+    def _set_sampler_epochs(self, epochs: list[int | None], *, overrule: bool) -> None:
+        """Set them. What the script sets by ``set_epoch`` is only overruled in an open epoch."""
+        for part, epoch in zip(self._parts(), epochs, strict=False):
+            name, here = _epoch_of(part)
+            by_script = callable(getattr(part, "set_epoch", None))
+            if epoch is None or here is None or here == epoch or (by_script and not overrule):
+                continue
+            if by_script:
+                part.set_epoch(epoch)
+            else:
+                setattr(part, name, epoch)
+
+
+_NOTHING = object()
+
+
+class _Iteration(Iterator[Any]):
+    """One loop over a loader. When it is gone and was not exhausted, the loop was left."""
+
+    def __init__(self, loader: ResumableLoader) -> None:
+        self._loader = loader
+        self.source: Iterator[Any] | None = None
+        self.ready: list[Any] = []
+
+    def __iter__(self) -> _Iteration:
+        return self
+
+    def __next__(self) -> Any:
+        return self._loader._next(self)
+
+    def read(self) -> Any:
+        """The next batch, or ``_NOTHING``."""
+        if self.ready:
+            return self.ready.pop(0)
+        assert self.source is not None
+        return next(self.source, _NOTHING)
+
+
+def _epoch_of(part: Any) -> tuple[str, int | None]:
+    for name in ("epoch", "_epoch"):
+        value = getattr(part, "__dict__", {}).get(name)
+        if type(value) is int:
+            return name, value
+    return "", None
+
+
+def _get(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state
+
+
+def _put(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.bit_generator.state = state
 
 
 def _packed(state: dict[str, Any]) -> dict[str, Any]:
     """Python's generator is 625 numbers: as a tensor they do not burden the manifest."""
-    version, words, gauss = state["global"]["python"]
-    python = [version, torch.tensor(words, dtype=torch.int64), gauss]
-    return {**state, "global": {**state["global"], "python": python}}
+    return {
+        "global": {**state["global"], "python": _pack(state["global"]["python"])},
+        "own": {k: _pack(v) if isinstance(v, tuple) else v for k, v in state["own"].items()},
+    }
+
+
+def _unpacked(packed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "global": {**packed["global"], "python": _unpack(packed["global"]["python"])},
+        "own": {k: _unpack(v) if isinstance(v, list) else v for k, v in packed["own"].items()},
+    }
+
+
+def _pack(python: Any) -> list[Any]:
+    version, words, gauss = python
+    return [version, torch.tensor(words, dtype=torch.int64), gauss]
+
+
+def _unpack(packed: Any) -> tuple[Any, ...]:
+    version, words, gauss = packed
+    return version, tuple(words.tolist()), gauss
 
 
 def _reads_nothing_ahead(loader: Any) -> bool:

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -121,6 +121,25 @@ def full_state(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         "optimizer": optimizer_state,
         "extra": {"epoch": 3, "history": [0.5, float("inf")], "name": "über", "pair": (1, b"x")},
     }
+
+
+def sharded(value: float) -> DTensor:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return distribute_tensor(torch.full((1000, 50), value), mesh, [Shard(0)])
+
+
+def save_value(storage: str, step: int) -> None:
+    state = {"x": sharded(float(step))}
+    dcp.save(state, checkpoint_id=step, storage_writer=SpotfirstWriter(storage))
+
+
+def load_value(storage: str) -> tuple[int | None, float]:
+    """The step, and the one value that all elements have."""
+    reader = SpotfirstReader(storage)
+    state = {"x": sharded(0.0)}
+    dcp.load(state, storage_reader=reader)
+    (value,) = set(state["x"].to_local().flatten().tolist())
+    return reader.step, value
 
 
 def save(storage: str, kind: str, step: int = 1, asynchronous: bool = False) -> str:
@@ -294,6 +313,7 @@ def without_a_group(storage: str) -> None:
     finally:
         dist.init_process_group("gloo", init_method=f"file://{storage}-again", rank=rank(),
                                 world_size=2)  # fmt: skip
+        dist.barrier()  # the first to end removes the store's file
 
 
 def drained(storage: str, folder: str, after: int) -> None:

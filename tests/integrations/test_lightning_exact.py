@@ -1,0 +1,421 @@
+"""A Lightning training that is interrupted after any step ends as one that knows no Spotfirst."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightning")
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+
+from spotfirst.channel import Channel, Drain
+from spotfirst.checkpointer import Drained, weights_sha256
+from spotfirst.context import TrainerContext
+from spotfirst.errors import InvalidSpec, SpotfirstError, StateMismatch, UnsupportedState
+from spotfirst.integrations.lightning import SpotfirstCallback
+from spotfirst.run import Run
+from spotfirst.storage import open_storage
+from tests.integrations.data import seed
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+BATCH = 4
+
+
+class Items(torch.utils.data.Dataset[torch.Tensor]):
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((4,), float(index) / self._count) + torch.rand(()) / 9
+
+
+class Stream(torch.utils.data.IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        items = Items(18)
+        return (items[index] for index in range(18))
+
+
+def loader(count: int = 18) -> DataLoader[Any]:
+    return DataLoader(Items(count), BATCH, shuffle=True)
+
+
+class Net(pl.LightningModule):
+    """Draws in the forward pass, logs means over the epoch, validates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Sequential(
+            torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.2)
+        )
+        self.head = torch.nn.Linear(4, 1)
+        self.epochs: list[float] = []
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        parts = batch.values() if isinstance(batch, dict) else [batch]
+        inputs = torch.cat([part for part in parts if part is not None])
+        return (self.head(self.backbone(inputs)) - 1).square().mean()
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.log("train", loss, on_step=True, on_epoch=True, batch_size=BATCH)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.epochs.append(float(self.trainer.callback_metrics.get("train_epoch", 0)))
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+class Plateau(Net):
+    interval = "epoch"
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        monitor = "train_epoch" if self.interval == "epoch" else "val"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": scheduler,
+                "monitor": monitor,
+                "interval": self.interval,
+                "strict": self.interval == "epoch",
+            },
+        }
+
+
+class PlateauOfSteps(Plateau):
+    interval = "step"
+
+
+class OneCycle(Net):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        total = int(self.trainer.estimated_stepping_batches)  # makes the loaders
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class Two(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            loss = super().training_step(batch, index)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        parts = (self.backbone, self.head)
+        return [torch.optim.AdamW(part.parameters(), lr=1e-2) for part in parts]
+
+
+class Measured(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.mean(loss.detach())
+        self.log("train_epoch", self.mean, on_step=False, on_epoch=True)
+        return loss
+
+
+class Hooked(Net):
+    """Keeps things in the dictionary; drops weights from it; has parameters of any kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters({"path": Path("/tmp"), "loss": torch.nn.MSELoss})
+        self.seen: list[Any] = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["words"] = ["a", "b"]
+        for key in [k for k in checkpoint["state_dict"] if k.startswith("head")]:
+            del checkpoint["state_dict"][key]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert checkpoint["words"] == ["a", "b"]
+        assert {"epoch", "global_step", "callbacks", "optimizer_states", "lr_schedulers"} < set(
+            checkpoint
+        )
+        assert checkpoint["hyper_parameters"]["path"] == Path("/tmp")
+        assert checkpoint["state_dict"]["backbone.0.weight"].shape == (4, 4)
+
+
+class Unnormed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.2))
+
+
+class EvalsItsBackbone(Net):
+    def on_train_epoch_start(self) -> None:
+        self.backbone.eval()
+
+
+class Unfrozen(BackboneFinetuning):
+    def __init__(self) -> None:
+        super().__init__(unfreeze_backbone_at_epoch=1, verbose=False)
+
+
+class Pruning(ModelPruning):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            "l1_unstructured", amount=0.3, use_lottery_ticket_hypothesis=False, **options
+        )
+
+
+class Average(StochasticWeightAveraging):
+    def __init__(self) -> None:
+        super().__init__(swa_lrs=0.02, swa_epoch_start=1)
+
+
+class LastLearningRate(Callback):
+    """Draws when an epoch begins."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        torch.rand(3)
+
+
+@dataclass
+class Variant:
+    module: Callable[[], Any] = Net
+    data: Callable[[], Any] = loader
+    callbacks: Callable[[], list[Callback]] = list
+    validates: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def combined(mode: Any) -> Callable[[], Any]:
+    return lambda: CombinedLoader({"a": loader(18), "b": loader(10), "c": loader(6)}, mode)
+
+
+VARIANTS = {
+    "plain": Variant(callbacks=lambda: [LastLearningRate()]),
+    "min_size": Variant(data=combined("min_size")),
+    "max_size": Variant(data=combined("max_size")),
+    "max_size_cycle": Variant(data=combined("max_size_cycle")),
+    "two workers": Variant(data=lambda: DataLoader(Items(18), BATCH, shuffle=True, num_workers=1)),
+    "streamed": Variant(data=lambda: DataLoader(Stream(), BATCH)),
+    "streamed side by side": Variant(
+        data=lambda: CombinedLoader(
+            {"a": DataLoader(Stream(), BATCH), "b": DataLoader(Stream(), 3)}, "max_size"
+        )
+    ),
+    "limited": Variant(options={"limit_train_batches": 3}),
+    "moving average": Variant(callbacks=lambda: [EMAWeightAveraging(decay=0.9)]),
+    "averaged at the end": Variant(module=Unnormed, callbacks=lambda: [Average()]),
+    "finetuning": Variant(callbacks=lambda: [Unfrozen()]),
+    "pruned": Variant(callbacks=lambda: [Pruning()]),
+    "pruned after validation": Variant(callbacks=lambda: [Pruning(prune_on_train_epoch_end=False)]),
+    "accumulating": Variant(options={"accumulate_grad_batches": 2}),
+    "accumulating by epoch": Variant(
+        callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2, 2: 3})]
+    ),
+    "learning rate by epoch": Variant(module=Plateau),
+    "learning rate by step": Variant(module=PlateauOfSteps, options={"val_check_interval": 2}),
+    "one cycle": Variant(module=OneCycle),
+    "two optimizers": Variant(module=Two),
+    "metric": Variant(module=Measured),
+    "hooks": Variant(module=Hooked),
+    "eval mode": Variant(module=EvalsItsBackbone),
+    "max steps": Variant(options={"max_epochs": -1, "max_steps": 12}),
+    "max steps without validation": Variant(
+        options={"max_epochs": -1, "max_steps": 12}, validates=False
+    ),
+    "stopped early": Variant(
+        callbacks=lambda: [EarlyStopping("val", patience=0, min_delta=9.0)],
+        options={"max_epochs": 9},
+    ),
+    "loaders made anew": Variant(options={"reload_dataloaders_every_n_epochs": 1}),
+    "validation within the epoch": Variant(options={"val_check_interval": 2}),
+}
+
+
+class NoticeAfter(Callback):
+    def __init__(self, channel: Channel, step: int) -> None:
+        self._channel, self._step = channel, step
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step >= self._step:
+            self._channel.ask_to_drain(Drain(reason="interruption"))
+
+
+def trained(variant: Variant, own: list[Callback]) -> dict[str, Any]:
+    seed()
+    module, others = variant.module(), variant.callbacks()
+    trainer = pl.Trainer(
+        **{
+            "max_epochs": 3,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 1,
+            **variant.options,
+        },
+        callbacks=[*own, *others],
+    )
+    validation = DataLoader(Items(6), 3) if variant.validates else None
+    trainer.fit(module, variant.data(), validation)
+    optimizers = [o.param_groups[0]["lr"] for o in trainer.optimizers]
+    return {
+        "weights": weights_sha256(module),
+        "steps": trainer.global_step,
+        "epochs": module.epochs[-1:],
+        "rates": optimizers,
+        "logged": trainer.fit_loop.epoch_loop._batches_that_stepped,
+        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
+        "drawn": float(torch.rand(())),
+    }
+
+
+def attempt(variant: Variant, folder: Path, leave_after: int = 0) -> dict[str, Any] | None:
+    number = len(list(folder.glob("channel-*")))
+    place = folder / f"channel-{number}"
+    place.mkdir(parents=True)
+    channel = Channel(place)
+    context = TrainerContext(Run(open_storage(str(folder / "s")), "r"), None, channel)
+    # Where it is among the callbacks does not matter.
+    own: list[Callback] = [Callback(), SpotfirstCallback(context=context, period_s=1e9)]
+    if leave_after:
+        own.append(NoticeAfter(channel, leave_after))
+    try:
+        return trained(variant, own)
+    except Drained:
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_interrupted_after_any_step_it_ends_as_lightning_alone(name: str, tmp_path: Path) -> None:
+    variant = VARIANTS[name]
+    whole = trained(variant, [])
+    for step in sorted({1, 4, 5, 6, 9, 10, 11, whole["steps"]} & set(range(1, whole["steps"] + 1))):
+        folder = tmp_path / str(step)
+        ended = attempt(variant, folder, leave_after=step) or attempt(variant, folder)
+        assert ended == whole, f"after step {step}"
+    # A training that is over stays so.
+    again = attempt(variant, folder)
+    assert again is not None
+    for fact in ("weights", "steps", "metrics"):
+        assert again[fact] == whole[fact]
+
+
+class KeepsAnObject(Net):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["place"] = Path("/tmp")
+
+
+class AsksEarly(OneCycle):
+    def setup(self, stage: str) -> None:
+        self.trainer.estimated_stepping_batches  # noqa: B018 - it makes the loaders
+
+
+REFUSED: dict[str, tuple[Variant, type[SpotfirstError], str]] = {
+    "a lottery ticket": (
+        Variant(callbacks=lambda: [ModelPruning("l1_unstructured", amount=0.3)]),
+        InvalidSpec,
+        "use_lottery_ticket_hypothesis=True",
+    ),
+    "weights averaged at the end, with BatchNorm": (
+        Variant(callbacks=lambda: [Average()]),
+        InvalidSpec,
+        "StochasticWeightAveraging of a module with BatchNorm",
+    ),
+    "a search for the learning rate": (
+        Variant(callbacks=lambda: [LearningRateFinder()]),
+        InvalidSpec,
+        "LearningRateFinder tries trainings out",
+    ),
+    "streams again and again": (
+        Variant(data=lambda: [DataLoader(Stream(), BATCH), DataLoader(Stream(), 3)]),
+        InvalidSpec,
+        "'max_size_cycle'",
+    ),
+    "any object in the dictionary": (
+        Variant(module=KeepsAnObject),
+        UnsupportedState,
+        "'place'",
+    ),
+    "a stream that is read in setup()": (
+        Variant(
+            module=AsksEarly,
+            data=lambda: DataLoader(Stream(), BATCH),
+            options={"max_steps": 9, "max_epochs": 3},
+        ),
+        InvalidSpec,
+        "estimated_stepping_batches in configure_optimizers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_resumed_is_refused_at_the_first_start(name: str, tmp_path: Path) -> None:
+    variant, kind, what = REFUSED[name]
+    with pytest.raises(kind, match=what):
+        attempt(variant, tmp_path)
+
+
+def test_other_data_or_another_module_is_refused_before_it_trains(tmp_path: Path) -> None:
+    attempt(VARIANTS["plain"], tmp_path, leave_after=3)
+    other_data = Variant(data=lambda: DataLoader(Items(18), 3))
+    with pytest.raises(StateMismatch, match="batch_size was 4 and is 3"):
+        attempt(other_data, tmp_path)
+    with pytest.raises(StateMismatch, match=r"backbone\.1\.weight"):
+        attempt(Variant(module=Unnormed), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("plain", 15),
+        ("accumulating", 9),
+        ("accumulating by epoch", 10),
+        ("max steps", 12),
+        ("two optimizers", 30),
+        ("stopped early", 10),
+    ],
+)
+def test_at_the_end_the_last_step_is_the_total_told(name: str, total: int, tmp_path: Path) -> None:
+    attempt(VARIANTS[name], tmp_path)
+    told = Channel(tmp_path / "channel-0").progress()
+    assert told is not None
+    assert told.step == told.total_steps == total
