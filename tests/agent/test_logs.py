@@ -158,6 +158,23 @@ def test_the_tail_is_the_last_lines_of_the_command(shelf: Shelf) -> None:
     assert logs.tail() == tuple(f"line {n}" for n in range(30, 80))
 
 
+def test_a_line_of_the_agents_own_is_never_inside_a_line_of_the_command(shelf: Shelf) -> None:
+    logs = LogShipper(shelf.put)
+    logs.note("first")
+    logs.feed(b"weights abc")
+    logs.note("a checkpoint")
+    logs.feed(b"\n")
+    logs.note("last")
+    logs.ship(rest=True)
+    lines = [line for line in shelf.text.decode().splitlines() if line]
+    assert lines == [
+        "[spotfirst] first",
+        "weights abc",
+        "[spotfirst] a checkpoint",
+        "[spotfirst] last",
+    ]
+
+
 def test_the_tail_is_bounded_and_never_half_a_character(shelf: Shelf) -> None:
     logs = LogShipper(shelf.put)
     logs.feed(b"a" + "€".encode() * 20_000)

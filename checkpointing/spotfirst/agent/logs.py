@@ -54,6 +54,7 @@ class LogShipper:
         self._dropped_bytes = 0
         self._pending = b""
         self._held_back = False
+        self._is_new_line = True
         self._tail = bytearray()
         self.segments = 0
         """Segments that the storage has; they are numbered from 1."""
@@ -68,7 +69,9 @@ class LogShipper:
     def note(self, line: str) -> None:
         """Add a line of the agent's own: shipped like the rest, but not part of the tail."""
         with self._lock:
-            self._take(f"[spotfirst] {line}\n".encode())
+            # Unbuffered scripts write a line and its end in two calls.
+            start = "" if self._is_new_line else "\n"
+            self._take(f"{start}[spotfirst] {line}\n".encode())
 
     def ship(self, *, rest: bool = False) -> None:
         """Store what is new, in whole lines; with ``rest`` also an unfinished last line.
@@ -108,6 +111,8 @@ class LogShipper:
 
     def _take(self, data: bytes) -> None:
         self._write_local(data)
+        if data:
+            self._is_new_line = data.endswith(b"\n")
         self._backlog += data
         excess = len(self._backlog) - self._backlog_bytes
         if excess > 0:
