@@ -361,9 +361,9 @@ class Controller:
     def _conclude(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> bool:
         """Success, or a failure that no new attempt would mend. Whether it is either."""
         completed = next(
-            (a for a in state.attempts if a.ended and a.ended.cause == "completed"), None
+            (a for a in _recent(state) if a.ended and a.ended.cause == "completed"), None
         )
-        if completed is not None and completed.number > state.reopened_after:
+        if completed is not None:
             if self._not_needed(now, state, f"attempt {completed.number} has completed"):
                 self._append(_succeeded(now, completed, self.run))
             return True

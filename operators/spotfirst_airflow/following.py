@@ -128,10 +128,9 @@ class Follower:
         fresh = events[self._told :] if self._is_new else events
         self._told += len(fresh)
         self._is_new = False
-        logs = {"": self._log.info, "warning": self._log.warning, "error": self._log.error}
         for event in fresh:
             if line := describe(event, state):
-                logs[is_bad(event)]("%s", line)
+                getattr(self._log, is_bad(event) or "info", self._log.warning)("%s", line)
 
     def _tell_progress(self, spec: RunSpec, step: Step) -> None:
         """Say where the run stands: every ten seconds at first, every five minutes in the end."""

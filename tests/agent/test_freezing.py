@@ -19,6 +19,7 @@ from spotfirst.agent.command import Command
 from spotfirst.agent.filemode import worth_waiting_s
 from spotfirst.agent.freezing import Freezer
 from spotfirst.channel import CHANNEL_VARIABLE
+from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.heartbeat import Handover
 from tests.agent.conftest import Lab
 from tests.waiting import wait_until
@@ -228,3 +229,30 @@ def test_a_voluntary_move_comes_just_after_a_save(lab: Lab) -> None:
     wait_until(lambda: second.log_line("saved 1"), "the successor")
     second.hand_over()
     second.exit()
+
+
+SAVES_AT_THE_END = """
+import os, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    with open(os.path.join(os.environ["SPOTFIRST_CHECKPOINT_DIR"], "last"), "w") as file:
+        file.write("saved")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
+
+def test_a_script_behind_a_shell_may_save_before_it_ends(lab: Lab) -> None:
+    run = lab.create(
+        "sh", "-c", 'python -c "$CODE"; true', checkpoint_mode="files",
+        env={"CODE": SAVES_AT_THE_END},
+    )  # fmt: skip
+    instance = lab.start(run)
+    wait_until(lambda: instance.log_line("ready"), "the script")
+    instance.hand_over()
+    assert instance.exit().cause == "handed_over"
+    mirror(run.packs(), run.chain().refresh().commits[-1][1], lab.folder / "kept")
+    assert (lab.folder / "kept" / "last").read_text() == "saved"

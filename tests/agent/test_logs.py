@@ -158,23 +158,6 @@ def test_the_tail_is_the_last_lines_of_the_command(shelf: Shelf) -> None:
     assert logs.tail() == tuple(f"line {n}" for n in range(30, 80))
 
 
-def test_a_line_of_the_agents_own_is_never_inside_a_line_of_the_command(shelf: Shelf) -> None:
-    logs = LogShipper(shelf.put)
-    logs.note("first")
-    logs.feed(b"weights abc")
-    logs.note("a checkpoint")
-    logs.feed(b"\n")
-    logs.note("last")
-    logs.ship(rest=True)
-    lines = [line for line in shelf.text.decode().splitlines() if line]
-    assert lines == [
-        "[spotfirst] first",
-        "weights abc",
-        "[spotfirst] a checkpoint",
-        "[spotfirst] last",
-    ]
-
-
 def test_the_tail_is_bounded_and_never_half_a_character(shelf: Shelf) -> None:
     logs = LogShipper(shelf.put)
     logs.feed(b"a" + "€".encode() * 20_000)
@@ -187,3 +170,32 @@ def test_a_progress_bar_is_shown_as_a_terminal_would(shelf: Shelf) -> None:
     logs = LogShipper(shelf.put)
     logs.feed(b"10 %\r20 %\r30 %\nnext\r\n")
     assert logs.tail() == ("30 %", "next")
+
+
+def test_a_note_waits_for_the_end_of_the_commands_line() -> None:
+    stored: list[bytes] = []
+    logs = LogShipper(lambda _, data: stored.append(data))
+    logs.feed(b"weights abc")
+    logs.note("a checkpoint every second")
+    logs.feed(b"\nnext\n")
+    logs.ship()
+    assert b"".join(stored) == b"weights abc\n[spotfirst] a checkpoint every second\nnext\n"
+
+
+def test_a_note_does_not_wait_for_a_line_that_does_not_end() -> None:
+    stored: list[bytes] = []
+    logs = LogShipper(lambda _, data: stored.append(data))
+    logs.feed(b"\r10 %")
+    logs.note("notice")
+    for _ in range(2):
+        logs.ship()
+    assert b"".join(stored) == b"\r10 %\n[spotfirst] notice\n"
+
+
+def test_the_last_notes_are_not_lost_with_the_last_line() -> None:
+    stored: list[bytes] = []
+    logs = LogShipper(lambda _, data: stored.append(data))
+    logs.feed(b"half a line")
+    logs.note("ended")
+    assert logs.finish(within_s=0)
+    assert b"".join(stored) == b"half a line\n[spotfirst] ended\n"

@@ -23,6 +23,8 @@ from spotfirst.checkpoints.files import FileCheckpoints
 from spotfirst.checkpoints.manifest import (
     FileRef,
     FilesManifest,
+    FolderRef,
+    LinkRef,
     PackRef,
     Part,
     read_manifest,
@@ -636,6 +638,46 @@ HOSTILE = {
         _files("evil", part=Part(pack=0, offset=0, size_bytes=4, digest=_EVIL)),
         packs=(PackRef(name="../spec.json", size_bytes=4),),
     ),
+}
+
+_PLAIN = _files("evil")
+_BYTES = FileRef(
+    path="a", size_bytes=4, parts=(Part(pack=0, offset=0, size_bytes=4, digest=_EVIL),), link=1
+)
+
+
+def _changed(**fields: Any) -> FilesManifest:
+    return msgspec.structs.replace(_PLAIN, **fields)
+
+
+HOSTILE |= {
+    "a link outside": _changed(links=(LinkRef(path="a", target="../x"),)),
+    "an absolute link": _changed(links=(LinkRef(path="a", target="/etc/passwd"),)),
+    "a link that goes up behind a name": _changed(links=(LinkRef(path="a", target="b/../../x"),)),
+    "a file through a link": _changed(
+        files=_files("a/evil").files, links=(LinkRef(path="a", target="."),)
+    ),
+    "a folder through a link": _changed(
+        links=(LinkRef(path="a", target="."),), folders=(FolderRef(path="a/b"),)
+    ),
+    "a link above": _changed(links=(LinkRef(path="../a", target="x"),)),
+    "a folder above": _changed(folders=(FolderRef(path="../a"),)),
+    "a link in the place of a file": _changed(links=(LinkRef(path="evil", target="x"),)),
+    "set-uid": _changed(files=(FileRef(path="a", size_bytes=0, mode=0o4755),)),
+    "a mode below 0": _changed(folders=(FolderRef(path="a", mode=-1),)),
+    "a time out of this world": _changed(files=(FileRef(path="a", size_bytes=0, mtime_ns=2**63),)),
+    "a hole behind the end": _changed(files=(FileRef(path="a", size_bytes=4, holes=((2, 3),)),)),
+    "holes that overlap": _changed(
+        files=(FileRef(path="a", size_bytes=9, holes=((0, 5), (4, 5))),)
+    ),
+    "a hole before the beginning": _changed(
+        files=(FileRef(path="a", size_bytes=4, holes=((-4, 8),)),)
+    ),
+    "a part across a hole": _changed(
+        files=(msgspec.structs.replace(_BYTES, size_bytes=8, holes=((2, 4),)),)
+    ),
+    "too large": _changed(files=(FileRef(path="a", size_bytes=1 << 60, holes=((0, 1 << 60),)),)),
+    "one file with two contents": _changed(files=(_BYTES, FileRef(path="b", size_bytes=0, link=1))),
 }
 
 

@@ -270,7 +270,7 @@ class Told:
     def info(self, text: str, *values: Any) -> None:
         self.lines.append(text % values if values else text)
 
-    warning = info
+    warning = error = info
 
 
 @contextlib.contextmanager

@@ -49,12 +49,14 @@ class LogShipper:
             with contextlib.suppress(OSError):
                 self._local = local.open("ab", buffering=0)
         self._lock = threading.RLock()  # a warning from inside comes back as a note
+        self._notes = bytearray()
+        self._notes_waited = False
+        self._at_line_start = True
         self._shipping = threading.Lock()
         self._backlog = bytearray()
         self._dropped_bytes = 0
         self._pending = b""
         self._held_back = False
-        self._is_new_line = True
         self._tail = bytearray()
         self.segments = 0
         """Segments that the storage has; they are numbered from 1."""
@@ -64,14 +66,23 @@ class LogShipper:
         with self._lock:
             self._tail += data
             del self._tail[: -2 * TAIL_BYTES]
+            line_end = data.find(b"\n") + 1
+            if self._notes and line_end:
+                self._take(data[:line_end])
+                self._take_notes()
+                data = data[line_end:]
             self._take(data)
 
     def note(self, line: str) -> None:
-        """Add a line of the agent's own: shipped like the rest, but not part of the tail."""
+        """Add a line of the agent's own: shipped like the rest, but not part of the tail.
+
+        It waits for the end of the command's line: an unbuffered ``print`` writes the text and the
+        line's end apart. After one shipment it waits no more, and begins a new line.
+        """
         with self._lock:
-            # Unbuffered scripts write a line and its end in two calls.
-            start = "" if self._is_new_line else "\n"
-            self._take(f"{start}[spotfirst] {line}\n".encode())
+            self._notes += f"[spotfirst] {line}\n".encode()
+            if self._at_line_start:
+                self._take_notes()
 
     def ship(self, *, rest: bool = False) -> None:
         """Store what is new, in whole lines; with ``rest`` also an unfinished last line.
@@ -79,6 +90,10 @@ class LogShipper:
         Raises what ``put`` raises; nothing is lost by it.
         """
         with self._shipping:
+            with self._lock:
+                if self._notes and (rest or self._notes_waited):
+                    self._take_notes()
+                self._notes_waited = bool(self._notes)
             while self._pending or self._cut(rest=rest):
                 self._put(self.segments + 1, self._pending)
                 self.segments += 1
@@ -109,10 +124,16 @@ class LogShipper:
         shown = [line.rstrip("\r").rpartition("\r")[2] for line in lines[-TAIL_LINES:]]
         return tuple(shown) if any(shown) else ()
 
+    def _take_notes(self) -> None:
+        notes = bytes(self._notes)
+        self._notes.clear()
+        self._notes_waited = False
+        self._take(notes if self._at_line_start else b"\n" + notes)
+
     def _take(self, data: bytes) -> None:
-        self._write_local(data)
         if data:
-            self._is_new_line = data.endswith(b"\n")
+            self._at_line_start = data.endswith(b"\n")
+        self._write_local(data)
         self._backlog += data
         excess = len(self._backlog) - self._backlog_bytes
         if excess > 0:
