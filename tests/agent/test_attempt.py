@@ -258,6 +258,13 @@ def test_a_script_that_knows_no_checkpointer_is_not_waited_for_in_a_handover(lab
     assert instance.exit().cause == "handed_over"
 
 
+def test_what_the_disk_had_no_room_to_tell_is_read_from_the_chain(lab: Lab) -> None:
+    run = lab.create(env={"STEPS": "20", "MUTE_FROM": "5"})
+    report = lab.start(run).exit()
+    assert report.cause == "completed", lab.output()
+    assert (report.progress.step, report.progress.checkpoint_step) == (20, 20)
+
+
 def test_a_life_ends_with_a_checkpoint(lab: Lab) -> None:
     instance = lab.start(lab.create(max_life_s=4.0), SPOTFIRST_MAX_LIFE_S="3600")
     report = instance.exit()

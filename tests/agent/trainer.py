@@ -3,6 +3,7 @@
 
 Environment: STEPS, STEP_S, and ON_DRAIN, which is what it does when it is asked to stop:
 ``release`` (what a Checkpointer does), ``ignore``, ``fail``, or ``segfault`` (after releasing).
+From step MUTE_FROM on it tells nothing, as on a full disk.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ assert context is not None
 assert context.attempt is not None
 assert context.channel is not None
 run, attempt, channel = context.run, context.attempt, context.channel
+mute_from = int(os.environ.get("MUTE_FROM", sys.maxsize))
 total, on_drain = int(os.environ.get("STEPS", "1000")), os.environ.get("ON_DRAIN", "release")
 chain = run.chain()
 progress = Progress(phase="standby", total_steps=total)
@@ -34,7 +36,8 @@ progress = Progress(phase="standby", total_steps=total)
 def tell(**changes: object) -> None:
     global progress  # noqa: PLW0603
     progress = msgspec.structs.replace(progress, **changes)
-    channel.tell(progress)
+    if (progress.step or 0) < mute_from:
+        channel.tell(progress)
 
 
 def stamp(name: str) -> Timings:

@@ -34,8 +34,10 @@ from spotfirst.agent.settings import Settings
 from spotfirst.agent.stopping import IDLE_S, Stop
 from spotfirst.agent.telling import Teller
 from spotfirst.channel import CHANNEL_VARIABLE, Channel, Drain
+from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import ClaimLost, FormatError, InvalidSpec, SpotfirstError
 from spotfirst.events import EndCause
+from spotfirst.heartbeat import Progress
 from spotfirst.run import Run
 from spotfirst.spec import SPEC_DIGEST_VARIABLE, RunSpec
 from spotfirst.storage import Storage
@@ -381,12 +383,23 @@ class Agent:
                 self._tell.take(files.progress)
             superseded = files.superseded
         elif self._tell.progress.timings.drained is None:  # else it let go before anyone took
-            superseded = until_answered("read the checkpoint chain", self._is_superseded)
+            chain = until_answered("read the checkpoint chain", self._run.chain().refresh)
+            superseded = chain.holder is not None and chain.holder > self._attempt
+            self._tell.take(self._with_newest_checkpoint(chain))
         return msgspec.structs.replace(ending, superseded=superseded)
 
-    def _is_superseded(self) -> bool:
-        chain = self._run.chain().refresh()
-        return chain.holder is not None and chain.holder > self._attempt
+    def _with_newest_checkpoint(self, chain: CheckpointChain) -> Progress:
+        """The trainer's progress, or what the chain proves: on a full disk it cannot be written."""
+        progress, newest = self._tell.progress, chain.newest()
+        if newest is None or newest[1].attempt != self._attempt:
+            return progress
+        seq, step = newest[0], newest[1].step
+        if progress.checkpoint_step is not None and progress.checkpoint_step >= step:
+            return progress
+        return msgspec.structs.replace(
+            progress,
+            step=max(step, progress.step or 0), checkpoint_step=step, checkpoint_seq=seq,
+        )  # fmt: skip
 
     def _look(self, command: Command, preparation: Preparation) -> None:
         files = preparation.files
