@@ -208,7 +208,7 @@ def test_a_replay_starts_where_it_was_told_to(stopped: Drive, revived: dict[str,
 def test_a_journal_of_a_newer_release_is_left_alone(place: Place) -> None:
     with driving(place, place.request(str(STEPS))) as drive:
         name = f"{drive.state.seq + 1:08d}.json"
-        path = Path(place.storage) / "runs" / "run" / "journal" / name
+        path = Path(place.storage) / "control" / "runs" / "run" / "journal" / name
         assert not path.exists()
         assert path.with_name(f"{drive.state.seq:08d}.json").exists()
         path.write_text('{"v": 99, "kind": "teleported", "at": "2030-01-01T00:00:00Z"}')
