@@ -235,7 +235,8 @@ class Refit:
             groups.append({**values, "params": list(range(first, last))})
             first = last
         is_whole = len(state) == len(parts.state.keys() & set(parts.numbers))
-        if in_order and is_whole and fit.is_in_order:
+        same_groups = list(map(len, stored)) == list(map(len, here)) and fit.is_in_order
+        if in_order and is_whole and same_groups:
             return tree
         return parts.rebuilt(state, groups)
 
