@@ -111,9 +111,13 @@ def examine(
         verdict.outcomes.append(outcome)
         for moment in outcome.done:
             left.remove(moment)
+        print(
+            f"{program.name}, run {runs}: {outcome.wrong or outcome.refused or 'equal'}; "
+            f"{len(outcome.done)} interruptions, {sum(m.notice for m in outcome.done)} with notice",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
         if outcome.wrong or outcome.refused:
-            print(f"--- {program.name}, run {runs}: {outcome.wrong or outcome.refused}", flush=True)
-            print(f"    interrupted at {outcome.done}\n{outcome.story}", flush=True)
+            print(f"    {program.name}, interrupted at {outcome.done}\n{outcome.story}", flush=True)
         else:
             shutil.rmtree(place, ignore_errors=True)
         if outcome.refused:

@@ -97,5 +97,13 @@ class Watch:
             if mask & _IS_DIR:
                 if mask & (_CREATE | _MOVED_TO):
                     self._add(path)
-            elif mask & (_CLOSE_WRITE | _MOVED_TO):
+            elif mask & (_CLOSE_WRITE | _MOVED_TO) or (mask & _CREATE and _is_link(path)):
                 self._note(path)
+
+
+def _is_link(path: Path) -> bool:
+    """Whether it is another name of a file: whole when it appears, and never closed."""
+    try:
+        return path.stat().st_nlink > 1
+    except OSError:
+        return False

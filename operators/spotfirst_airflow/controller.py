@@ -267,12 +267,12 @@ class Controller:
                 self._fleet.terminate([attempt.token])
             return
         report = self._exit_report(now, attempt)
-        ended = self._proven(_ended(now, attempt, instance, beat, report))
+        ended = self._proven(_ended(now, attempt, instance, beat, report), beat)
         ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
         self._append(msgspec.structs.replace(ended, price_timeline=timeline))
 
-    def _proven(self, ended: e.Ended) -> e.Ended:
+    def _proven(self, ended: e.Ended, beat: Heartbeat | None) -> e.Ended:
         """The end as reported, but a success only with a checkpoint of the last step in the chain.
 
         The agent reports by the same rule; here it does not depend on what an instance says.
@@ -280,6 +280,13 @@ class Controller:
         """
         if ended.cause != "completed":
             return ended
+        if ended.step is None:
+            unfinished = self._unfinished(ended, beat)
+            return (
+                msgspec.structs.replace(ended, cause="lost", message=unfinished)
+                if unfinished
+                else ended
+            )
         newest = self.run.chain().refresh().newest()
         if not ended.step:
             if newest is None and self.spec.checkpoint_mode == "files":
@@ -291,6 +298,28 @@ class Controller:
         kept = f"the newest checkpoint is of step {step}" if newest else "there is no checkpoint"
         message = f"it reported success after step {ended.step}, and {kept}"
         return msgspec.structs.replace(ended, cause="lost", message=message)
+
+    def _unfinished(self, ended: e.Ended, beat: Heartbeat | None) -> str:
+        """Why a success without any step is none; empty where the script never tells steps.
+
+        A script that fails before its loop may still exit with 0, and a forged report says little.
+        """
+        told = [a.ended for a in _recent(self._journal.state) if a.ended]
+        total = max((t.total_steps for t in told if t.total_steps is not None), default=None)
+        step = max((t.step for t in told if t.step is not None), default=None)
+        if beat is not None and beat.progress.step is not None:
+            step = max(step or 0, beat.progress.step)
+            total = beat.progress.total_steps or total
+        if step is None:
+            return ""
+        newest = self.run.chain().refresh().newest()
+        saved = newest[1].step if newest else -1
+        # It began with a checkpoint and saw nothing to do, or could know without looking.
+        saw_it = ended.checkpoint_step is not None or (total is not None and saved >= total)
+        if saved >= step and saw_it:
+            return ""
+        of = f" of {total}" if total is not None else ""
+        return f"it reported success without a step, and the run is at step {step}{of}"
 
     def _keep(
         self,

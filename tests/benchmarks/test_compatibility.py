@@ -63,6 +63,8 @@ def test_versions_are_noted_when_a_file_is_closed_or_moved_into_place(tmp_path: 
         file.write(" and half")
     (tmp_path / "partial").write_text("moved")
     (tmp_path / "partial").rename(tmp_path / "moved")
+    (tmp_path / "linked").hardlink_to(tmp_path / "moved")
+    wait_until(lambda: "linked" in watch.versions, "the second name")
     wait_until(lambda: "moved" in watch.versions and "sub/whole" in watch.versions, "the versions")
     watch.close()
     assert watch.versions["sub/whole"] == {digest(tmp_path / "sub" / "whole")} != {torn}

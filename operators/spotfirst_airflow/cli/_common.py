@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from spotfirst.errors import InvalidSpec, SpotfirstError, UnknownRun
 from spotfirst.run import Run, list_runs
 from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow.cli.terminal import PlainConsole, plain_json
 from spotfirst_airflow.reading import Unreadable
 
 __all__ = [
@@ -69,7 +70,7 @@ def stderr() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    console = PlainConsole(stderr=stderr, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 200  # a file or a pipe has no edge to wrap at
     return console
@@ -137,7 +138,7 @@ def run_with_checkpoints(storage_url: str, run_id: str) -> Run:
 def print_json(value: Any) -> None:
     """To standard output: indented for people, one document for scripts."""
     data = msgspec.json.encode(value, enc_hook=str)
-    typer.echo(msgspec.json.format(data, indent=2).decode())
+    typer.echo(plain_json(msgspec.json.format(data, indent=2).decode()))
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ loader = ResumableLoader(loader)
 checkpointer = checkpointer_of(
     accelerator, model=model, optimizer=optimizer, scheduler=scheduler, loader=loader
 )
+checkpointer.expect(EPOCHS * len(loader) // 2)
 done = checkpointer.restore()
 for _ in range(loader.epoch, EPOCHS):
     for inputs, targets in loader:

@@ -11,7 +11,12 @@ import torch
 PACE_S = float(os.environ["PACE_S"])
 
 FOLDER = Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"])
-GRID = {"lr": [0.003, 0.01, 0.03, 0.1], "width": [4, 8], "momentum": [0.0, 0.9]}
+POINTS = [
+    {"lr": lr, "width": width, "momentum": momentum}
+    for lr in (0.003, 0.01, 0.03, 0.1)
+    for width in (4, 8)
+    for momentum in (0.0, 0.9)
+]
 
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -38,16 +43,21 @@ def objective(trial):
     return loss.item()
 
 
+def trials(*states):
+    return study.get_trials(deepcopy=False, states=states)
+
+
 study = optuna.create_study(
-    study_name="widths",
-    storage=f"sqlite:///{FOLDER}/study.db",
-    sampler=optuna.samplers.GridSampler(GRID, seed=5),
-    load_if_exists=True,
+    study_name="widths", storage=f"sqlite:///{FOLDER}/study.db", load_if_exists=True
 )
-for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-study.optimize(objective)
-done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+while True:
+    done = trials(optuna.trial.TrialState.COMPLETE)
+    left = [point for point in POINTS if point not in [trial.params for trial in done]]
+    if not left:
+        break
+    if not trials(optuna.trial.TrialState.WAITING):
+        study.enqueue_trial(left[0])
+    study.optimize(objective, n_trials=1)
 values = {json.dumps(trial.params, sort_keys=True): trial.value for trial in done}
 steps = {json.dumps(t.params, sort_keys=True): t.intermediate_values for t in done}
 result = {"values": values, "steps": steps, "best": study.best_params}
