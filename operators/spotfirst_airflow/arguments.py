@@ -53,6 +53,7 @@ _DURATION = re.compile(r"\s*(?:\d+(?:\.\d+)?\s*[smhd]\s*)+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=3650)
+_LAST_YEAR = 2200
 _MOST_USD = 10**9
 _MOST = 10**6
 _LONGEST_BYTES = 128 * 1024 - 1
@@ -518,6 +519,9 @@ def _deadline(value: Any) -> timedelta | datetime:
     if isinstance(value, datetime):
         if value.tzinfo is None or value.utcoffset() is None:
             msg = "it has no time zone"
+            raise _Wrong(msg)
+        if value.year > _LAST_YEAR:
+            msg = f"it is after the year {_LAST_YEAR}"
             raise _Wrong(msg)
         return value
     if isinstance(value, date):

@@ -44,6 +44,7 @@ WRONG: list[tuple[str, Any]] = [
     ("deadline", NAIVE), ("deadline", "2030-01-31T18:00:00"), ("deadline", "2030-01-31"),
     ("deadline", date(2030, 1, 31)), ("deadline", timedelta(0)), ("deadline", timedelta(hours=-1)),
     ("deadline", "99999999999d"), ("deadline", timedelta.max), ("deadline", [8]),
+    ("deadline", datetime.max.replace(tzinfo=timezone.utc)), ("deadline", "9999-12-31T00:00:00Z"),
     ("budget_usd", 0), ("budget_usd", -5), ("budget_usd", math.nan), ("budget_usd", math.inf),
     ("budget_usd", "nan"), ("budget_usd", "a lot"), ("budget_usd", "1E+6000"),
     ("budget_usd", True), ("budget_usd", [5]), ("budget_usd", "12,50"), ("budget_usd", ""),

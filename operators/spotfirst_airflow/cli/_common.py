@@ -90,8 +90,11 @@ class ErrorsAsLines(TyperGroup):
             raise typer.Exit(code) from error
 
 
-def find_storage(url: str) -> Storage:
-    """The storage of ``--storage`` or ``$SPOTFIRST_STORAGE``. Raises :class:`InvalidSpec`."""
+def find_storage(url: str, *, is_checked: bool = True) -> Storage:
+    """The storage of ``--storage`` or ``$SPOTFIRST_STORAGE``. Raises :class:`InvalidSpec`.
+
+    With ``is_checked``, also for a file, which would read like an empty storage.
+    """
     if not url.strip():
         msg = (
             "no storage: give --storage s3://BUCKET/PREFIX (or a folder), or set SPOTFIRST_STORAGE"
@@ -99,7 +102,11 @@ def find_storage(url: str) -> Storage:
         raise InvalidSpec(msg)
     # Instances have another working directory, so a folder is passed on with its whole path.
     storage = open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
-    if storage.on_disk and Path(storage.url.partition("://")[2] or storage.url).is_file():
+    if (
+        is_checked
+        and storage.on_disk
+        and Path(storage.url.partition("://")[2] or storage.url).is_file()
+    ):
         msg = f"storage {storage.url} is a file; give a folder"
         raise InvalidSpec(msg)
     return storage
