@@ -335,11 +335,13 @@ class Controller:
         ended = self._traffic.ended(ended, attempt.launched)
         if state.phase is not Phase.ACTIVE or self._failure(state.apply(ended)) is None:
             return False  # it goes on, on another instance
-        until = report.at + timedelta(seconds=fleet.keep_s)
+        # What an instance says of the time may not keep it for years, nor make it cheaper.
+        failed_at = min(now, max(attempt.launched.started_at, report.at))
+        until = failed_at + timedelta(seconds=fleet.keep_s)
         if is_taken_back(attempt) or now >= until:
             return False
         if dear := over_budget(
-            state, attempt, failed_at=report.at, until=until, budget_usd=self.spec.budget_usd
+            state, attempt, failed_at=failed_at, until=until, budget_usd=self.spec.budget_usd
         ):
             self._warn(now, dear, attempt=attempt.number)
             return False
@@ -349,9 +351,9 @@ class Controller:
             message = f"attempt {attempt.number}: could not keep its instance: {error}"
             self._warn(now, message, attempt=attempt.number)
             return False
-        message = warning(attempt, failed_at=report.at, until=until, shell=shell)
+        message = warning(attempt, failed_at=failed_at, until=until, shell=shell)
         self._warn(now, message, attempt=attempt.number)
-        self._append(msgspec.structs.replace(ended, ended_at=report.at, kept_until=until))
+        self._append(msgspec.structs.replace(ended, ended_at=failed_at, kept_until=until))
         return True
 
     def _warn(self, now: datetime, message: str, *, attempt: int | None = None) -> None:
