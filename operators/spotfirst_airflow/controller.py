@@ -76,6 +76,9 @@ HANDOVER_PATIENCE_S = 150.0
 _WARNINGS_PER_ATTEMPT = 100
 _HAS_FAILED = "the run has failed"
 _MOMENT_S = 60.0
+_NOTHING_KEPT = (
+    "the script wrote no file into $SPOTFIRST_CHECKPOINT_DIR, so nothing that it made is kept"
+)
 _CRASHES = ("script_failed", "killed", "lost")
 
 
@@ -273,6 +276,7 @@ class Controller:
         """The end as reported, but a success only with a checkpoint of the last step in the chain.
 
         The agent reports by the same rule; here it does not depend on what an instance says.
+        A script that trained no step has nothing to prove, and people hear that nothing is kept.
         """
         if ended.cause != "completed":
             return ended
@@ -284,6 +288,10 @@ class Controller:
                 else ended
             )
         newest = self.run.chain().refresh().newest()
+        if not ended.step:
+            if newest is None and self.spec.checkpoint_mode == "files":
+                self._warn(ended.at, _NOTHING_KEPT, attempt=ended.attempt)
+            return ended
         step = newest[1].step if newest else None
         if step is not None and step >= ended.step:
             return ended

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from typer.core import TyperGroup
 
 from spotfirst.errors import InvalidSpec, SpotfirstError, UnknownRun
-from spotfirst.run import Run
+from spotfirst.run import Run, list_runs
 from spotfirst.storage import Storage, open_storage
 from spotfirst_airflow.cli.terminal import PlainConsole, plain_json
 from spotfirst_airflow.reading import Unreadable
@@ -97,7 +98,11 @@ def find_storage(url: str) -> Storage:
         )
         raise InvalidSpec(msg)
     # Instances have another working directory, so a folder is passed on with its whole path.
-    return open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
+    storage = open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
+    if storage.on_disk and Path(storage.url.partition("://")[2] or storage.url).is_file():
+        msg = f"storage {storage.url} is a file; give a folder"
+        raise InvalidSpec(msg)
+    return storage
 
 
 def tell_broken(broken: Iterable[Unreadable]) -> None:
@@ -113,7 +118,8 @@ def existing_run(storage_url: str, run_id: str) -> Run:
     try:
         run.original_spec()
     except UnknownRun:
-        near = [name for name in run.root.list("runs") if run_id in name]
+        there = list_runs(run.root)
+        near = [name for name in there if run_id in name] or get_close_matches(run_id, there)
         if near:
             msg = (
                 f"there is no run {run_id!r} in {run.root.url}; did you mean {', '.join(near[:5])}?"
