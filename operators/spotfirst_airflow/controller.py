@@ -7,6 +7,7 @@ terminate, ask for a handover) can be repeated, so a controller may die between 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -22,7 +23,7 @@ import msgspec
 from spotfirst import events as e
 from spotfirst.agent.exits import is_finished
 from spotfirst.checkpoints.restoring import MOST_BACK
-from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
+from spotfirst.errors import FormatError, LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.state import Attempt, Phase, RunState
@@ -278,6 +279,8 @@ class Controller:
         The agent reports by the same rule; here it does not depend on what an instance says.
         A script that trained no step has nothing to prove, and people hear that nothing is kept.
         """
+        if ended.cause == "handed_over":
+            return self._superseded(ended)
         if ended.cause != "completed":
             return ended
         if ended.step is None:
@@ -297,6 +300,20 @@ class Controller:
             return ended
         kept = f"the newest checkpoint is of step {step}" if newest else "there is no checkpoint"
         message = f"it reported success after step {ended.step}, and {kept}"
+        return msgspec.structs.replace(ended, cause="lost", message=message)
+
+    def _superseded(self, ended: e.Ended) -> e.Ended:
+        """An attempt that gave way to one that this run does not have is lost: so would the next."""
+        holder = None
+        with contextlib.suppress(FormatError):  # a damaged chain is the next attempt's to report
+            holder = self.run.chain().refresh().holder
+        known = self._journal.state.attempts[-1].number
+        if holder is None or holder <= known:
+            return ended
+        message = (
+            f"attempt {holder} has claimed {self.run.url}/checkpoints, and this run has only "
+            f"{known}: somebody else writes there"
+        )
         return msgspec.structs.replace(ended, cause="lost", message=message)
 
     def _unfinished(self, ended: e.Ended, beat: Heartbeat | None) -> str:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from spotfirst import sequence
+from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import CorruptObject
 from spotfirst.heartbeat import ExitReport, Heartbeat, Progress, Timings
 from spotfirst.market import Notice
@@ -249,3 +250,16 @@ def test_a_report_in_the_name_of_another_attempt_counts_as_none(other: int) -> N
     assert world.run.exit_report(1) is None
     warnings = world.run.journal().refresh().warnings
     assert any(f"calls itself that of attempt {other}" in text for text in warnings)
+
+
+def test_a_claim_by_an_attempt_that_is_not_there_ends_the_run_after_three_launches() -> None:
+    """Every attempt gives way to it. Without an end, each would cost its start-up."""
+    world = _training()
+    chain = CheckpointChain(world.run.storage)
+    chain.claim(10**6)
+    chain.release(10**6)
+    state = world.until_done(limit_s=3000).state
+    assert state.phase is Phase.FAILED
+    assert len(world.machines) <= 4
+    assert state.failure is not None
+    assert "attempt 1000000 has claimed" in state.failure.message
