@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from spotfirst import sequence
+from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import CorruptObject
 from spotfirst.heartbeat import ExitReport, Heartbeat, Progress, Timings
 from spotfirst.market import Notice
@@ -231,3 +232,34 @@ def test_entries_are_read_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [data for _, data in found] == [b"x%d" % n for n in range(1, 301)]
     assert max(sizes) <= 64
     assert sum(sizes) == 300
+
+
+@pytest.mark.parametrize("other", [0, 2, 999, 10**6])
+def test_a_report_in_the_name_of_another_attempt_counts_as_none(other: int) -> None:
+    """Who looks that attempt up would find nothing, or the wrong one."""
+    world = _training()
+    [machine] = world.machines.values()
+    machine.mute = True
+    beat = Heartbeat(attempt=other, beat=10**6, at=world.now, phase="training")
+    world.run.storage.write("attempts/1/heartbeat.json", encode(beat))
+    report = ExitReport(attempt=other, at=world.now, cause="completed")
+    world.run.storage.write("attempts/1/exit.json", encode(report))
+    step = world.reconcile()
+    assert step is not None
+    assert step.heartbeat is None
+    assert world.run.exit_report(1) is None
+    warnings = world.run.journal().refresh().warnings
+    assert any(f"calls itself that of attempt {other}" in text for text in warnings)
+
+
+def test_a_claim_by_an_attempt_that_is_not_there_ends_the_run_after_three_launches() -> None:
+    """Every attempt gives way to it. Without an end, each would cost its start-up."""
+    world = _training()
+    chain = CheckpointChain(world.run.storage)
+    chain.claim(10**6)
+    chain.release(10**6)
+    state = world.until_done(limit_s=3000).state
+    assert state.phase is Phase.FAILED
+    assert len(world.machines) <= 4
+    assert state.failure is not None
+    assert "attempt 1000000 has claimed" in state.failure.message
