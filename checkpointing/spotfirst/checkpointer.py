@@ -32,7 +32,7 @@ from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
 from spotfirst.checkpoints.fitting import fitting_trees
 from spotfirst.checkpoints.last import decide
-from spotfirst.checkpoints.loading import StateReader, differences
+from spotfirst.checkpoints.loading import StateReader, differences, misfit
 from spotfirst.checkpoints.local import local_tier, usable_commit
 from spotfirst.checkpoints.manifest import StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
@@ -83,6 +83,8 @@ _log = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.8
 """Of the memory that is left, what the copy of a state may take."""
+
+_TRAINED_ON = "the script trained on after its last step"
 
 
 class Checkpointer:
@@ -190,6 +192,10 @@ class Checkpointer:
     def report(self, **metrics: Any) -> None:
         """Metrics of the current step: numbers, or tensors of one element."""
         self._reporter.measure(metrics)
+
+    def warn(self, message: str) -> None:
+        """Show a warning in the run and in the log, once."""
+        self._reporter.warn(message)
 
     # -- the same, in the open --------------------------------------------------------------
 
@@ -322,6 +328,13 @@ class Checkpointer:
         self._step = done
         self.report(**metrics)
         self._tell_step(done)
+        total = self._reporter.progress.total_steps
+        if total is not None and done > total:
+            # Usually a loop that was restored at its last step, and asks only after a step.
+            self._reporter.warn(
+                f"{_TRAINED_ON}: step {done} of {total}; test for the end before a step",
+                key=_TRAINED_ON,
+            )
         if self._saver is None:
             return
         # A ResumableLoader knows when it is asked for the next batch whether its loop goes on.
@@ -646,17 +659,13 @@ class Checkpointer:
         }
         problems = differences(manifest, trees, layout[0], layout[1], modules.keys())
         assert self._start is not None
-        refit = self._refit = Refit(self._start, manifest, trees, modules.keys())
+        refit = self._refit = Refit(
+            self._start, manifest.made, trees, manifest.arrays, modules.keys()
+        )
         trees = refit.arrange(trees)
         problems = sorted([*problems, *refit.problems])
         if problems and self._strict:
-            shown = "".join(f"\n  - {problem}" for problem in problems[:20])
-            more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-            msg = (
-                f"the checkpoint of step {commit.step} does not fit these objects:{shown}{more}\n"
-                "Build them as they were, start a new run, or load what fits with strict=False"
-            )
-            raise StateMismatch(msg)
+            raise misfit(commit.step, problems)
         self._skipped = problems
         if problems:
             trees = fitting_trees(manifest, trees, layout[0], layout[1], modules.keys())

@@ -37,6 +37,7 @@ from typing import TypeVar
 
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.errors import (
+    CorruptObject,
     FormatError,
     InvalidSpec,
     ObjectMissing,
@@ -258,7 +259,11 @@ class Run:
             data = self.storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
             if data is None:
                 return None
-            return clipped(decode(data, kind, path=f"{self.url}/{path}"))
+            told = decode(data, kind, path=f"{self.url}/{path}")
+            if told.attempt != attempt:
+                msg = f"{self.url}/{path} calls itself that of attempt {told.attempt}"
+                raise CorruptObject(msg)
+            return clipped(told)
         except FormatError as error:
             warn(str(error))
             return None

@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from spotfirst.errors import CorruptObject
 from spotfirst.storage import Storage
 from spotfirst.wire import LIMIT_BYTES
 
 __all__ = ["Sequence"]
 
+MOST_BYTES = 256 << 20
+"""Of all entries of a sequence together: readers keep what is in them."""
+_AT_ONCE = 64
 _ENTRY = re.compile(r"(\d{8})\.json")
 
 
@@ -25,6 +29,7 @@ class Sequence:
         self._prefix = prefix
         self.length = 0
         """Entries that were read, or appended here, so far."""
+        self._read_bytes = 0
 
     def path(self, number: int) -> str:
         """The name of entry ``number``, from 1 on."""
@@ -37,7 +42,7 @@ class Sequence:
         cannot understand comes again at the next call instead of being skipped. The first read
         lists; later ones only probe for the next entry: one small call when nothing is new.
         """
-        known: dict[str, bytes] = {}
+        count = 0
         if self.length == 0:
             numbers = {
                 int(match[1])
@@ -46,28 +51,38 @@ class Sequence:
             }
             # Up to a gap: a listing may be older than an entry that it shows none of.
             count = next(n for n in range(len(numbers) + 1) if n + 1 not in numbers)
-            known = self._storage.read_many(
-                [self.path(n) for n in range(1, count + 1)], limit_bytes=LIMIT_BYTES
-            )
+        known: dict[str, bytes] = {}
         while True:
-            path = self.path(self.length + 1)
-            data = (
-                known[path]
-                if path in known
-                else self._storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
-            )
+            number = self.length + 1
+            path = self.path(number)
+            if number <= count and path not in known:
+                # Some at a time: whoever writes them may write large ones.
+                last = min(count, self.length + _AT_ONCE)
+                wanted = [self.path(n) for n in range(number, last + 1)]
+                known = self._storage.read_many(wanted, limit_bytes=LIMIT_BYTES)
+            data = known.pop(path, None)
+            if data is None:
+                data = self._storage.read_or_none(path, limit_bytes=LIMIT_BYTES)
             if data is None:
                 return
+            if self._read_bytes + len(data) > MOST_BYTES:
+                msg = (
+                    f"{self._storage.url}/{path}: with it, the entries there have more than "
+                    f"{MOST_BYTES} bytes, which Spotfirst never writes. Something else wrote them: "
+                    "look at them, and remove the run"
+                )
+                raise CorruptObject(msg)
             yield path, data
             self.length += 1
+            self._read_bytes += len(data)
 
     def read_new(self) -> list[tuple[str, bytes]]:
         """All of :meth:`unread` at once. When that fails half-way, none of it counts as read."""
-        before = self.length
+        before = self.length, self._read_bytes
         try:
             return list(self.unread())
         except BaseException:
-            self.length = before
+            self.length, self._read_bytes = before
             raise
 
     def append(self, data: bytes) -> bool:

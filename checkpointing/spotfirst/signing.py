@@ -169,13 +169,14 @@ def default_keys() -> ControlKeys:
     text = os.environ.get(KEY_VARIABLE, "")
     if text.strip():
         return ControlKeys.parse(text)
-    path = key_file()
+    path = Path("control.key")
     try:
+        path = key_file()
         if not path.exists():
             _make(path)
         mode = stat.S_IMODE(path.stat().st_mode)
         text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:  # RuntimeError: no home
         msg = (
             f"there is no control key, and {path} cannot be used for one: {error}. Set "
             f"{KEY_VARIABLE}, or control_secret of the Spotfirst connection, to the output of "

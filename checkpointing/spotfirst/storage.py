@@ -40,7 +40,7 @@ from spotfirst.errors import (
 if TYPE_CHECKING:
     from spotfirst.signing import ControlKeys
 
-__all__ = ["Storage", "open_storage", "safe_path"]
+__all__ = ["Storage", "check_url", "open_storage", "safe_path"]
 
 _T = TypeVar("_T")
 
@@ -68,13 +68,11 @@ def open_storage(url: str, *, options: Mapping[str, Any] | None = None) -> Stora
 
     Opening is cheap and touches nothing: :meth:`Storage.probe` is what proves that it works.
     """
-    protocol, _, rest = url.partition("://") if "://" in url else ("", "", url)
+    check_url(url)
+    protocol, rest = _parts(url)
     if protocol in {"", "file", "local"}:
         from spotfirst._storage_local import LocalStorage
 
-        if not rest or (protocol and not rest.startswith(("/", "~"))):
-            msg = f"storage {url!r} names no absolute path; write it as /PATH or file:///PATH"
-            raise UnsupportedStorage(msg)
         # Absolute, because the URL travels to processes with another working directory.
         root = str(Path(rest).expanduser().absolute())
         return LocalStorage(f"{protocol}://{root}" if protocol else root, root)
@@ -82,19 +80,35 @@ def open_storage(url: str, *, options: Mapping[str, Any] | None = None) -> Stora
         from spotfirst._storage_memory import MemoryStorage
 
         return MemoryStorage(url, rest.strip("/"))
-    if protocol in {"s3", "s3a"}:
-        from spotfirst._storage_s3 import S3Storage
+    from spotfirst._storage_s3 import S3Storage
 
+    return S3Storage(url, rest.strip("/"), options or {})
+
+
+def check_url(url: str) -> None:
+    """Raise :class:`UnsupportedStorage` for a URL that no storage can have. Opens nothing."""
+    protocol, rest = _parts(url)
+    if protocol in {"", "file", "local"}:
+        if not rest or (protocol and not rest.startswith(("/", "~"))):
+            msg = f"storage {url!r} names no absolute path; write it as /PATH or file:///PATH"
+            raise UnsupportedStorage(msg)
+    elif protocol in {"s3", "s3a"}:
         if not rest.strip("/"):
             msg = f"storage {url!r} names no bucket; write it as s3://BUCKET/PREFIX"
             raise UnsupportedStorage(msg)
         _check_s3(url, rest.strip("/"))
-        return S3Storage(url, rest.strip("/"), options or {})
-    msg = (
-        f"storage {url!r}: {protocol}:// cannot create an object only if it is absent, which is "
-        "what keeps two trainers apart. Use s3://BUCKET/PREFIX, or a local path"
-    )
-    raise UnsupportedStorage(msg)
+    elif protocol != "memory":
+        msg = (
+            f"storage {url!r}: {protocol}:// cannot create an object only if it is absent, which "
+            "is what keeps two trainers apart. Use s3://BUCKET/PREFIX, or a local path"
+        )
+        raise UnsupportedStorage(msg)
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """The protocol, empty for a path, and what follows it."""
+    protocol, found, rest = url.partition("://")
+    return (protocol, rest) if found else ("", url)
 
 
 def _check_s3(url: str, place: str) -> None:

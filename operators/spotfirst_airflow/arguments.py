@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -22,7 +23,9 @@ import msgspec
 from spotfirst.checkpoints.retention import Retention
 from spotfirst.errors import InvalidSpec
 from spotfirst.spec import TAG_NAMES
+from spotfirst.storage import check_url
 from spotfirst.wire import prepared, utc_now
+from spotfirst_airflow import secretlike
 
 if TYPE_CHECKING:
     from spotfirst_airflow.submission import Request
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARGUMENTS",
     "UNKNOWN",
+    "check_text",
     "check_time",
     "check_together",
     "check_written",
@@ -49,6 +53,7 @@ _DURATION = re.compile(r"\s*(?:\d+(?:\.\d+)?\s*[smhd]\s*)+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=3650)
+_LAST_YEAR = 2200
 _MOST_USD = 10**9
 _MOST = 10**6
 _LONGEST_BYTES = 128 * 1024 - 1
@@ -150,8 +155,38 @@ def check_written(values: Mapping[str, Any]) -> None:
             known[name] = UNKNOWN
             continue
         parsed = parse(name, literal)
-        known[name] = parsed if literal is value or literal == value else UNKNOWN
+        is_whole = literal is value or literal == value
+        if is_whole or isinstance(parsed, Mapping):  # what stood between two words may be missing
+            check_text(name, parsed)
+        known[name] = parsed if is_whole else UNKNOWN
     check_together(known)
+
+
+def check_text(name: str, value: Any) -> None:
+    """Refuse what must not stand in a spec, which is plain text to all who read the storage.
+
+    Raises :class:`InvalidSpec` for a variable that is Spotfirst's own, and for a secret.
+    """
+    if name == "env":
+        for variable, text in (value or {}).items():
+            if variable.startswith("SPOTFIRST_"):
+                msg = f"env {variable!r} is Spotfirst's own; choose another name"
+                raise InvalidSpec(msg)
+            _refuse_secret(f"env {variable!r}", secretlike.in_variable(variable, text))
+    elif name == "command":
+        _refuse_secret("command", secretlike.in_command(value or ()))
+    elif name in {"tags", "fleet_options", "policy_options"}:
+        place, what = secretlike.in_options(value or {})
+        _refuse_secret(f"{name} {place!r}", what)
+
+
+def _refuse_secret(place: str, what: str) -> None:
+    if what:
+        msg = (
+            f"{place} looks like a secret ({what}), and a run's spec is stored in plain text. Give "
+            "the instance's role access to it, or read it from a secrets manager in the script"
+        )
+        raise InvalidSpec(msg)
 
 
 def check_together(known: Mapping[str, Any]) -> None:
@@ -212,8 +247,14 @@ def check_export(export: str, checkpoint_mode: str) -> None:
 
 def suggestion(unknown: Iterable[str], known: Collection[str]) -> str:
     """`` (did you mean …?)`` for names that resemble known ones; else empty."""
-    near = [name for each in unknown for name in difflib.get_close_matches(str(each), known, 1)]
+    near = [name for each in unknown for name in _nearest(str(each), known)]
     return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+def _nearest(text: str, known: Collection[str]) -> list[str]:
+    """The name that begins with ``text``, if it is one, or else one that is spelt like it."""
+    begun = [name for name in known if len(text) > 2 and name.startswith(f"{text}_")]
+    return begun if len(begun) == 1 else difflib.get_close_matches(text, known, 1)
 
 
 def is_template(value: Any) -> bool:
@@ -338,7 +379,7 @@ def _word(value: Any) -> str:
     """A word of a command, or a variable's value: what Python, YAML and JSON write as a scalar."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float, Decimal)):
+    if isinstance(value, (Real, Decimal)):
         return str(value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -479,6 +520,9 @@ def _deadline(value: Any) -> timedelta | datetime:
         if value.tzinfo is None or value.utcoffset() is None:
             msg = "it has no time zone"
             raise _Wrong(msg)
+        if value.year > _LAST_YEAR:
+            msg = f"it is after the year {_LAST_YEAR}"
+            raise _Wrong(msg)
         return value
     if isinstance(value, date):
         msg = "it has no time of day"
@@ -487,7 +531,7 @@ def _deadline(value: Any) -> timedelta | datetime:
 
 
 def _dollars(value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)):
+    if isinstance(value, bool) or not isinstance(value, (Real, Decimal, str)):
         msg = f"it is {_kind(value)}, not a number of dollars"
         raise _Wrong(msg)
     try:
@@ -521,7 +565,7 @@ def _seconds(value: Any) -> float:
 
 def _whole(least: int) -> Callable[[Any], int]:
     def parse_whole(value: Any) -> int:
-        text = str(value).strip() if isinstance(value, (int, float, str)) else ""
+        text = str(value).strip() if isinstance(value, (Real, str)) else ""
         if isinstance(value, float) and math.isfinite(value) and value.is_integer():
             text = str(int(value))
         if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d{1,9}", text):
@@ -577,6 +621,26 @@ def _place(value: Any) -> str:
     return text
 
 
+def _storage(value: Any) -> str:
+    url = _place(value)
+    try:
+        check_url(url)
+    except InvalidSpec as error:
+        wrong = str(error).removeprefix(f"storage {url!r}")  # the name and the value come first
+        raise _Wrong(wrong.removeprefix(": ") if wrong.startswith(":") else f"it{wrong}") from None
+    return url
+
+
+def _export(value: Any) -> str:
+    target = _place(value)
+    above, _, name = target.rstrip("/").rpartition("/")
+    if not name or above.endswith(":/"):
+        msg = "it names no file or folder in a bucket or folder"
+        raise _Wrong(msg)
+    _storage(above or "/")
+    return target
+
+
 def _code(value: Any) -> str:
     text = _text(value)
     if "://" in text:
@@ -615,7 +679,7 @@ _BESIDE = {"storage", "export"}
 ARGUMENTS: dict[str, Argument] = {
     "command": Argument(_words, "a list of words, such as ['python', 'train.py']"),
     "code": Argument(_code, "a folder, such as './training'"),
-    "storage": Argument(_place, "a URL or an absolute path, such as 's3://BUCKET/spotfirst'"),
+    "storage": Argument(_storage, "a URL or an absolute path, such as 's3://BUCKET/spotfirst'"),
     "fleet": Argument(_text, "a fleet's name, 'ec2' or 'local'"),
     "fleet_options": Argument(_mapping, "a mapping, such as {'region': 'us-east-1'}"),
     "instance_types": Argument(_names, "a list, such as ['g6.xlarge', 'g5.xlarge']"),
@@ -641,6 +705,6 @@ ARGUMENTS: dict[str, Argument] = {
     "max_life_s": Argument(_seconds, "seconds, such as 604800"),
     "env": Argument(_env, "a mapping of texts, such as {'LR': '0.1'}"),
     "tags": Argument(_tags, "a mapping, such as {'model_id': 'gpt-small'}"),
-    "export": Argument(_place, "a URL or an absolute path, such as 's3://BUCKET/model.safetensors'"),
+    "export": Argument(_export, "a URL or an absolute path, such as 's3://BUCKET/model.safetensors'"),
 }  # fmt: skip
 """What can be said about a training. Those that end in ``_s`` are numbers of seconds."""

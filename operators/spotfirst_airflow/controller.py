@@ -7,6 +7,7 @@ terminate, ask for a handover) can be repeated, so a controller may die between 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -22,7 +23,7 @@ import msgspec
 from spotfirst import events as e
 from spotfirst.agent.exits import is_finished
 from spotfirst.checkpoints.restoring import MOST_BACK
-from spotfirst.errors import LaunchRejected, LostRace, NoCapacity, QuotaReached
+from spotfirst.errors import FormatError, LaunchRejected, LostRace, NoCapacity, QuotaReached
 from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.state import Attempt, Phase, RunState
@@ -76,6 +77,9 @@ HANDOVER_PATIENCE_S = 150.0
 _WARNINGS_PER_ATTEMPT = 100
 _HAS_FAILED = "the run has failed"
 _MOMENT_S = 60.0
+_NOTHING_KEPT = (
+    "the script wrote no file into $SPOTFIRST_CHECKPOINT_DIR, so nothing that it made is kept"
+)
 _CRASHES = ("script_failed", "killed", "lost")
 
 
@@ -264,25 +268,75 @@ class Controller:
                 self._fleet.terminate([attempt.token])
             return
         report = self._exit_report(now, attempt)
-        ended = self._proven(_ended(now, attempt, instance, beat, report))
+        ended = self._proven(_ended(now, attempt, instance, beat, report), beat)
         ended = self._traffic.ended(ended, attempt.launched)
         timeline = price_timeline(self._fleet, instance)
         self._append(msgspec.structs.replace(ended, price_timeline=timeline))
 
-    def _proven(self, ended: e.Ended) -> e.Ended:
+    def _proven(self, ended: e.Ended, beat: Heartbeat | None) -> e.Ended:
         """The end as reported, but a success only with a checkpoint of the last step in the chain.
 
         The agent reports by the same rule; here it does not depend on what an instance says.
+        A script that trained no step has nothing to prove, and people hear that nothing is kept.
         """
-        if ended.cause != "completed" or ended.step is None:
+        if ended.cause == "handed_over":
+            return self._superseded(ended)
+        if ended.cause != "completed":
             return ended
+        if ended.step is None:
+            unfinished = self._unfinished(ended, beat)
+            return (
+                msgspec.structs.replace(ended, cause="lost", message=unfinished)
+                if unfinished
+                else ended
+            )
         newest = self.run.chain().refresh().newest()
+        if not ended.step:
+            if newest is None and self.spec.checkpoint_mode == "files":
+                self._warn(ended.at, _NOTHING_KEPT, attempt=ended.attempt)
+            return ended
         step = newest[1].step if newest else None
         if step is not None and step >= ended.step:
             return ended
         kept = f"the newest checkpoint is of step {step}" if newest else "there is no checkpoint"
         message = f"it reported success after step {ended.step}, and {kept}"
         return msgspec.structs.replace(ended, cause="lost", message=message)
+
+    def _superseded(self, ended: e.Ended) -> e.Ended:
+        """An attempt that gave way to one that this run does not have is lost: so would the next."""
+        holder = None
+        with contextlib.suppress(FormatError):  # a damaged chain is the next attempt's to report
+            holder = self.run.chain().refresh().holder
+        known = self._journal.state.attempts[-1].number
+        if holder is None or holder <= known:
+            return ended
+        message = (
+            f"attempt {holder} has claimed {self.run.url}/checkpoints, and this run has only "
+            f"{known}: somebody else writes there"
+        )
+        return msgspec.structs.replace(ended, cause="lost", message=message)
+
+    def _unfinished(self, ended: e.Ended, beat: Heartbeat | None) -> str:
+        """Why a success without any step is none; empty where the script never tells steps.
+
+        A script that fails before its loop may still exit with 0, and a forged report says little.
+        """
+        told = [a.ended for a in _recent(self._journal.state) if a.ended]
+        total = max((t.total_steps for t in told if t.total_steps is not None), default=None)
+        step = max((t.step for t in told if t.step is not None), default=None)
+        if beat is not None and beat.progress.step is not None:
+            step = max(step or 0, beat.progress.step)
+            total = beat.progress.total_steps or total
+        if step is None:
+            return ""
+        newest = self.run.chain().refresh().newest()
+        saved = newest[1].step if newest else -1
+        # It began with a checkpoint and saw nothing to do, or could know without looking.
+        saw_it = ended.checkpoint_step is not None or (total is not None and saved >= total)
+        if saved >= step and saw_it:
+            return ""
+        of = f" of {total}" if total is not None else ""
+        return f"it reported success without a step, and the run is at step {step}{of}"
 
     def _keep(
         self,
@@ -306,11 +360,13 @@ class Controller:
         ended = self._traffic.ended(ended, attempt.launched)
         if state.phase is not Phase.ACTIVE or self._failure(state.apply(ended)) is None:
             return False  # it goes on, on another instance
-        until = report.at + timedelta(seconds=fleet.keep_s)
+        # What an instance says of the time may not keep it for years, nor make it cheaper.
+        failed_at = min(now, max(attempt.launched.started_at, report.at))
+        until = failed_at + timedelta(seconds=fleet.keep_s)
         if is_taken_back(attempt) or now >= until:
             return False
         if dear := over_budget(
-            state, attempt, failed_at=report.at, until=until, budget_usd=self.spec.budget_usd
+            state, attempt, failed_at=failed_at, until=until, budget_usd=self.spec.budget_usd
         ):
             self._warn(now, dear, attempt=attempt.number)
             return False
@@ -320,9 +376,9 @@ class Controller:
             message = f"attempt {attempt.number}: could not keep its instance: {error}"
             self._warn(now, message, attempt=attempt.number)
             return False
-        message = warning(attempt, failed_at=report.at, until=until, shell=shell)
+        message = warning(attempt, failed_at=failed_at, until=until, shell=shell)
         self._warn(now, message, attempt=attempt.number)
-        self._append(msgspec.structs.replace(ended, ended_at=report.at, kept_until=until))
+        self._append(msgspec.structs.replace(ended, ended_at=failed_at, kept_until=until))
         return True
 
     def _warn(self, now: datetime, message: str, *, attempt: int | None = None) -> None:

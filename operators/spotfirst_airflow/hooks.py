@@ -149,7 +149,8 @@ class SpotfirstHook(BaseHook):
         :class:`UntrustedObject` for a run that is not ours.
         """
         from spotfirst.checkpoints.weights import read_arrays
-        from spotfirst_airflow.selection import select
+        from spotfirst.run import Run
+        from spotfirst_airflow.selection import select, split
 
         missing = [key for key in ("storage", "resume_from") if not result.get(key)]
         if missing:
@@ -164,8 +165,8 @@ class SpotfirstHook(BaseHook):
                 "load_weights(…, storage=…) if that is right"
             )
             raise InvalidSpec(msg)
+        Run(place, split(str(result["resume_from"]))[0]).spec()  # its signature, before all else
         run, _, commit = select(place, str(result["resume_from"]), pinned=True)
-        run.spec()  # its signature is checked
         return read_arrays(run.packs(), commit, name)
 
     def get_conn(self) -> Storage:

@@ -114,7 +114,9 @@ def describe(event: e.Event, state: RunState) -> str:
         ending = _ENDINGS.get(event.cause, event.cause).format(code=event.exit_code)
         if event.cause == "script_failed" and event.exit_code is None:
             ending = f"failed: {event.message or 'its command could not be started'}"
-        if event.cause in _EXPLAINED and event.message:
+        if event.cause == "lost" and event.message:
+            ending = f"was lost: {event.message}"
+        elif event.cause in _EXPLAINED and event.message:
             ending += f" ({event.message})"
         steps = f", at step {event.step}" if event.step is not None else ""
         kept = (
@@ -128,7 +130,8 @@ def describe(event: e.Event, state: RunState) -> str:
     if isinstance(event, e.Stopped):
         return f"stopped: {event.reason}"
     if isinstance(event, e.Succeeded):
-        return f"succeeded with attempt {event.attempt} at step {event.step}"
+        steps = f" at step {event.step}" if event.step is not None else ""
+        return f"succeeded with attempt {event.attempt}{steps}"
     if isinstance(event, e.Failed):
         own = script_error(event.log_tail)
         return f"failed: {own} ({event.message})" if own else f"failed: {event.message}"

@@ -108,6 +108,8 @@ def _gone(run: Run, chain: CheckpointChain, which: str) -> UnknownRun:
             f"the checkpoint of run {run.run_id!r} at step {pruned[-1]} was pruned, as the run's "
             f"retention says; kept are the steps {kept_steps(chain)}"
         )
+    elif not chain.commits:
+        msg = f"run {run.run_id!r} has no checkpoint"
     else:
         msg = f"run {run.run_id!r} has no checkpoint at {which}; it has those of steps: {kept_steps(chain)}"
     return UnknownRun(msg)

@@ -28,8 +28,7 @@ from spotfirst.spec import CodeRef, DatasetRef, ResumeFrom, RunSpec, is_run_id
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, utc_now
-from spotfirst_airflow import secretlike
-from spotfirst_airflow.arguments import check_time
+from spotfirst_airflow.arguments import check_text, check_time
 from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
@@ -428,7 +427,7 @@ def resolve_checkpoint(storage: Storage, text: str) -> ResumeFrom:
     Raises :class:`InvalidSpec`, and :class:`UnknownRun` for a run or step that is not there.
     """
     if "@" not in text:
-        msg = f'resume_from={text!r} must read "RUN@STEP" or "RUN@latest"; `spotfirst runs` lists runs'
+        msg = f'{text!r} must read "RUN@STEP", "RUN@latest" or "RUN@best"; `spotfirst runs` lists runs'
         raise InvalidSpec(msg)
     run, seq, commit = select(storage, text)
     return ResumeFrom(run_id=run.run_id, step=commit.step, seq=seq, digest=commit.digest)
@@ -466,28 +465,8 @@ def check_texts(request: Request) -> None:
 
     Raises :class:`InvalidSpec` for a name that is Spotfirst's own, and for a secret.
     """
-    for name in request.env:
-        if name.startswith("SPOTFIRST_"):
-            msg = f"env {name!r} is Spotfirst's own; choose another name"
-            raise InvalidSpec(msg)
-    for place, what in _secrets(request):
-        msg = (
-            f"{place} looks like a secret ({what}), and a run's spec is stored in plain text. Give "
-            "the instance's role access to it, or read it from a secrets manager in the script"
-        )
-        raise InvalidSpec(msg)
-
-
-def _secrets(request: Request) -> Iterator[tuple[str, str]]:
-    for name, value in request.env.items():
-        if what := secretlike.in_variable(name, value):
-            yield f"env {name!r}", what
-    if what := secretlike.in_command(request.command):
-        yield "command", what
-    for argument in ("tags", "fleet_options", "policy_options"):
-        place, what = secretlike.in_options(getattr(request, argument))
-        if what:
-            yield f"{argument} {place!r}", what
+    for name in ("env", "command", "tags", "fleet_options", "policy_options"):
+        check_text(name, getattr(request, name))
 
 
 def storage_environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowFailException
@@ -30,6 +31,8 @@ WRONG: list[tuple[str, Any]] = [
     ("command", ["python", ["train.py"]]), ("command", 3), ("command", ["a\0b"]),
     ("code", 3), ("code", ""), ("code", ["./training"]),
     ("storage", "runs"), ("storage", 3), ("storage", " "),
+    ("storage", "s3://"), ("storage", "s3://b/a//b"), ("storage", "gs://b/a"),
+    ("storage", "file://runs"), ("storage", "https://s3.amazonaws.com/b"),
     ("fleet", "ec3"), ("fleet", 2), ("fleet", ""),
     ("fleet_options", "{'time_scale': 2}"), ("fleet_options", [1]), ("fleet_options", {1: 2}),
     ("instance_types", 3), ("instance_types", [""]), ("instance_types", ""),
@@ -41,6 +44,7 @@ WRONG: list[tuple[str, Any]] = [
     ("deadline", NAIVE), ("deadline", "2030-01-31T18:00:00"), ("deadline", "2030-01-31"),
     ("deadline", date(2030, 1, 31)), ("deadline", timedelta(0)), ("deadline", timedelta(hours=-1)),
     ("deadline", "99999999999d"), ("deadline", timedelta.max), ("deadline", [8]),
+    ("deadline", datetime.max.replace(tzinfo=timezone.utc)), ("deadline", "9999-12-31T00:00:00Z"),
     ("budget_usd", 0), ("budget_usd", -5), ("budget_usd", math.nan), ("budget_usd", math.inf),
     ("budget_usd", "nan"), ("budget_usd", "a lot"), ("budget_usd", "1E+6000"),
     ("budget_usd", True), ("budget_usd", [5]), ("budget_usd", "12,50"), ("budget_usd", ""),
@@ -65,6 +69,8 @@ WRONG: list[tuple[str, Any]] = [
     ("tags", ["a"]), ("tags", {"model": "x"}), ("tags", {"team": None}), ("tags", {"team": ""}),
     ("tags", "team=a"),
     ("export", "model.safetensors"), ("export", 3), ("export", "s3://bucket/weights.pt"),
+    ("export", "gs://bucket/model.safetensors"), ("export", "s3://bucket/a//b/model.safetensors"),
+    ("export", "s3://model.safetensors"),
 ]  # fmt: skip
 
 
@@ -109,6 +115,9 @@ MEANT: list[tuple[str, Any, Any]] = [
     ("max_life", "2h", timedelta(hours=2)),
     ("script_retries", "2", 2),
     ("script_retries", 2.0, 2),
+    ("script_retries", np.int64(2), 2),
+    ("budget_usd", np.float32(0.5), Decimal("0.5")),
+    ("env", {"LR": np.float32(0.5)}, {"LR": "0.5"}),
     ("dataset_since", 3, "3"),
     ("env", {"LR": 0.1, "N": 3, "DEBUG": True, "EMPTY": ""},
      {"LR": "0.1", "N": "3", "DEBUG": "true", "EMPTY": ""}),
@@ -165,6 +174,28 @@ def test_literal_beside_a_template_is_checked() -> None:
         SpotTrainingOperator(task_id="t", command=COMMAND, env={"A": "{{ ds }}", "B": None})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("env", {"HF_TOKEN": "hf_" + "a" * 34}, "env 'HF_TOKEN' looks like a secret"),
+        ("env", {"A": "{{ ds }}", "DB_PASSWORD": "x1"}, "env 'DB_PASSWORD' looks like a secret"),
+        ("env", {"SPOTFIRST_RUN": "1"}, "env 'SPOTFIRST_RUN' is Spotfirst's own"),
+        ("tags", {"team": "ghp_" + "a" * 36}, "tags 'team' looks like a secret"),
+    ],
+)
+def test_a_literal_that_may_not_stand_in_a_spec_is_refused_when_the_dag_is_parsed(
+    name: str, value: Any, said: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{said}"):
+        SpotTrainingOperator(task_id="t", **{"command": COMMAND, name: value})
+
+
+def test_a_word_that_a_template_will_stand_between_is_no_secret() -> None:
+    SpotTrainingOperator(task_id="t", command=[*COMMAND, "--token", "{{ params.x }}", "abc1"])
+    with pytest.raises(InvalidArgument, match=r"^command looks like a secret"):
+        SpotTrainingOperator(task_id="t", command=[*COMMAND, "--token", "abc1"])
+
+
 def test_output_of_another_task_is_left_alone_when_the_dag_is_parsed() -> None:
     with DAG("d", schedule=None):
 
@@ -216,6 +247,7 @@ def test_work_that_goes_on_from_a_checkpoint_may_be_shorter_than_all_of_it() -> 
         ("dead_line", "deadline"),
         ("instance_type", "instance_types"),
         ("envs", "env"),
+        ("budget", "budget_usd"),
     ],
 )
 def test_misspelt_argument_is_refused_with_the_one_that_was_meant(wrong: str, meant: str) -> None:

@@ -148,3 +148,14 @@ def test_progress_is_logged_often_at_first_and_seldom_in_a_long_run(tmp_path: Pa
     gaps = [b - a for a, b in itertools.pairwise(times)]
     assert max(gaps) <= 310
     assert len(times) < 100
+
+
+def test_a_success_without_steps_names_none() -> None:
+    event = e.Succeeded(at=NOW, attempt=1, step=None)
+    assert describe(event, RunState()) == "succeeded with attempt 1"
+
+
+def test_a_lost_attempt_says_why_once() -> None:
+    why = "it reported success after step 5, and there is no checkpoint"
+    event = e.Ended(at=NOW, attempt=1, cause="lost", ended_at=NOW, message=why)
+    assert describe(event, RunState()) == f"attempt 1: was lost: {why}"

@@ -131,6 +131,22 @@ def test_the_explicit_form_does_the_same(run: Run, tmp_path: Path, expected: str
     assert [commit.step for _, commit in _commits(run)] == [5, STEPS]
 
 
+def test_a_loop_that_trains_on_after_its_last_step_is_warned_of_once(
+    run: Run, tmp_path: Path
+) -> None:
+    Trainer(attempt(run, 1, tmp_path)).train()
+    _exit(run, 1)
+    again = attempt(run, 2, tmp_path)
+    trainer = Trainer(again)
+    done = trainer.checkpointer.restore()
+    trainer.checkpointer.expect(STEPS)
+    for _ in range(2):  # it would ask only now whether that was enough
+        done += 1
+        trainer.checkpointer.step(done)
+    (warning,) = progress(again).warnings
+    assert f"trained on after its last step: step {STEPS + 1} of {STEPS}" in warning
+
+
 def test_a_second_loop_goes_on_where_the_first_ended(run: Run, tmp_path: Path) -> None:
     trainer = Trainer(attempt(run, 1, tmp_path))
     assert list(trainer.checkpointer.steps(3)) == [0, 1, 2]

@@ -106,6 +106,20 @@ def test_each_parameter_gets_its_own_state_whatever_the_order_and_the_groups_are
     assert by_name(again, other) == by_name(model, optimizer)
 
 
+def test_parameters_in_the_same_order_may_be_cut_into_other_groups(tmp_path: Path) -> None:
+    def cut_after(model: torch.nn.Module, *places: int) -> torch.optim.Optimizer:
+        parameters = list(model.parameters())
+        ends = zip([0, *places], [*places, len(parameters)], strict=True)
+        return torch.optim.AdamW([{"params": parameters[a:b]} for a, b in ends])
+
+    model, again = a_model(), a_model()
+    optimizer, other = cut_after(model, 1, 2), cut_after(again, 1, 3)
+    with Saved(tmp_path, model=model, optimizer=optimizer):
+        train(model, optimizer)
+    restore(tmp_path, model=again, optimizer=other)
+    assert by_name(again, other) == by_name(model, optimizer)
+
+
 def test_groups_in_another_order_keep_their_own_hyperparameters(tmp_path: Path) -> None:
     model = a_model()
     optimizer = decayed(model)

@@ -126,7 +126,13 @@ def test_ls_of_a_run_without_checkpoints(run: Run) -> None:
 
 
 def test_a_run_that_is_not_there_is_one_line(storage: Storage, run: Run) -> None:
-    for words in (("ls", "nigh"), ("verify", "nigh@3"), ("gc", "nigh"), ("diff", "nigh", "night")):
+    for words in (
+        ("ls", "nihgt"),
+        ("ls", "nigh"),
+        ("verify", "nigh@3"),
+        ("gc", "nigh"),
+        ("diff", "nigh", "night"),
+    ):
         assert "did you mean night?" in refused(*words)
 
 
@@ -501,6 +507,11 @@ def test_a_folder_that_is_not_empty_is_written_into_only_when_asked(
     (out / "last").unlink()
     (out / "last").mkdir()
     assert "cannot write" in refused("export", "study", str(out), "--force", code=1)
+
+
+def test_a_folder_gets_no_name_of_a_file(storage: Storage, tmp_path: Path) -> None:
+    files_checkpoint(storage, tmp_path / "files")
+    assert "no name for their folder" in refused("export", "study", str(tmp_path / "a.safetensors"))
 
 
 def test_files_have_no_objects_to_export(storage: Storage, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -270,3 +271,14 @@ def test_no_object_of_a_run_holds_the_key(memory: Storage) -> None:
     _made(memory)
     assert all(key.encode() not in memory.read(path) for path, _ in memory.walk(""))
     assert msgspec.json.decode(memory.read("control/runs/r/spec.json"))["mac"].count(".") == 1
+
+
+def test_without_a_home_it_says_where_else_a_key_can_come_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container whose user has no entry in /etc/passwd."""
+    for name in (KEY_VARIABLE, "XDG_CONFIG_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    with pytest.raises(InvalidSpec, match=f"no control key.*Set {KEY_VARIABLE}"):
+        default_keys()

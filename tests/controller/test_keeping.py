@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from spotfirst import events as e
 from spotfirst.errors import FleetUnavailable, LaunchRejected
+from spotfirst.heartbeat import ExitReport
 from spotfirst.state import Phase, RunState
 from spotfirst_airflow.costs import bill, promised_usd
 from spotfirst_airflow.fleets import Instance
@@ -241,3 +242,26 @@ def test_whatever_fails_and_dies_it_is_marked_told_once_and_ended_in_the_journal
     assert ended is not None
     assert {m.request.token: ended.kept_until for m in world.alive()} == world.kept
     assert len([w for w in state.warnings if "kept until" in w]) == 1
+
+
+@pytest.mark.parametrize(
+    "claimed", [START - timedelta(days=1), START + timedelta(days=9000)], ids=["before", "in years"]
+)
+def test_no_clock_of_an_instance_decides_how_long_it_is_kept(claimed: datetime) -> None:
+    world = KeepingWorld()
+    world.reconcile()
+    [machine] = world.machines.values()
+    for _ in range(20):
+        world.tick()
+        world.reconcile()
+    report = ExitReport(attempt=1, at=claimed, cause="script_failed", exit_code=1)
+    world.run.report_exit(report)
+    machine.exited, machine.phase = True, "exited"
+    machine._beat()
+    for _ in range(3):
+        world.reconcile()
+    ended = world.run.journal().refresh().attempt(1).ended
+    assert ended is not None
+    assert machine.started_at <= ended.ended_at <= world.now
+    for until in world.kept.values():
+        assert until <= world.now + timedelta(hours=HOURS)

@@ -189,6 +189,23 @@ def test_interrupted_after_any_step_it_ends_as_the_trainer_alone(name: str, tmp_
         assert ended == whole, f"after step {step}"
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_learning_rate_that_the_script_sets_now_is_trained_with(
+    schedule: str, tmp_path: Path
+) -> None:
+    options = {"lr_scheduler_type": schedule, "logging_steps": 1}
+    attempt(VARIANTS["plain"], tmp_path, leave_after=7, **options)
+    again = attempt(VARIANTS["plain"], tmp_path, **options, learning_rate=1e-3)
+    whole = trained(VARIANTS["plain"], tmp_path / "alone", **options, learning_rate=1e-3)
+    assert again is not None
+    rates = [[log.get("learning_rate") for log in each["logs"]] for each in (again, whole)]
+    # What is logged after a step is the learning rate of that step.
+    assert rates[0][7:-1] == pytest.approx(rates[1][7:-1])
+    told = Channel(tmp_path / "channel-1").progress()
+    assert told is not None
+    assert any("the learning rate is" in each or "sets it now" in each for each in told.warnings)
+
+
 def test_a_search_for_the_batch_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match="auto_find_batch_size=True"):
         attempt(VARIANTS["plain"], tmp_path, auto_find_batch_size=True)

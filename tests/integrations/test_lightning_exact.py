@@ -307,14 +307,16 @@ def trained(variant: Variant, own: list[Callback]) -> dict[str, Any]:
     }
 
 
-def attempt(variant: Variant, folder: Path, leave_after: int = 0) -> dict[str, Any] | None:
+def attempt(
+    variant: Variant, folder: Path, leave_after: int = 0, **options: Any
+) -> dict[str, Any] | None:
     number = len(list(folder.glob("channel-*")))
     place = folder / f"channel-{number}"
     place.mkdir(parents=True)
     channel = Channel(place)
     context = TrainerContext(Run(open_storage(str(folder / "s")), "r"), None, channel)
     # Where it is among the callbacks does not matter.
-    own: list[Callback] = [Callback(), SpotfirstCallback(context=context, period_s=1e9)]
+    own: list[Callback] = [Callback(), SpotfirstCallback(context=context, period_s=1e9, **options)]
     if leave_after:
         own.append(NoticeAfter(channel, leave_after))
     try:
@@ -401,6 +403,134 @@ def test_other_data_or_another_module_is_refused_before_it_trains(tmp_path: Path
         attempt(other_data, tmp_path)
     with pytest.raises(StateMismatch, match=r"backbone\.1\.weight"):
         attempt(Variant(module=Unnormed), tmp_path)
+
+
+class Changed(Net):
+    """A script that makes its optimizer and scheduler in one way or another."""
+
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        schedule: Callable[[Any], Any] | None = None,
+        make: Callable[[Net], Any] = Net.parameters,
+        kind: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    ) -> None:
+        super().__init__()
+        self._lr, self._schedule, self._make, self._kind = lr, schedule, make, kind
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._kind(self._make(self), lr=self._lr)  # type: ignore[call-arg]
+        if self._schedule is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self._schedule(optimizer), "interval": "step"}]
+
+
+def changed(callbacks: Callable[[], list[Callback]] = list, **how: Any) -> Variant:
+    return Variant(module=lambda: Changed(**how), callbacks=callbacks)
+
+
+def cosine(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+
+
+def halved(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.5)
+
+
+def warnings_in_the_run(folder: Path) -> str:
+    channels = sorted(folder.glob("channel-*"))
+    told = Channel(channels[-1]).progress()
+    assert told is not None
+    return "\n".join(told.warnings)
+
+
+@pytest.mark.parametrize("schedule", [None, halved, cosine])
+def test_a_learning_rate_that_the_script_sets_now_is_trained_with(
+    schedule: Any, tmp_path: Path
+) -> None:
+    attempt(changed(schedule=schedule), tmp_path, leave_after=7)
+    again = attempt(changed(schedule=schedule, lr=1e-3), tmp_path)
+    whole = trained(changed(schedule=schedule, lr=1e-3), [])
+    assert again is not None
+    assert again["rates"] == pytest.approx(whole["rates"])
+    assert "as the script sets it now" in warnings_in_the_run(tmp_path)
+
+
+@pytest.mark.parametrize("schedule", [None, halved])
+def test_a_script_that_has_not_changed_is_restored_without_a_warning(
+    schedule: Any, tmp_path: Path
+) -> None:
+    attempt(changed(schedule=schedule), tmp_path, leave_after=7)
+    assert attempt(changed(schedule=schedule), tmp_path) == trained(changed(schedule=schedule), [])
+    assert warnings_in_the_run(tmp_path) == ""
+
+
+def test_a_schedule_that_the_script_has_changed_goes_on_at_its_place(tmp_path: Path) -> None:
+    def slower(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.1)
+
+    attempt(changed(schedule=halved), tmp_path, leave_after=7)
+    again = attempt(changed(schedule=slower), tmp_path)
+    assert again is not None
+    assert again["rates"] == pytest.approx(trained(changed(schedule=slower), [])["rates"])
+
+
+def test_groups_that_finetuning_has_added_are_restored_beside_a_new_learning_rate(
+    tmp_path: Path,
+) -> None:
+    def head(lr: float) -> Variant:
+        return changed(lambda: [Unfrozen()], lr=lr, make=lambda net: net.head.parameters())
+
+    rates: list[list[float]] = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    def seen(variant: Variant) -> Variant:
+        callbacks = variant.callbacks
+        return Variant(module=variant.module, callbacks=lambda: [*callbacks(), Rates()])
+
+    attempt(seen(head(1e-2)), tmp_path, leave_after=7)  # in the epoch that has unfrozen
+    first = rates[-1]
+    rates.clear()
+    attempt(seen(head(5e-3)), tmp_path)
+    assert len(first) == 2
+    assert rates[0] == [5e-3, first[1]]
+
+
+def test_parameters_in_another_order_get_their_own_state(tmp_path: Path) -> None:
+    whole = trained(changed(), [])
+    attempt(changed(), tmp_path, leave_after=7)
+    again = attempt(changed(make=lambda net: list(net.parameters())[::-1]), tmp_path)
+    assert again is not None
+    assert again["weights"] == whole["weights"]
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (
+            changed(make=lambda net: net.head.parameters()),
+            r"model\.backbone\.0\.weight is in the ch",
+        ),
+        (changed(kind=torch.optim.Adam), "AdamW in the checkpoint and Adam here"),
+        (changed(schedule=cosine), r"lr_schedulers\[0\] is not in the checkpoint"),
+        (Variant(module=Two), r"optimizers\[1\] is not in the checkpoint"),
+    ],
+)
+def test_optimizers_that_do_not_fit_are_refused_by_name(
+    other: Variant, what: str, tmp_path: Path
+) -> None:
+    attempt(changed(), tmp_path, leave_after=3)
+    with pytest.raises(StateMismatch, match=what):
+        attempt(other, tmp_path)
+
+
+def test_without_strict_an_optimizer_of_another_class_begins_anew(tmp_path: Path) -> None:
+    attempt(changed(), tmp_path, leave_after=3)
+    assert attempt(changed(kind=torch.optim.Adam), tmp_path, strict=False) is not None
+    assert "AdamW in the checkpoint and Adam here" in warnings_in_the_run(tmp_path)
 
 
 @pytest.mark.parametrize(

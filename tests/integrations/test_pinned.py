@@ -28,6 +28,7 @@ def test_lightning() -> None:
     for owner, names in {
         connector: [
             "_restore_modules_and_callbacks", "_loaded_checkpoint", "restore_training_state",
+            "restore_optimizers_and_schedulers",
             "dump_checkpoint",
         ],
         trainer._logger_connector: ["_callback_metrics", "_logged_metrics"],

@@ -18,10 +18,12 @@ from spotfirst.checkpoints.prefetching import Prefetch
 from spotfirst.checkpoints.regions import RegionPlan
 from spotfirst.checkpoints.statetree import Leaf, unflatten, walk_leaves
 from spotfirst.checkpoints.tensors import Room, is_plain
-from spotfirst.errors import CorruptObject
+from spotfirst.errors import CorruptObject, StateMismatch
 from spotfirst.storage import Storage
 
-__all__ = ["StateReader", "differences", "stored_trees", "unfit_arrays"]
+__all__ = ["StateReader", "differences", "misfit", "stored_trees", "unfit_arrays"]
+
+_SHOWN_PROBLEMS = 20
 
 
 class StateReader:
@@ -123,6 +125,17 @@ def differences(
         unfit = unfit_arrays(manifest, stored[name], objects[name], leaves)
         problems += [f"{name}: {path} {why}" for path, why in unfit.items()]
     return sorted(problems)
+
+
+def misfit(step: int, problems: Sequence[str]) -> StateMismatch:
+    """The error that lists why the checkpoint of ``step`` does not fit."""
+    shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN_PROBLEMS])
+    left = len(problems) - _SHOWN_PROBLEMS
+    more = f"\n  … and {left} more" if left > 0 else ""
+    return StateMismatch(
+        f"the checkpoint of step {step} does not fit these objects:{shown}{more}\n"
+        "Build them as they were, start a new run, or load what fits with strict=False"
+    )
 
 
 def unfit_arrays(

@@ -22,8 +22,8 @@ from typing import Any
 import torch  # noqa: TID253 - it is about torch's optimizers; only the Checkpointer imports it
 from torch.optim import lr_scheduler  # noqa: TID253
 
-from spotfirst.checkpoints.manifest import GroupMade, Made, StateManifest
-from spotfirst.checkpoints.statetree import ArrayCollector, flatten, unflatten, walk_leaves
+from spotfirst.checkpoints.manifest import ArrayRef, GroupMade, Made
+from spotfirst.checkpoints.statetree import ArrayCollector, Leaf, flatten, unflatten, walk_leaves
 from spotfirst.checkpoints.wrappers import matched, parameter_names
 from spotfirst.errors import UnsupportedState
 
@@ -77,6 +77,10 @@ class Start:
     def is_fresh(self, name: str) -> bool:
         """Whether the values are those that the object was made with; it has not been used yet."""
         return name not in self._used
+
+    def has_made(self, name: str, group: int) -> bool:
+        """Whether the script has made this group of a fresh optimizer; training may add others."""
+        return self.is_fresh(name) and group < len(self.groups[name])
 
     def adopt(self, made: Mapping[str, Made]) -> None:
         """Take the word of a checkpoint for objects that were in use before."""
@@ -141,16 +145,20 @@ class Refit:
     def __init__(
         self,
         start: Start,
-        manifest: StateManifest,
+        made: Mapping[str, Made],
         trees: Mapping[str, Any],
-        modules: AbstractSet[str],
+        arrays: Sequence[ArrayRef | Leaf],
+        modules: AbstractSet[str] = frozenset(),
     ) -> None:
-        """``trees`` are the stored ones by object, of which ``modules`` are modules."""
+        """``trees`` over ``arrays`` are the stored ones by object; ``modules`` are modules.
+
+        ``made`` says how the script had made the objects when the checkpoint's training began.
+        """
         self._start = start
-        self._made = manifest.made
-        self._arrays = manifest.arrays
+        self._made = made
+        self._arrays = arrays
         self._shapes = {
-            f"{name}.{path}": manifest.arrays[number].shape
+            f"{name}.{path}": arrays[number].shape
             for name in modules & trees.keys()
             for path, _, number in walk_leaves(trees[name])
         }
@@ -227,7 +235,8 @@ class Refit:
             groups.append({**values, "params": list(range(first, last))})
             first = last
         is_whole = len(state) == len(parts.state.keys() & set(parts.numbers))
-        if in_order and is_whole and fit.is_in_order:
+        same_groups = list(map(len, stored)) == list(map(len, here)) and fit.is_in_order
+        if in_order and is_whole and same_groups:
             return tree
         return parts.rebuilt(state, groups)
 
@@ -252,7 +261,7 @@ class Refit:
             outcomes = []
             for origin in origins:
                 started = _pairs(made.groups[origin].values) if made and is_known else {}
-                is_new = self._start.is_fresh(name) and _changed(started, here, key)
+                is_new = self._start.has_made(name, number) and _changed(started, here, key)
                 outcomes.append((is_new, None if is_new else parts.groups[origin].get(key)))
             if any(is_new for is_new, _ in outcomes):
                 new.add(key)
@@ -383,9 +392,11 @@ class Refit:
         before = self._before[name][number]
         made = self._made.get(name)
         source = self._fits[name].sources[number]
-        fresh = _pairs(self._start.groups[name][number])
         if before["lr"] is None or made is None or source is None or source >= len(made.groups):
             return group["lr"]
+        if not self._start.has_made(name, number):
+            return group["lr"]
+        fresh = _pairs(self._start.groups[name][number])
         started = _pairs(made.groups[source].values)
         for key in ("initial_lr", "lr"):
             old, new = started.get(key), fresh.get(key)

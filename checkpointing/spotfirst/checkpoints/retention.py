@@ -55,8 +55,9 @@ class Retention(Record):
         )
         if wrong:
             msg = (
-                f"retention {self}: last and every_steps are 1 or more (or None), best is 0 or "
-                "more and needs the name of a metric"
+                f"retention has last={self.last}, every_steps={self.every_steps}, best={self.best}: last and "
+                "every_steps are 1 or more (or None), best is 0 or more and needs the name of a "
+                "metric"
             )
             raise InvalidSpec(msg)
 

@@ -48,6 +48,16 @@ class TensorCollector(ArrayCollector):
             self._taken[key] = node
         return node
 
+    def value(self, tag: str, number: int) -> Any:
+        """The value of a leaf, for :func:`~spotfirst.checkpoints.statetree.unflatten`."""
+        leaf = self.leaves[number]
+        if tag == "tensor":
+            return leaf.value
+        import numpy as np
+
+        array = np.frombuffer(leaf.value, leaf.dtype).reshape(leaf.shape)
+        return array[()] if tag == "scalar" else array.copy()
+
 
 def is_plain(value: torch.Tensor) -> bool:
     """Whether its bytes in memory are those that are stored: on the CPU, row-major, no view."""

@@ -7,7 +7,9 @@
 
 It acts before the other callbacks, wherever it is among them. What is saved is the dictionary of Lightning's own checkpoints,
 as Lightning makes it: callbacks, modules and data modules get their hooks, and may change it. It is
-restored by Lightning too, at the moments at which it restores its own. Beside it are saved the
+restored by Lightning too, at the moments at which it restores its own. Optimizers and schedulers of
+a script that has changed follow the rule of every Checkpointer: parameters by name, and new
+hyperparameters win (:mod:`spotfirst.checkpoints.optimizers`). Beside the dictionary are saved the
 position in the training data, the means that ``self.log(on_epoch=True)`` and metrics are still
 collecting, and what callbacks have set on the module and the trainer: which parameters are frozen
 or pruned, how many batches are accumulated, and whether training is to stop.
@@ -26,12 +28,18 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
 import torch
 from torch.nn.utils import prune
 
 from spotfirst.checkpointer import Checkpointer
+from spotfirst.checkpoints.loading import misfit
+from spotfirst.checkpoints.manifest import Made
+from spotfirst.checkpoints.optimizers import Refit, Start
 from spotfirst.checkpoints.rng import restore_rng, rng_state
-from spotfirst.errors import InvalidSpec, StateMismatch
+from spotfirst.checkpoints.statetree import flatten, unflatten
+from spotfirst.checkpoints.tensors import TensorCollector
+from spotfirst.errors import InvalidSpec, SpotfirstError, StateMismatch
 from spotfirst.integrations.dataloader import ResumableLoader
 
 try:
@@ -83,6 +91,7 @@ class SpotfirstCallback(Callback):
         process, set_up = strategy.process_dataloader, fit_loop.setup_data
         restore_modules = connector._restore_modules_and_callbacks
         restore_training = connector.restore_training_state
+        restore_optimizers = connector.restore_optimizers_and_schedulers
 
         def resumable(loader: Any) -> Any:
             loader = process(loader)
@@ -102,6 +111,10 @@ class SpotfirstCallback(Callback):
         self._override(connector, "resume_start", lambda *a, **k: self._restore(trainer, *a, **k))
         self._override(connector, "_restore_modules_and_callbacks", self._named(restore_modules))
         self._override(connector, "restore_training_state", self._named(restore_training))
+        self._override(
+            connector, "restore_optimizers_and_schedulers",
+            lambda: self._restore_optimizers(trainer, restore_optimizers),
+        )  # fmt: skip
 
     def _override(self, owner: Any, name: str, function: Any) -> None:
         setattr(owner, name, function)
@@ -113,6 +126,8 @@ class SpotfirstCallback(Callback):
         def restore_or_say(*arguments: Any, **options: Any) -> None:
             try:
                 restore(*arguments, **options)
+            except SpotfirstError:
+                raise
             except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
                 if self._state is None or self._state.restored is None:
                     raise
@@ -156,9 +171,26 @@ class SpotfirstCallback(Callback):
         trainer._checkpoint_connector._loaded_checkpoint = checkpoint
         trainer.should_stop = state.restored["should_stop"]
 
+    def _restore_optimizers(self, trainer: Any, restore: Callable[[], None]) -> None:
+        """Have Lightning restore what fits the script as it is now."""
+        state, checkpointer = self._state, self._checkpointer
+        if state is None or checkpointer is None or state.restored is None or state.made is None:
+            restore()
+            return
+        made = msgspec.json.decode(state.restored.get("made", "{}"), type=dict[str, Made])
+        refit, problems = state.made.fit(trainer._checkpoint_connector._loaded_checkpoint, made)
+        if problems and self._options.get("strict", True):
+            raise misfit(self._seen, problems)
+        restore()
+        refit.settle()
+        state.made.start.adopt(made)
+        for each in [*problems, *refit.notes]:
+            checkpointer.warn(each)
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Restore the very weights, whatever hooks have made of those in the dictionary."""
         assert self._state is not None
+        self._state.made = _MadeByModule(trainer)  # before other callbacks add groups
         averages = any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks)
         if averages and StochasticWeightAveraging.pl_module_contains_batch_norm(pl_module):
             msg = (
@@ -294,6 +326,7 @@ class _TrainerState:
         self._dumped: dict[str, Any] | None = None
         self.restored: dict[str, Any] | None = None
         self.generators: dict[str, Any] = {}
+        self.made: _MadeByModule | None = None
         self.model = _Part(self._model_state, lambda: [trainer.lightning_module])
         self.optimizers = _Part(
             lambda: (self._dumped or {}).pop("optimizer_states", []), lambda: trainer.optimizers
@@ -321,6 +354,7 @@ class _TrainerState:
         connector = trainer._logger_connector
         return {
             "checkpoint": checkpoint,
+            "made": "{}" if self.made is None else self.made.encoded(),
             "frozen": [n for n, p in module.named_parameters() if not p.requires_grad],
             "modes": {n: _mode(m) for n, m in module.named_modules()},
             "metrics": {n: _metric_state(m) for n, m in _metrics(module)},
@@ -427,6 +461,65 @@ class _TrainerState:
         connector._logged_metrics.update(logged["log"])
 
 
+class _MadeByModule:
+    """The optimizers and schedulers as ``configure_optimizers`` has made them."""
+
+    def __init__(self, trainer: Any) -> None:
+        optimizers = _numbered("optimizers", trainer.optimizers)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self.start = Start({
+            "model": trainer.lightning_module,
+            **optimizers,
+            **_numbered("lr_schedulers", schedulers),
+        })  # fmt: skip
+        self._groups = {
+            name: [{k: v for k, v in group.items() if k != "params"} for group in each.param_groups]
+            for name, each in optimizers.items()
+        }
+
+    def encoded(self) -> str:
+        return msgspec.json.encode(self.start.made()).decode()
+
+    def fit(self, checkpoint: dict[str, Any], made: dict[str, Made]) -> tuple[Refit, list[str]]:
+        """Change Lightning's dictionary to what is to be restored here; what does not fit.
+
+        An optimizer or a scheduler that does not fit keeps the state that it has.
+        """
+        start, collector = self.start, TensorCollector()
+        here = {**start.optimizers, **start.schedulers}
+        for name, groups in self._groups.items():
+            # BaseFinetuning has given them the checkpoint's values by now.
+            for group, values in zip(here[name].param_groups, groups, strict=False):
+                group.update(values)
+        optimizers = _numbered("optimizers", checkpoint["optimizer_states"])
+        states = {**optimizers, **_numbered("lr_schedulers", checkpoint["lr_schedulers"])}
+        trees = {
+            name: flatten(state, collector, name) if name in optimizers else None
+            for name, state in states.items()
+        }
+        refit = Refit(start, made, trees, collector.leaves)
+        arranged = refit.arrange(trees)
+        for name, tree in trees.items():
+            if name not in arranged:
+                states[name] = here[name].state_dict()
+            elif arranged[name] is not tree:
+                states[name] = unflatten(arranged[name], collector.value)
+            if name in arranged:
+                states[name] = refit.renew(name, states[name])
+        for kind, key in (("optimizers", "optimizer_states"), ("lr_schedulers", "lr_schedulers")):
+            checkpoint[key] = [each for name, each in states.items() if name.startswith(kind)]
+        missing = here.keys() - made.keys() if made else set()
+        return refit, sorted([
+            *refit.problems,
+            *(f"{name} is not in the checkpoint" for name in missing),
+            *(f"{name} is in the checkpoint, and not here" for name in made.keys() - here.keys()),
+        ])  # fmt: skip
+
+
+def _numbered(kind: str, values: Iterable[Any]) -> dict[str, Any]:
+    return {f"{kind}[{number}]": value for number, value in enumerate(values)}
+
+
 def _hyperparameters(trainer: Any) -> dict[str, Any]:
     """The entries of Lightning's dictionary that hold what the script has given to the module."""
     found: dict[str, Any] = {}
@@ -504,8 +597,10 @@ def _check(trainer: Any) -> None:
 def _total_steps(trainer: Any) -> int | None:
     """How many steps of the optimizer there will be, or None where that is not known."""
     if not trainer.lightning_module.automatic_optimization:
-        # The module makes as many steps as it likes, of several optimizers.
-        return trainer.max_steps if trainer.max_steps > 0 else None
+        # The module makes as many steps as it likes. With several optimizers Lightning sees only
+        # after a batch that there were enough.
+        each = max(1, len(trainer.optimizers))
+        return math.ceil(trainer.max_steps / each) * each if trainer.max_steps > 0 else None
     batches, epochs, most = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
     total = math.inf
     if epochs is not None and epochs >= 0 and batches != math.inf:

@@ -22,6 +22,7 @@ from spotfirst_airflow.cli import (
     _simulate,
 )
 from spotfirst_airflow.cli._common import ErrorsAsLines
+from spotfirst_airflow.cli.terminal import PlainFormatter
 
 __all__ = ["app"]
 
@@ -59,7 +60,9 @@ def main(
     Begin with `spotfirst run --help`.
     """
     level = logging.DEBUG if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=level)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     for noisy in ("botocore", "aiobotocore", "asyncio", "s3fs", "urllib3", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

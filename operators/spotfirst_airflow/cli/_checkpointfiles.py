@@ -104,6 +104,9 @@ def export(
         if object_ or format_ or rank:
             msg = f"{checkpoint} holds files of the script; leave out --object, --format and --rank"
             raise InvalidSpec(msg)
+        if file.suffix.lower() in _FORMATS:
+            msg = f"{checkpoint} holds files of the script; {file} is no name for their folder"
+            raise InvalidSpec(msg)
         _export_folder(chosen, file, force=force, json=json)
         return
     kind = format_ or _FORMATS.get(file.suffix.lower(), "")

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from typer.core import TyperGroup
 
 from spotfirst.errors import InvalidSpec, SpotfirstError, UnknownRun
-from spotfirst.run import Run
+from spotfirst.run import Run, list_runs
 from spotfirst.storage import Storage, open_storage
+from spotfirst_airflow.cli.terminal import PlainConsole, plain_json
 from spotfirst_airflow.reading import Unreadable
 
 __all__ = [
@@ -68,7 +70,7 @@ def stderr() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    console = PlainConsole(stderr=stderr, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 200  # a file or a pipe has no edge to wrap at
     return console
@@ -88,15 +90,26 @@ class ErrorsAsLines(TyperGroup):
             raise typer.Exit(code) from error
 
 
-def find_storage(url: str) -> Storage:
-    """The storage of ``--storage`` or ``$SPOTFIRST_STORAGE``. Raises :class:`InvalidSpec`."""
+def find_storage(url: str, *, is_checked: bool = True) -> Storage:
+    """The storage of ``--storage`` or ``$SPOTFIRST_STORAGE``. Raises :class:`InvalidSpec`.
+
+    With ``is_checked``, also for a file, which would read like an empty storage.
+    """
     if not url.strip():
         msg = (
             "no storage: give --storage s3://BUCKET/PREFIX (or a folder), or set SPOTFIRST_STORAGE"
         )
         raise InvalidSpec(msg)
     # Instances have another working directory, so a folder is passed on with its whole path.
-    return open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
+    storage = open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
+    if (
+        is_checked
+        and storage.on_disk
+        and Path(storage.url.partition("://")[2] or storage.url).is_file()
+    ):
+        msg = f"storage {storage.url} is a file; give a folder"
+        raise InvalidSpec(msg)
+    return storage
 
 
 def tell_broken(broken: Iterable[Unreadable]) -> None:
@@ -112,7 +125,8 @@ def existing_run(storage_url: str, run_id: str) -> Run:
     try:
         run.original_spec()
     except UnknownRun:
-        near = [name for name in run.root.list("runs") if run_id in name]
+        there = list_runs(run.root)
+        near = [name for name in there if run_id in name] or get_close_matches(run_id, there)
         if near:
             msg = (
                 f"there is no run {run_id!r} in {run.root.url}; did you mean {', '.join(near[:5])}?"
@@ -131,7 +145,7 @@ def run_with_checkpoints(storage_url: str, run_id: str) -> Run:
 def print_json(value: Any) -> None:
     """To standard output: indented for people, one document for scripts."""
     data = msgspec.json.encode(value, enc_hook=str)
-    typer.echo(msgspec.json.format(data, indent=2).decode())
+    typer.echo(plain_json(msgspec.json.format(data, indent=2).decode()))
 
 
 @contextlib.contextmanager

@@ -123,7 +123,8 @@ def _print_runs(accounts: list[_Account]) -> None:
     console.print(table)
     for kind in (False, True):
         same = [a.bill.total_usd for a in accounts if a.bill.is_simulated is kind]
-        if same or not (kind or accounts):
+        # A run that cost nothing is of neither kind.
+        if any(same) or not (kind or any(a.bill.total_usd for a in accounts)):
             console.print(f"total {usd(sum(same, Decimal(0)), simulated=kind)}")
 
 

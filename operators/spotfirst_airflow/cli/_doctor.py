@@ -72,7 +72,8 @@ def doctor(
 
     On EC2 it looks at credentials, each permission (by dry runs), quotas, subnets, instance types,
     image, instance profile, bucket, queue and the clock; in the regions of the fleet option elsewhere
-    too. For the local fleet it looks at its options, its market and its folder. It ends with code 1
+    too. For the local fleet it looks at its options, its market and its folder. Without a spec and a
+    fleet, it looks at EC2, or, when the storage is a folder, at the local fleet. It ends with code 1
     when something failed. Options win over the spec.
 
     Examples:
@@ -92,8 +93,9 @@ def doctor(
     }
     named = [name.strip() for text in instance_types or [] for name in text.split(",")]
     types = [name for name in named if name] or list(request.instance_types)
-    fleet = fleet or (request.fleet if spec else "ec2")
     place = storage or str(values.get("storage") or "")
+    is_here = bool(place) and not place.startswith("s3") and not options and not types
+    fleet = fleet or (request.fleet if spec else "local" if is_here else "ec2")
     is_configured = bool(spec or options or os.environ.get("SPOTFIRST_LOCAL_FLEET"))
     steps = _steps(fleet, options, place, types, is_configured=is_configured)
     if spec is not None:
@@ -169,7 +171,7 @@ def _steps(
             environment=storage_environment(),
         ).steps()
     fleet_class(fleet)  # raises for one that is not there
-    place = find_storage(storage)
+    place = find_storage(storage, is_checked=False)
     steps = [
         Step(name="storage", run=lambda: check_storage(place)),
         Step(name="clock", run=lambda: check_storage_clock(place)),

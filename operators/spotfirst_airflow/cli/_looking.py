@@ -36,6 +36,7 @@ from spotfirst_airflow.cli._common import (
     tell_broken,
 )
 from spotfirst_airflow.cli.summary import attempts_table, between_regions, describe_changeovers
+from spotfirst_airflow.cli.terminal import indented, plain
 from spotfirst_airflow.costs import bill, usd
 from spotfirst_airflow.logs import LogFollower
 from spotfirst_airflow.news import describe
@@ -138,11 +139,11 @@ def show(
     if found := changeovers(state, read_progress(run, state)):
         console.print(f"changeovers {describe_changeovers(found)}", soft_wrap=True)
     for warning in state.warnings:
-        console.print(Text(f"WARNING: {warning}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"WARNING: {indented(warning)}", style="yellow"), soft_wrap=True)
     if events:
         console.print("\n[bold]events[/bold] (UTC)")
         for number, event in enumerate(journal.events, start=1):
-            text = describe(event, state) or type(event).__name__.lower()
+            text = indented(describe(event, state) or type(event).__name__.lower())
             console.print(Text(f"{number:4d}  {event.at:%m-%d %H:%M:%S}  {text}"), soft_wrap=True)
 
 
@@ -173,7 +174,7 @@ def logs(
             lines += output.rest()
         for number, line in lines:
             if attempt in {None, number}:
-                typer.echo(line if attempt else f"[{number}] {line}")
+                typer.echo(plain(line if attempt else f"[{number}] {line}"))
         if is_over:
             break
         if not output.is_behind:

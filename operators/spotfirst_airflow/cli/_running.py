@@ -173,6 +173,10 @@ def see_through(
         found = take_over()
         interrupts.attaching = False
         display.say(f"run {found.run_id} in {found.root.url}", "bold")
+        if found.journal().refresh().phase is Phase.SUCCEEDED:
+            display.say(
+                "it has succeeded before, and nothing is started; to train again, give another --run-id"
+            )
         glance = follow(found, display, interrupts, owner=owner, from_now=_is_old(found))
     if glance is None:
         console.print(

@@ -20,6 +20,7 @@ from spotfirst import events as e
 from spotfirst.heartbeat import Heartbeat
 from spotfirst.market import Market
 from spotfirst_airflow.cli._common import duration
+from spotfirst_airflow.cli.terminal import indented
 from spotfirst_airflow.cli.watching import Glance
 from spotfirst_airflow.costs import usd
 
@@ -72,7 +73,7 @@ class Display:
     def say(self, text: str, style: str = "") -> None:
         """One line above the progress line."""
         # As Text: what comes from a script or a message may look like markup.
-        self._console.print(Text(text, style=style), soft_wrap=True)
+        self._console.print(Text(indented(text), style=style), soft_wrap=True)
 
     def stage(self, text: str) -> None:
         """What is going on while there is no run to look at yet."""
