@@ -48,7 +48,10 @@ def test_show_has_attempts_checkpoints_cost_and_changeovers(finished: Finished) 
         assert word in text
     found = finished.shell.json("show", "done")
     [change] = found["changeovers"]
-    assert (change["why"], change["lost_steps"]) == ("notice", 0)
+    assert (change["why"], change["lost_steps"]) == (
+        "notice",
+        None,
+    )  # files mode: no steps are known
     assert len(found["state"]["attempts"]) == 2
 
 

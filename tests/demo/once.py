@@ -12,6 +12,7 @@ from typing import Any
 from devstack.airflow import AirflowStandalone
 from spotfirst.signing import KEY_VARIABLE, default_keys, key_file
 from spotfirst_airflow.fleets.base import load_fleet
+from tests.waiting import PATIENCE_S
 
 
 def run_dag(
@@ -20,7 +21,7 @@ def run_dag(
     dag_id: str,
     *,
     conf: Any = None,
-    patience_s: float = 110,
+    patience_s: float = PATIENCE_S,
     **variables: str,
 ) -> None:
     """Run a DAG to its end with all that it writes in ``folder``; fails when the dag run does."""
