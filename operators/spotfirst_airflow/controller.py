@@ -596,7 +596,9 @@ class Controller:
             began=state.created_at,
             done_share=done_share(state, beat),
         )
-        if why := why_not_begin(outlook.budget, view, shutdown_s=shutdown_s(beat)):
+        # A policy that stays in one market is not helped by what it could afford in the other.
+        usable = msgspec.structs.replace(view, offers=self._not_refused(view.offers, ()))
+        if why := why_not_begin(outlook.budget, usable, shutdown_s=shutdown_s(beat)):
             if not state.open_attempts:
                 self._append(e.StopRequested(at=now, reason=why, cause="budget"))
             return watching_s

@@ -212,7 +212,7 @@ def test_at_the_deadline_an_attempt_stops_with_a_checkpoint(lab: Lab) -> None:
 
 def test_before_the_budget_is_spent_an_attempt_stops_with_a_checkpoint(lab: Lab) -> None:
     # A cent a second: half a minute of it, less what the end takes.
-    run = with_price(lab.create(budget_usd=Decimal("0.30")), usd_h="36")
+    run = with_price(lab.create(budget_usd=Decimal("0.30"), env={"STEPS": "1000000"}), usd_h="36")
     report = lab.start(run).exit()
     assert report.cause == "handed_over"
     assert "budget is used up" in report.message
@@ -220,7 +220,11 @@ def test_before_the_budget_is_spent_an_attempt_stops_with_a_checkpoint(lab: Lab)
 
 
 def test_money_that_runs_faster_than_the_clock_is_counted_so(lab: Lab) -> None:
-    run = with_price(lab.create(budget_usd=Decimal("0.30")), usd_h="0.6", clock_rate=60.0)
+    run = with_price(
+        lab.create(budget_usd=Decimal("0.30"), env={"STEPS": "1000000"}),
+        usd_h="0.6",
+        clock_rate=60.0,
+    )
     assert "budget is used up" in lab.start(run).exit().message
 
 
@@ -257,7 +261,9 @@ def test_nothing_outlives_the_limit_when_the_storage_takes_nothing(
     if limit == "deadline":
         run = lab.create(deadline=now() + timedelta(seconds=20))
     else:
-        run = with_price(lab.create(budget_usd=Decimal("0.30")), usd_h="36")
+        run = with_price(
+            lab.create(budget_usd=Decimal("0.30"), env={"STEPS": "1000000"}), usd_h="36"
+        )
     instance = lab.start(run)
     instance.until_step(12)
     denied.touch()

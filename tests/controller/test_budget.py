@@ -57,7 +57,7 @@ def test_people_are_told_once_and_only_of_what_is_spent(budget: str, told: list[
     assert state.stop.cause == "budget"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     budget=st.decimals("0.004", "0.05", places=3),
     on_budget=st.sampled_from(["stop", "continue_cheaper", "alert"]),
@@ -110,6 +110,25 @@ def test_a_warning_is_true_and_a_pass_that_stops_a_run_launches_nothing(
     state = run.until_done().state
     if state.stop is not None and state.stop.cause == "budget":
         assert bill(state, now=run.now).total_usd <= budget + Decimal("0.003")
+
+
+@pytest.mark.xfail(strict=True, reason="known: instances taken at their launch, with lost answers")
+def test_the_budget_holds_when_launches_are_lost_and_instances_are_taken_at_once() -> None:
+    # 0.0372 is spent of 0.030; what may be added is one checkpoint and shutdown, 0.003.
+    check = test_a_warning_is_true_and_a_pass_that_stops_a_run_launches_nothing
+    check.hypothesis.inner_test(  # type: ignore[attr-defined]
+        budget=Decimal("0.030"), on_budget="stop", policy="on_demand", deadline_s=None,
+        interrupted_at=[1, 1], seed=0, rate=0.1,
+    )  # fmt: skip
+
+
+def test_a_budget_that_buys_only_what_the_policy_does_not_use_stops_the_run() -> None:
+    run = Run(total_steps=250, policy="on_demand", budget_usd=Decimal("0.006"), on_budget="stop")
+    state = run.until_done().state
+    assert state.phase is Phase.STOPPED
+    assert state.attempts == ()
+    assert state.stop is not None
+    assert state.stop.cause == "budget"
 
 
 @pytest.mark.parametrize("on_budget", ["stop", "continue_cheaper"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Closings:
         except AttributeError:
             self._queue = -1
         self.is_watching = self._queue >= 0
+        # Also when it is only dropped: a user may have no more than 128 queues.
+        self._end = weakref.finalize(self, os.close, self._queue) if self.is_watching else None
 
     def watch(self, folders: Iterable[str]) -> None:
         """Watch these folders, by their paths below the first, and no others."""
@@ -72,6 +75,6 @@ class Closings:
 
     def close(self) -> None:
         """Watch nothing any more."""
-        if self._queue >= 0:
-            os.close(self._queue)
+        if self._end is not None:
+            self._end()
         self._queue, self.is_watching = -1, False
