@@ -21,7 +21,7 @@ def refusing(storage: Storage) -> Storage:
     def before(verb: str, path: str) -> None:
         if verb == "write_from":
             msg = f"may not {verb} {path}"
-            raise StorageDenied(msg, path=path)
+            raise StorageDenied(msg, path=path, lasting=True)
 
     return faulty(storage, before=before)
 
