@@ -191,7 +191,7 @@ class _Drive:
         try:
             while (wait_s := self._follower.look()) is not None:
                 time.sleep(min(wait_s, 0.3))
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             self._error = error
         self._over.set()
 

@@ -34,7 +34,7 @@ from spotfirst_airflow.controller import controller_name
 from spotfirst_airflow.costs import bill
 from spotfirst_airflow.exports import check_target, export_result
 from spotfirst_airflow.results import result
-from spotfirst_airflow.submission import attach, newest_generation, storage_environment
+from spotfirst_airflow.submission import attach, newest_run, storage_environment
 
 __all__ = ["run", "see_through"]
 
@@ -221,8 +221,7 @@ def _take_up(storage: Storage, run_id: str, owner: str) -> Run:
 
     Raises :class:`InvalidSpec` for one that would stop again at once.
     """
-    generation = newest_generation(storage, run_id)
-    found = Run(storage, run_id if generation < 2 else f"{run_id}.g{generation}")
+    found = newest_run(storage, run_id) or Run(storage, run_id)
     spec, now = found.spec(), utc_now()
     state = found.journal().refresh()
     if state.phase in {Phase.FAILED, Phase.STOPPED}:
