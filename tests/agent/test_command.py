@@ -29,8 +29,7 @@ class Runner:
 
     def __call__(self, *words: str, **env: str) -> Command:
         environment = command_environment(os.environ, env, {})
-        before = {child.pid for child in psutil.Process().children()}
-        command = Command(words, self.folder, environment, self.feed, spare=before)
+        command = Command(words, self.folder, environment, self.feed)
         self.commands.append(command)
         return command
 
@@ -53,6 +52,19 @@ def is_gone(pid: int) -> bool:
 def finished(command: Command) -> int:
     wait_until(lambda: command.poll() is not None, "the command's end")
     return command.end()
+
+
+def test_children_that_were_there_before_live_on_with_theirs(run: Runner) -> None:
+    before = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"])
+    try:
+        family = psutil.Process(before.pid)
+        wait_until(family.children, "its child")
+        assert finished(run("true")) == 0
+        assert [is_gone(each.pid) for each in (family, *family.children())] == [False, False]
+    finally:
+        for each in (*family.children(), family):
+            each.kill()
+        before.wait()
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -9 $$", -9), ("true", 0)])

@@ -282,10 +282,7 @@ class Agent:
                 else {}
             ),
         )
-        command = Command(
-            self._spec.command, self._folder / "code", environment, self.logs.feed,
-            spare={self._guard.pid},
-        )  # fmt: skip
+        command = Command(self._spec.command, self._folder / "code", environment, self.logs.feed)
         self._guard.watch_group(command.group)
         self._tell.stamp(started=self._clock())
         return command

@@ -86,15 +86,13 @@ class Command:
         folder: Path,
         environment: Mapping[str, str],
         on_output: Callable[[bytes], None],
-        *,
-        spare: Collection[int] = (),
     ) -> None:
-        """``spare`` are children of this process that do not belong to the command.
+        """Children that this process has already do not belong to the command, and are spared.
 
         Raises :class:`InvalidSpec` when there is no such program.
         """
         program = find_program(words[0], folder, environment)
-        self._spare = set(spare)
+        self._spare = _children()
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", str(_PROGRAM), str(os.getpid())),
@@ -150,7 +148,7 @@ class Command:
         reap_orphans({*self._spare, self.group})
         import psutil
 
-        left = _descendants() - self._spare - {self.group}
+        left = self._descendants()
         ended = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
         for pid in left:
             with contextlib.suppress(psutil.Error):
@@ -162,7 +160,7 @@ class Command:
         """Kill what is left of the tree and take its last output; the first process's code."""
         end = time.monotonic() + _GONE_S
         while True:
-            left = _descendants() - self._spare - {self.group}  # before their parents go
+            left = self._descendants()  # before their parents go
             self.signal(signal.SIGKILL)
             code = self._process.poll()
             for pid in left:
@@ -177,6 +175,18 @@ class Command:
             self._process.stdout.close()
         # A process that the kernel does not let die (a dead disk) is as good as killed.
         return -signal.SIGKILL if code is None else code
+
+    def _descendants(self) -> set[int]:
+        """What is below this process, without the first process and what was there before."""
+        import psutil
+
+        found: set[int] = set()
+        for child in psutil.Process().children():
+            if child.pid not in self._spare:
+                found.add(child.pid)
+                with contextlib.suppress(psutil.Error):
+                    found |= {below.pid for below in child.children(recursive=True)}
+        return found - {self.group}
 
     def _read(self, on_output: Callable[[bytes], None]) -> None:
         while data := os.read(self._output, 1 << 16):
@@ -207,9 +217,3 @@ def _children() -> set[int]:
     import psutil
 
     return {child.pid for child in psutil.Process().children()}
-
-
-def _descendants() -> set[int]:
-    import psutil
-
-    return {child.pid for child in psutil.Process().children(recursive=True)}
