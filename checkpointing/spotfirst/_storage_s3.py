@@ -301,7 +301,9 @@ class S3Storage(Storage):
         code, status = _response(error)
         if _no_bucket(error):
             advice = "Create it, or correct its name"
-            return denied(what, "there is no such bucket", advice, lasting=True)
+            # A new access point is not known everywhere at once.
+            lasting = not self._root.partition("/")[0].endswith("-s3alias")
+            return denied(what, "there is no such bucket", advice, lasting=lasting)
         if isinstance(error, FileNotFoundError):
             return missing(what)
         name = type(error).__name__

@@ -55,6 +55,7 @@ from spotfirst_airflow.news import NOT_NEEDED, describe
 from spotfirst_airflow.outlook import Outlook, done_share, shutdown_s, work_left
 from spotfirst_airflow.policies import Decision, OnDemand, Policy, SpotOnly, View
 from spotfirst_airflow.recalling import recall
+from spotfirst_airflow.separating import admit, dismiss
 from spotfirst_airflow.timelines import price_timeline
 from spotfirst_airflow.traffic import Traffic, is_priced
 
@@ -145,6 +146,9 @@ class Controller:
             beats, wait_s = {}, 0.05
         self._last_step_at = now
         state = self._journal.state  # with what this pass appended; the next one reads what is new
+        done = state.is_final and not state.open_attempts
+        if done:
+            dismiss(self._fleet, self.run, state, now=now)
         news, events = self._news()
         return Step(
             state=state,
@@ -152,7 +156,7 @@ class Controller:
             news=news,
             events=events,
             heartbeat=_trainer(beats),
-            done=state.is_final and not state.open_attempts,
+            done=done,
         )
 
     def _read_amendment(self, state: RunState) -> None:
@@ -193,6 +197,8 @@ class Controller:
         if not open_attempts:
             return {}
         recall(self._fleet, open_attempts)
+        if refused := admit(self._fleet, self.run, self.spec, self._journal.state, now=now):
+            self._warn(now, refused)
         for caution in cautions(self._fleet, self._journal.state.warnings):
             self._warn(now, caution)
         instances = self._fleet.describe([attempt.token for attempt in open_attempts])

@@ -109,7 +109,7 @@ def reap(
     could not look, or was not allowed to end what it found.
     """
     owned = fleet.owned()
-    owners = _Owners(storage)
+    owners = _Owners(storage, clock)
     verdicts = tuple(judge(owned, storage, now=clock(), grace_s=grace_s, owners=owners))
     if dry_run:
         return Reaped(verdicts=verdicts, dry_run=True)
@@ -145,7 +145,7 @@ def judge(
 
     Raises :class:`~spotfirst.errors.StorageError`: without the journals nothing can be said.
     """
-    owners = owners or _Owners(storage)
+    owners = owners or _Owners(storage, lambda: now)
     found = []
     for instance in owned:
         standing, why = _judge_one(instance, owners, now, grace_s)
@@ -157,8 +157,9 @@ def judge(
 class _Owners:
     """The runs of one storage, each read once."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, clock: Clock) -> None:
         self._storage = storage
+        self._clock = clock
         self._states: dict[str, RunState] = {}
         self._specs: dict[str, RunSpec | None] = {}
 
@@ -170,15 +171,21 @@ class _Owners:
     def are_over(self, tags: Mapping[str, str]) -> bool:
         """Whether the tags name a run of this storage that is over, with no instance left.
 
-        So is one whose files are gone: a run is created before anything is made for it.
+        One that is kept for debugging counts as left. A run whose files are gone is over, too: a
+        run is created before anything is made for it. Read anew, as it may have been reopened.
         """
         if not self.are_ours(tags):
             return False
         try:
+            self._states.pop(tags[RUN_TAG], None)
             state = self.state(tags[RUN_TAG])
         except FormatError:
             return False
-        return (state.is_final or not state.seq) and not state.open_attempts
+        now = self._clock()
+        kept = any(
+            a.ended and a.ended.kept_until and now < a.ended.kept_until for a in state.attempts
+        )
+        return (state.is_final or not state.seq) and not state.open_attempts and not kept
 
     def state(self, run_id: str) -> RunState:
         if run_id not in self._states:

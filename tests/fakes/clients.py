@@ -10,6 +10,7 @@ from tests.fakes.client import FakeClient
 from tests.fakes.cloud import ACCOUNT, Cloud
 from tests.fakes.ec2client import FakeEc2
 from tests.fakes.faults import Faults, client_error
+from tests.fakes.s3control import FakeS3Control
 
 QUEUE_URL = "https://sqs.us-east-1.amazonaws.com/123456789012/spotfirst"
 
@@ -124,7 +125,10 @@ class FakeAws:
         self.identity = FakeIdentity(cloud.region, process)
         self.cloud = cloud
         self.faults = faults or Faults()
-        kinds = {"ec2": FakeEc2, "ssm": FakeSsm, "sqs": FakeSqs, "sts": FakeSts}
+        kinds = {
+            "ec2": FakeEc2, "s3control": FakeS3Control, "ssm": FakeSsm, "sqs": FakeSqs,
+            "sts": FakeSts,
+        }  # fmt: skip
         self._clients = {name: kind(cloud, self.faults) for name, kind in kinds.items()}
 
     @property

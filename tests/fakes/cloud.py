@@ -250,6 +250,10 @@ class Cloud:
         """What every public parameter of SSM's names."""
         self.launch_error: tuple[str, str] | None = None
         """(code, message) of the error that every launch ends with: a quota, a permission."""
+        self.access_points: dict[str, dict[str, Any]] = {}
+        """By name, as AWS describes them, with their ``Policy``."""
+        self.access_point_error: tuple[str, str] | None = None
+        """(code, message) of the error that making one ends with."""
         self.queue: list[QueuedMessage] = []
         self.calls: Counter[str] = Counter()
         self._told: set[tuple[str, str, str]] = set()

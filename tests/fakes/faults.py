@@ -26,6 +26,7 @@ from spotfirst.storage import Storage
 _T = TypeVar("_T")
 _GRAVE = {
     "CreateFleet", "TerminateInstances", "CreateLaunchTemplate", "DeleteLaunchTemplate", "create",
+    "CreateAccessPoint", "PutAccessPointPolicy", "DeleteAccessPoint",
 }  # fmt: skip
 """Calls of which there are few, and that must not be done twice, or not at all. The last one is
 the storage's, by which journal and chain grow."""

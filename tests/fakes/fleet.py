@@ -35,8 +35,9 @@ def fleet_of(
         by=by,
     )
     return Ec2Fleet(
-        options, environment={}, clock=clock, aws=given, watcher=watcher, publish=_publish
-    )
+        options, environment={}, clock=clock, aws=given, watcher=watcher, publish=_publish,
+        monotonic=clock.monotonic,
+    )  # fmt: skip
 
 
 def forget_processes() -> None:

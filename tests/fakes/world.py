@@ -127,6 +127,8 @@ class World:
         tick_s: int = 1,
         zones: int = 2,
         span_s: float = 4 * 3600.0,
+        url: str = "",
+        options: dict[str, Any] | None = None,
         **spec: Any,
     ) -> None:
         self.seed, self.tick_s = seed, tick_s
@@ -142,13 +144,14 @@ class World:
         self.created_at: dict[str, datetime] = {}
         """When each entry of journal and chain was written, by its path below ``runs/``."""
         self.storage: Storage = QuickMemory(
-            f"memory://schedules/{seed}", f"schedules/{seed}", self.clock, self.created_at
+            url or f"memory://schedules/{seed}", f"schedules/{seed}", self.clock, self.created_at
         )
         self.spec = RunSpec(
             run_id="run", created_at=self.now, command=("python", "train.py"), fleet="ec2",
             fleet_options={
                 "region": region, "subnets": sorted(subnets), "instance_profile": "spotfirst",
                 "queue_url": f"https://sqs.{region}.amazonaws.com/123456789012/spotfirst",
+                **(options or {}),
             },
             instance_types=_TYPES, policy=policy, policy_options=policy_options or {}, **spec,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,18 @@ def test_an_instance_changes_no_rule_no_tag_and_no_notice(
     instance: Statements, action: str
 ) -> None:
     assert decide(instance, action, "*") == "implicitDeny"
+
+
+def test_without_separate_runs_nothing_speaks_of_access_points(
+    stack: Stack, instance: Statements
+) -> None:
+    """With it: test_separation.py."""
+    assert stack.apart is None
+    assert "separate_runs" not in stack.outputs["FleetOptions"]
+    assert len(stack.outputs["ControllerPolicies"].split(",")) == 3
+    controller = statements_of(stack.outputs["ControllerRoleArn"])
+    for found in (instance, controller, bucket_policy(stack.bucket)):
+        assert "accesspoint" not in json.dumps(found).lower()
 
 
 # -- whoever writes to the bucket -----------------------------------------------------------------

@@ -56,7 +56,7 @@ def wrong(checks: Checks) -> dict[str, str]:
 
 
 @contextmanager
-def an_account() -> Iterator[Stack]:
+def an_account(**parameters: str) -> Iterator[Stack]:
     """A new one, with the stack of deploy/aws.yaml, and no way to any other."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
@@ -65,4 +65,4 @@ def an_account() -> Iterator[Stack]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", REGION)
         with mock_aws():
-            yield Stack()
+            yield Stack(**parameters)

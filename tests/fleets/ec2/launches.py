@@ -93,6 +93,7 @@ class World:
             watcher=watcher,
             prices=Prices(aws, table=self.table, clock=clock),
             publish=lambda storage, versions: ",".join(versions),
+            monotonic=clock.monotonic,
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import boto3
 
@@ -21,6 +21,52 @@ def decide(
     if "Deny" in hits:
         return "explicitDeny"
     return "allowed" if "Allow" in hits else "implicitDeny"
+
+
+Reading = Literal[
+    "each policy twice", "a role's by the access point's ARN", "a role's by the bucket's ARN"
+]
+READINGS: tuple[Reading, ...] = get_args(Reading)
+"""Of AWS's documentation, on requests through an access point. Both it and the bucket have to allow
+them, and each has a policy that names its own ARNs: so much is said. The first one is what examples
+of AWS's and others' rely on. What has to be allowed, is so by all of them, and what must not happen
+is denied by all."""
+
+
+def decide_through(
+    reading: Reading,
+    action: str,
+    path: str,
+    *,
+    point_arn: str,
+    point: Statements,
+    bucket: str,
+    bucket_policy: Statements,
+    role: Statements,
+    context: Mapping[str, Any],
+) -> str:
+    """The decision on a request through an access point; an empty ``path`` is the bucket itself."""
+    keys = {"s3:DataAccessPointArn": point_arn, **context}
+    here = f"{point_arn}/object/{path}" if path else point_arn
+    there = f"arn:aws:s3:::{bucket}/{path}" if path else f"arn:aws:s3:::{bucket}"
+    if reading == "each policy twice":
+        found = [
+            decide([*role, *point], action, here, keys),
+            decide([*role, *bucket_policy], action, there, keys),
+        ]
+    elif reading == "a role's by the access point's ARN":
+        found = [
+            decide([*role, *point], action, here, keys),
+            decide(bucket_policy, action, there, keys),
+        ]
+    else:
+        own = decide(role, action, there, keys)
+        theirs = decide(point, action, here, keys)
+        found = [
+            max(own, theirs, key=("implicitDeny", "allowed", "explicitDeny").index),
+            decide([*role, *bucket_policy], action, there, keys),
+        ]
+    return max(found, key=("allowed", "implicitDeny", "explicitDeny").index)
 
 
 def statements_of(principal: str) -> Statements:
@@ -76,7 +122,8 @@ def _applies(
 ) -> bool:
     return (
         any(fnmatchcase(action.lower(), each.lower()) for each in _list(statement["Action"]))
-        and any(fnmatchcase(resource, each) for each in _list(statement["Resource"]))
+        and _concerns(statement, keys)
+        and _is_about(statement, resource)
         and all(
             _holds(operator, _values(keys, name), _list(wanted))
             for operator, tests in statement.get("Condition", {}).items()
@@ -85,18 +132,31 @@ def _applies(
     )
 
 
+def _concerns(statement: dict[str, Any], keys: Mapping[str, Any]) -> bool:
+    """Whether the one who asks is meant; a policy of a role or user names nobody."""
+    named = statement.get("Principal", "*")
+    wanted = _list(named if isinstance(named, str) else named["AWS"])
+    return "*" in wanted or bool(set(_values(keys, "aws:PrincipalArn") or ()) & set(wanted))
+
+
+def _is_about(statement: dict[str, Any], resource: str) -> bool:
+    if "NotResource" in statement:
+        return not any(fnmatchcase(resource, each) for each in _list(statement["NotResource"]))
+    return any(fnmatchcase(resource, each) for each in _list(statement["Resource"]))
+
+
 def _holds(operator: str, found: list[str] | None, wanted: list[str]) -> bool:
     if operator.startswith("ForAllValues:"):
         return all(value in wanted for value in found or ())
     if operator == "Null":
         return (found is None) == (wanted == ["true"])
-    if operator == "ArnNotLike":
+    if operator in {"ArnNotEquals", "ArnNotLike", "StringNotLike"}:
         return not any(fnmatchcase(value, each) for value in found or () for each in wanted)
     if operator == "StringNotEquals":
         return found is None or not set(found) & set(wanted)
     if found is None:
         return operator.endswith("IfExists")
-    if operator.startswith("StringLike"):
+    if operator in {"ArnEquals", "ArnLike"} or operator.startswith("StringLike"):
         return any(fnmatchcase(value, each) for value in found for each in wanted)
     assert operator in {"StringEquals", "Bool"}, f"{operator} is not known here"
     return bool(set(found) & set(wanted))

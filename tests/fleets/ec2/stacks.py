@@ -15,6 +15,7 @@ import yaml
 from botocore.exceptions import ClientError
 
 from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
+from spotfirst_airflow.fleets.ec2.options import Ec2Options, SeparateRuns
 from tests.fleets.ec2 import policies
 
 TEMPLATE = Path(__file__).resolve().parents[3] / "deploy" / "aws.yaml"
@@ -47,13 +48,25 @@ def template(path: Path = TEMPLATE) -> dict[str, Any]:
     return found
 
 
-def bucket_policy(bucket: str, *, controllers: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The statements of the bucket's policy, which moto's CloudFormation does not resolve."""
+def bucket_policy(
+    bucket: str, *, controllers: tuple[str, ...] = (), apart: SeparateRuns | None = None
+) -> list[dict[str, Any]]:
+    """The statements of the bucket's policy, which moto's CloudFormation does not resolve.
+
+    ``apart`` is what a stack says that keeps runs apart.
+    """
     arn = f"arn:aws:s3:::{bucket}"
     values = {"Bucket.Arn": arn, "Prefix": "spotfirst", "Controllers": list(controllers)}
     document = template()["Resources"]["BucketPolicy"]["Properties"]["PolicyDocument"]
-    conditions = {"NameControllers": bool(controllers)}
-    return list(resolved(document["Statement"], values, conditions))
+    conditions = {"NameControllers": bool(controllers), "KeepApart": apart is not None}
+    statements = list(resolved(document["Statement"], values, conditions))
+    for statement in statements if apart is not None else ():
+        if statement["Sid"].startswith("Delegated"):
+            statement["Principal"]["AWS"] = apart.role
+            [points, _] = statement["Condition"]["ArnLike"]["s3:DataAccessPointArn"]
+            assert points.endswith(":accesspoint/spotfirst-${stack}-*")
+            statement["Condition"]["ArnLike"]["s3:DataAccessPointArn"] = f"{apart.access_points}-*"
+    return statements
 
 
 def resolved(value: Any, values: Mapping[str, Any], conditions: Mapping[str, bool]) -> Any:
@@ -105,6 +118,11 @@ class Stack:
         }
         self._finish()
 
+    @property
+    def apart(self) -> SeparateRuns | None:
+        """What its outputs say of access points."""
+        return Ec2Options.of(self.options).separate_runs
+
     def client(self, service: str) -> Any:
         """As an administrator of the account."""
         return _administrator().client(service)
@@ -130,7 +148,7 @@ class Stack:
         s3.put_bucket_lifecycle_configuration(
             Bucket=self.bucket, LifecycleConfiguration={"Rules": rules}
         )
-        statements = bucket_policy(self.bucket)
+        statements = bucket_policy(self.bucket, apart=self.apart)
         s3.put_bucket_policy(
             Bucket=self.bucket,
             Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}),
@@ -146,7 +164,9 @@ class Stack:
         }
         for role in iam.list_roles()["Roles"]:
             logical = role["RoleName"].split("-")[1]
-            for wanted in resources[logical]["Properties"]["ManagedPolicyArns"]:
+            conditions = {"KeepApart": self.apart is not None}
+            attached = resources[logical]["Properties"]["ManagedPolicyArns"]
+            for wanted in resolved(attached, {}, conditions):
                 [arn] = [a for name, a in arns.items() if name.split("-")[1] == wanted] or [""]
                 if arn:
                     iam.attach_role_policy(RoleName=role["RoleName"], PolicyArn=arn)

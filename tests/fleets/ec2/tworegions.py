@@ -46,6 +46,8 @@ class Regions:
             )
             for region, subnets in SUBNETS.items()
         }  # fmt: skip
+        # Those of the storage's region, for whoever asks there.
+        self.clouds[THERE].access_points = self.clouds[HERE].access_points
         self.faults = {region: Planned() for region in SUBNETS}
         self.table = PriceTable(
             types={
@@ -69,6 +71,7 @@ class Regions:
             return Ec2Fleet(
                 given, environment=environment, clock=self.clock, aws=aws, watcher=watcher,
                 prices=Prices(aws, table=self.table, clock=self.clock), publish=lambda *_: "0" * 64,
+                monotonic=self.clock.monotonic,
             )  # fmt: skip
 
         return Ec2Regions(OPTIONS | options, environment={}, clock=self.clock, make=make)

@@ -100,6 +100,7 @@ class S3:
 
     def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         ends = time.monotonic() + PATIENCE_S
+        alias = "-s3alias" in self.bucket
         if time.monotonic() > self.fresh_until:
             self.log_in()
         while True:
@@ -112,13 +113,15 @@ class S3:
                 if error.code in {301, 307, 400} and where != self.region:
                     self.region = where
                     continue
-                if error.code == 404:
-                    raise Problem(f"the storage has no {path}") from error
                 text = error.read(300).decode("utf-8", "replace")
+                # A new access point is not known everywhere at once: there is no such bucket.
+                if error.code == 404 and not (alias and "Key" not in text):
+                    raise Problem(f"the storage has no {path}") from error
                 say(f"{method} {error.url}: {error.code} {text}")
-                # 403: a new role is not known everywhere at once.
+                # 403: nor is a new role. An access point waits for a controller to let it in, and
+                # one that never came is no fault of the run's.
                 if error.code in {400, 412, 501} or time.monotonic() > ends:
-                    if error.code == 403:
+                    if error.code == 403 and not alias:
                         raise Problem(f"the instance's role may not {method} {path}") from error
                     raise
             except (OSError, HTTPException) as error:

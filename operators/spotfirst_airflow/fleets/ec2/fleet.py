@@ -8,6 +8,7 @@ the same identity.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -17,11 +18,13 @@ import msgspec
 
 from spotfirst.errors import FleetError, FleetUnavailable, InvalidSpec, LaunchRejected
 from spotfirst.market import Market, Pool
+from spotfirst.run import Run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, utc_now
 from spotfirst_airflow.fleets.base import KEEP_TAG, Instance, LaunchRequest, Offer
 from spotfirst_airflow.fleets.ec2 import template, wheelhouse
+from spotfirst_airflow.fleets.ec2.accesspoints import AccessPoints
 from spotfirst_airflow.fleets.ec2.account import Account
 from spotfirst_airflow.fleets.ec2.aws import Aws, Identity, call
 from spotfirst_airflow.fleets.ec2.ending import Endings
@@ -62,14 +65,17 @@ class Ec2Fleet:
         watcher: Watcher | None = None,
         prices: Prices | None = None,
         publish: Publish = wheelhouse.publish_all,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = Ec2Options.of(options)
         self._environment = dict(environment)
         self._clock = clock
         self._given_aws, self._given_watcher, self._given_prices = aws, watcher, prices
         self._publish = publish
+        self._monotonic = monotonic
         self._asked_types: list[str] = []
         """Whose spot prices were asked for last: all of one run's types are one call."""
+        self._access_points: AccessPoints | None = None
         self.keep_s = 3600 * self._options.keep_h if self._options.on_failure == "keep" else 0.0
 
     @classmethod
@@ -251,9 +257,39 @@ class Ec2Fleet:
         return f"aws ssm start-session --region {self._aws.region} --target {instance_id}"
 
     def tidy(self, is_over: Callable[[Mapping[str, str]], bool]) -> int:
-        """Delete the launch templates of runs that are over; see :class:`reaping.Tidies`."""
+        """Delete launch templates and access points of runs that are over.
+
+        See :class:`reaping.Tidies`.
+        """
         with _passing():
-            return template.tidy(self._aws, is_over)
+            removed = template.tidy(self._aws, is_over)
+            points = self._points
+            return removed + (points.tidy(is_over) if points is not None else 0)
+
+    def admit(
+        self,
+        run: Run,
+        spec: RunSpec,
+        instances: Sequence[tuple[str, Pool]],
+        *,
+        region_of: Callable[[Pool], str] | None = None,
+    ) -> None:
+        """Let these instances use the storage; see :class:`spotfirst_airflow.separating.Separates`.
+
+        ``region_of`` tells where a pool is, should it not be here.
+        """
+        with _without_invalid():
+            points = self._points
+            if points is not None:
+                placed = [(i, region_of(p) if region_of else self.region) for i, p in instances]
+                points.admit(run.root.url, run.run_id, spec, placed)
+
+    def dismiss(self, run: Run) -> None:
+        """Remove the run's access point."""
+        with _without_invalid():
+            points = self._points
+            if points is not None:
+                points.dismiss(run.root.url, run.run_id)
 
     def price_timeline(self, instance: Instance) -> list[tuple[datetime, Decimal]]:
         """What its pool cost while it ran; see :class:`spotfirst_airflow.timelines.TellsPrices`."""
@@ -263,6 +299,11 @@ class Ec2Fleet:
             )
 
     # -- what it is made of -----------------------------------------------------------------
+
+    @property
+    def region(self) -> str:
+        """Where its instances are. Raises :class:`InvalidSpec` when nothing says so."""
+        return self._aws.region
 
     @property
     def _aws(self) -> Aws:
@@ -275,6 +316,16 @@ class Ec2Fleet:
             environment=self._environment,
         )
         return Aws.of(identity)
+
+    @property
+    def _points(self) -> AccessPoints | None:
+        """Where runs are kept apart."""
+        stack = self._options.separate_runs
+        if stack is not None and self._access_points is None:
+            self._access_points = AccessPoints(
+                self._aws, stack, clock=self._clock, monotonic=self._monotonic
+            )
+        return self._access_points
 
     @property
     def _account(self) -> Account:
@@ -311,9 +362,12 @@ class Ec2Fleet:
 
     def _user_data(self, request: LaunchRequest) -> str:
         storage = open_with(request.storage_url, self._environment)
-        options = self._options
+        options, points = self._options, self._points
+        way = request.storage_url
+        if points is not None:
+            way = points.way(request.storage_url, request.run_id)
         return user_data(
-            storage_url=request.storage_url,
+            storage_url=way,
             # Of the storage: nothing else that the instance calls is of one region.
             region=options.storage_region or self._aws.region,
             run_id=request.run_id,
@@ -391,4 +445,13 @@ def _passing() -> Iterator[None]:
     try:
         yield
     except (LaunchRejected, InvalidSpec) as error:
+        raise FleetUnavailable(str(error)) from error
+
+
+@contextlib.contextmanager
+def _without_invalid() -> Iterator[None]:
+    """A connection that is not there now may be there later."""
+    try:
+        yield
+    except InvalidSpec as error:
         raise FleetUnavailable(str(error)) from error

@@ -15,7 +15,7 @@ from spotfirst.wire import Record
 from spotfirst_airflow.fleets.ec2.egress import egress_usd_gb
 from spotfirst_airflow.fleets.options import parse, require
 
-__all__ = ["Ec2Options", "Elsewhere", "Requirements"]
+__all__ = ["Ec2Options", "Elsewhere", "Requirements", "SeparateRuns"]
 
 DEFAULT_AMI = (
     "ssm:/aws/service/deeplearning/ami/x86_64/"
@@ -29,6 +29,10 @@ _GROUP = re.compile(r"sg-[0-9a-f]+")
 _PYTHON = re.compile(r"3\.[1-9]\d")
 _REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
 _EVERYWHERE = ("ssm:", "alias/")
+_POINTS = re.compile(
+    r"arn:[a-z-]+:s3:[a-z0-9-]+:\d{12}:accesspoint/[a-z0-9][a-z0-9-]{1,22}[a-z0-9]"
+)
+_ROLE = re.compile(r"arn:[a-z-]+:iam::\d{12}:role/[\w+=,.@/-]+", re.ASCII)
 _AMI = re.compile(r"ami-[0-9a-f]+|ssm:/[A-Za-z0-9_./-]+")
 
 
@@ -44,6 +48,16 @@ class Requirements(Record, forbid_unknown_fields=True):
     gpu_memory_gib: float = 0
     vcpus: int = 0
     memory_gib: float = 0
+
+
+class SeparateRuns(Record, forbid_unknown_fields=True):
+    """What the stack says of access points (:mod:`~spotfirst_airflow.fleets.ec2.accesspoints`).
+
+    ``access_points`` is how their ARNs begin, ``role`` the ARN of the instances' role.
+    """
+
+    access_points: str
+    role: str
 
 
 class Elsewhere(Record, forbid_unknown_fields=True):
@@ -75,7 +89,8 @@ class Ec2Options(Record):
     before AWS takes it back, as far as you know: no API of AWS's tells it. The checkpoint period follows
     from it (``docs/checkpointing.md``); 0 means that nobody knows. ``aws_conn_id`` is an Airflow connection of the Amazon provider, for credentials, a
     role to assume, and a region. ``on_failure="keep"`` leaves the instance of a script that failed
-    up for ``keep_h`` hours.
+    up for ``keep_h`` hours. With ``separate_runs`` each run's instances reach the storage by an
+    access point of their own.
 
     ``elsewhere`` are more regions to take instances from. ``storage_region`` is that of the storage's
     bucket; ``region`` when empty. ``egress_usd_gb`` is what a GB costs from one region to another, in
@@ -101,6 +116,7 @@ class Ec2Options(Record):
     aws_conn_id: str = ""
     on_failure: Literal["terminate", "keep"] = "terminate"
     keep_h: float = 4.0
+    separate_runs: SeparateRuns | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
     storage_region: str = ""
     egress_usd_gb: Decimal | None = None
@@ -134,6 +150,18 @@ class Ec2Options(Record):
         require(0 < parsed.keep_h <= 168, "keep_h", parsed.keep_h, "above 0, and at most 168")
         mean_h = parsed.interruption_mean_h
         require(0 <= mean_h < math.inf, "interruption_mean_h", mean_h, "hours, or 0")
+        if apart := parsed.separate_runs:
+            for name, pattern, value, what in (
+                (
+                    "access_points",
+                    _POINTS,
+                    apart.access_points,
+                    "the beginning of access points' ARNs",
+                ),
+                ("role", _ROLE, apart.role, "the ARN of the instances' role"),
+            ):
+                known = bool(pattern.fullmatch(value))
+                require(known, f"separate_runs.{name}", value, f"{what}, as in output FleetOptions")
         for version in parsed.python_versions:
             known = bool(_PYTHON.fullmatch(version))
             require(known, "python_versions", version, "'3.10' or newer")

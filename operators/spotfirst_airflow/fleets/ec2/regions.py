@@ -20,6 +20,7 @@ import msgspec
 
 from spotfirst.errors import FleetUnavailable, InvalidSpec, LaunchRejected
 from spotfirst.market import Pool
+from spotfirst.run import Run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, utc_now
@@ -187,6 +188,14 @@ class Ec2Regions:
         """As :meth:`Ec2Fleet.tidy`, in all regions."""
         return sum(self._everywhere(lambda fleet: fleet.tidy(is_over)))
 
+    def admit(self, run: Run, spec: RunSpec, instances: Sequence[tuple[str, Pool]]) -> None:
+        """As :meth:`Ec2Fleet.admit`, in all regions: there is one storage."""
+        self._main.admit(run, spec, instances, region_of=self._region_of)
+
+    def dismiss(self, run: Run) -> None:
+        """As :meth:`Ec2Fleet.dismiss`."""
+        self._main.dismiss(run)
+
     def price_timeline(self, instance: Instance) -> list[tuple[datetime, Decimal]]:
         """As :meth:`Ec2Fleet.price_timeline`, where the instance was."""
         fleet = self._fleet_of(instance.pool)
@@ -200,6 +209,11 @@ class Ec2Regions:
             return self._main  # it says itself what is not there, and may have no name yet
         found = [region for region in self._fleets if pool.zone.startswith(region)]
         return self._fleets[max(found, key=len)] if found else None
+
+    def _region_of(self, pool: Pool) -> str:
+        """Also of one that the options do not name any more."""
+        fleet = self._fleet_of(pool)
+        return fleet.region if fleet is not None else pool.zone[:-1]
 
     def _placed(self, tokens: Iterable[str]) -> dict[Ec2Fleet, list[str]]:
         found: dict[Ec2Fleet, list[str]] = {}
