@@ -254,6 +254,8 @@ class Cloud:
         """By name, as AWS describes them, with their ``Policy``."""
         self.access_point_error: tuple[str, str] | None = None
         """(code, message) of the error that making one ends with."""
+        self.access_point_policy_error: tuple[str, str] | None = None
+        """The same of putting a policy."""
         self.queue: list[QueuedMessage] = []
         self.calls: Counter[str] = Counter()
         self._told: set[tuple[str, str, str]] = set()

@@ -60,6 +60,10 @@ class FakeS3Control(FakeClient):
     def put_access_point_policy(self, **parameters: Any) -> dict[str, Any]:
         def apply() -> dict[str, Any]:
             found = self._find("PutAccessPointPolicy", parameters)
+            if self.cloud.access_point_policy_error is not None:
+                raise client_error(
+                    *self.cloud.access_point_policy_error, "PutAccessPointPolicy", status=403
+                )
             found["Policy"] = parameters["Policy"]
             return {}
 

@@ -26,13 +26,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from spotfirst.errors import FleetError, FleetUnavailable, LaunchRejected, QuotaReached
+from spotfirst.errors import FleetUnavailable, LaunchRejected, QuotaReached
 from spotfirst.spec import RunSpec
 from spotfirst.wire import Clock, utc_now
 from spotfirst_airflow.fleets.ec2.accesspolicy import (
     Place,
     Policy,
-    name_of_policy,
     policy_of,
     tags_of_policy,
 )
@@ -112,10 +111,9 @@ class AccessPoints:
         now = self._monotonic()
         if before == wanted.name and now - at < LOOK_AGAIN_S:
             return
-        if before in {"", wanted.name} and self._policy(name) == wanted.name:
-            self._known[name] = wanted.name, now
-            return
-        self._put(name, wanted)
+        is_there = before in {"", wanted.name} and wanted.names(self._policy(name))
+        if not is_there:
+            self._put(name, wanted)
         self._known[name] = wanted.name, now
 
     def dismiss(self, storage_url: str, run_id: str) -> None:
@@ -130,14 +128,9 @@ class AccessPoints:
         removed = 0
         for point in self._all():
             name = point["Name"]
-            try:
-                text = self._ask("get_access_point_policy", Name=name)["Policy"]
-            except LaunchRejected as error:
-                if code_of(error) not in _NOTHING:
-                    raise
-                text = ""
-            tags = tags_of_policy(text, point["Bucket"])
-            if is_over(tags) if text else self._is_old(name):
+            text = self._policy(name)
+            tags = tags_of_policy(text or "", point["Bucket"])
+            if self._is_old(name) if text is None else is_over(tags):
                 self._delete(name)
                 removed += 1
         return removed
@@ -158,12 +151,12 @@ class AccessPoints:
         except LaunchRejected as error:
             if code_of(error) in _NOTHING:
                 return None
-            raise _explained(error) from error
+            raise
 
     def _create(self, name: str, bucket: str) -> dict[str, Any]:
         try:
             self._ask("create_access_point", Name=name, Bucket=bucket)
-        except FleetError as error:
+        except LaunchRejected as error:
             code = code_of(error)
             if code in _FULL:
                 msg = (
@@ -172,7 +165,7 @@ class AccessPoints:
                 )
                 raise QuotaReached(msg) from error
             if code != "AccessPointAlreadyOwnedByYou":
-                raise _explained(error) from error
+                raise
         # Asked for, and not taken from the answer: of two who make it at once, both take this one.
         found = self._get(name)
         if found is None:
@@ -181,20 +174,17 @@ class AccessPoints:
         return found
 
     def _policy(self, name: str) -> str | None:
-        """The name of the policy that it has; ``None`` without one."""
+        """The policy's text; ``None`` without one."""
         try:
-            return name_of_policy(self._ask("get_access_point_policy", Name=name)["Policy"])
+            return str(self._ask("get_access_point_policy", Name=name)["Policy"])
         except LaunchRejected as error:
             if code_of(error) in _NOTHING:
                 return None
-            raise _explained(error) from error
+            raise
 
     def _put(self, name: str, policy: Policy) -> None:
         self._known.pop(name, None)
-        try:
-            self._ask("put_access_point_policy", Name=name, Policy=policy.text)
-        except LaunchRejected as error:
-            raise _explained(error) from error
+        self._ask("put_access_point_policy", Name=name, Policy=policy.text)
 
     def _delete(self, name: str) -> None:
         self._known.pop(name, None)
@@ -202,7 +192,7 @@ class AccessPoints:
             self._ask("delete_access_point", Name=name)
         except LaunchRejected as error:
             if code_of(error) not in _NOTHING:
-                raise _explained(error) from error
+                raise
 
     def _all(self) -> Iterator[dict[str, Any]]:
         client = self._aws.client("s3control", self._region)
@@ -213,13 +203,8 @@ class AccessPoints:
 
     def _ask(self, method: str, **parameters: Any) -> Any:
         client = self._aws.client("s3control", self._region)
-        return call(getattr(client, method), AccountId=self._account, **parameters)
-
-
-def _explained(error: FleetError) -> FleetError:
-    """The same with what it was for; one that may pass stays one."""
-    if not isinstance(error, LaunchRejected):
-        return error
-    explained = LaunchRejected(f"separate_runs: {error}")
-    explained.__cause__ = error.__cause__
-    return explained
+        try:
+            return call(getattr(client, method), AccountId=self._account, **parameters)
+        except LaunchRejected as error:
+            # With its cause, which has the code.
+            raise LaunchRejected(f"fleet option separate_runs: {error}") from error.__cause__

@@ -68,6 +68,10 @@ class Policy(Record):
     name: str
     text: str
 
+    def names(self, text: str | None) -> bool:
+        """Whether ``text``, which S3 gave, says the same."""
+        return text is not None and _read(text).get("Id") == self.name
+
 
 def policy_of(
     point_arn: str,
@@ -130,11 +134,6 @@ def tags_of_policy(text: str, bucket: str) -> dict[str, str]:
                     place = Place(bucket=bucket, prefix=match[1] or "")
                     return {RUN_TAG: match[2], STORAGE_TAG: f"s3://{bucket}/{place.prefix}"}
     return {}
-
-
-def name_of_policy(text: str) -> str:
-    """The ``name`` of a :class:`Policy`, from what S3 gives back."""
-    return str(_read(text).get("Id", ""))
 
 
 def _readable(place: Place, run_id: str, spec: RunSpec | None) -> list[str]:
