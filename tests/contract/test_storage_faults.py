@@ -151,6 +151,12 @@ def test_a_missing_bucket_is_said_at_once(s3_url: str) -> None:
         storage.probe()
 
 
+def test_an_access_point_may_be_known_in_a_moment(s3_url: str) -> None:
+    with pytest.raises(StorageDenied, match="no such bucket") as caught:
+        open_storage("s3://r-0123456789abcdef-s3alias/x").read("x")
+    assert not caught.value.lasting
+
+
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_wrong_credentials_are_said_at_once(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, variable: str

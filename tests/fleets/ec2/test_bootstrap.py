@@ -200,6 +200,27 @@ def test_what_is_not_there_and_what_is_not_allowed_are_problems(metadata: Metada
         bootstrap.S3("b", "us-east-1", server.url).get("x")
 
 
+def test_an_access_point_that_is_not_known_everywhere_yet_is_waited_for(
+    metadata: MetadataService, at_once: None
+) -> None:
+    unknown = (404, {}, b"<Error><Code>NoSuchBucket</Code></Error>")
+    with Server(unknown, (403, {}, b"not let in"), (200, {}, b"data")) as server:
+        assert bootstrap.S3("r-0123-s3alias/p", "us-east-1", server.url).get("x") == b"data"
+    with (
+        Server((404, {}, b"<Error><Code>NoSuchKey</Code></Error>")) as server,
+        pytest.raises(bootstrap.Problem, match="has no x"),
+    ):
+        bootstrap.S3("r-0123-s3alias/p", "us-east-1", server.url).get("x")
+
+
+def test_an_access_point_that_nobody_opened_is_no_fault_of_the_run(
+    metadata: MetadataService,
+) -> None:
+    """A problem of the script's or the account's would end the run for good."""
+    with Server((403, {}, b"not let in")) as server, pytest.raises(OSError, match="403"):
+        bootstrap.S3("r-0123-s3alias/p", "us-east-1", server.url).get("x")
+
+
 def test_keys_that_have_expired_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     service = {"iam/security-credentials/": "the-role"}
     service["iam/security-credentials/the-role"] = json.dumps(KEYS)

@@ -64,6 +64,22 @@ def test_a_dry_run_of_create_fleet_names_no_template_that_exists(world: World) -
     assert names == ["spotfirst-doctor-no-such-template"]
 
 
+def test_an_option_of_a_stack_that_keeps_runs_apart_is_told_from_one_that_does_not(
+    world: World,
+) -> None:
+    """The other way round: test_doctor_separation.py."""
+    name = world.stack.outputs["InstanceProfile"]
+    answer = world.client("iam").get_instance_profile(InstanceProfileName=name)
+    world.options["separate_runs"] = {
+        "access_points": f"arn:aws:s3:{REGION}:123456789012:accesspoint/spotfirst-0a1b2c3d",
+        "role": answer["InstanceProfile"]["Roles"][0]["Arn"],
+    }
+    checks = world.ask()
+    assert checks["separate runs"].verdict == "failed"
+    assert "SeparateRuns=true" in checks["separate runs"].fix
+    assert checks["permission to access points"].verdict == "failed"
+
+
 # -- wrong options --------------------------------------------------------------------------------
 
 

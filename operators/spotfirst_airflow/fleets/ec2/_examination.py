@@ -41,6 +41,8 @@ STATEMENTS = {
     "iam:GetRole": "DoctorServiceRoles",
     "iam:PassRole": "PassInstanceRole",
     "iam:SimulatePrincipalPolicy": "DoctorSimulation",
+    "s3:CreateAccessPoint": "AccessPoints",
+    "s3:GetAccessPoint": "AccessPoints",
     "s3:GetBucketLocation": "DoctorBucket",
     "s3:GetBucketPolicy": "DoctorBucket",
     "s3:GetBucketPublicAccessBlock": "DoctorBucket",
@@ -121,10 +123,10 @@ class Examination:
         scheme, _, rest = self.storage_url.partition("://")
         return rest.partition("/")[0] if scheme in {"s3", "s3a"} else ""
 
-    def ask(self, service: str, method: str, **parameters: Any) -> Any:
+    def ask(self, service: str, method: str, *, region: str = "", **parameters: Any) -> Any:
         """The answer of one call. Raises :class:`Refused`."""
         try:
-            client = self.aws.client(service)
+            client = self.aws.client(service, region)
         except SpotfirstError as error:
             raise Refused(str(error), code="", action="", unavailable=False) from error
         except Exception as error:
@@ -216,7 +218,7 @@ def _refused(error: SpotfirstError, response: dict[str, Any], service: str, meth
     code = str(told.get("Code", ""))
     operation = "".join(part.title() for part in method.split("_"))
     operation = getattr(error.__cause__, "operation_name", operation)
-    prefix = {"service-quotas": "servicequotas"}.get(service, service)
+    prefix = {"s3control": "s3", "service-quotas": "servicequotas"}.get(service, service)
     if service == "s3":
         operation = _ACTIONS.get(operation, operation)
     if code.startswith("AuthFailure.ServiceLinkedRole"):

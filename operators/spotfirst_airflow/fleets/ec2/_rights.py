@@ -10,6 +10,7 @@ import msgspec
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, KEEP_TAG, RUN_TAG, STORAGE_TAG
 from spotfirst_airflow.fleets.checks import Check
 from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, allow
+from spotfirst_airflow.fleets.ec2._separation import way_through
 from spotfirst_airflow.fleets.ec2.instances import TOKEN_TAG, tag_list
 
 __all__ = [
@@ -228,24 +229,26 @@ def _role_storage(look: Examination) -> Check:
         return Check(name=name, verdict="skipped", found="the storage is not in S3")
     bucket = f"arn:{look.partition}:s3:::{look.bucket}"
     prefix = look.storage_url.partition("://")[2].partition("/")[2]
-    below = f"{prefix}/" if prefix else ""
+    below, way = f"{prefix}/" if prefix else "", way_through(look)
+    path = f"{bucket}/{below}runs/doctor/packs/probe"
     verdicts = {
-        action: look.simulate(look.role_arn, action, f"{bucket}/{below}runs/doctor/packs/probe")
-        for action in _OBJECT_ACTIONS
+        action: look.simulate(look.role_arn, action, path, **way) for action in _OBJECT_ACTIONS
     }
     verdicts["s3:ListBucket"] = look.simulate(
-        look.role_arn, "s3:ListBucket", bucket, **{"s3:prefix": f"{below}probe"}
+        look.role_arn, "s3:ListBucket", bucket, **{"s3:prefix": f"{below}probe"}, **way
     )
     lacking = [action for action, verdict in verdicts.items() if verdict == "denied"]
     if lacking:
         found = f"{look.role_arn} lacks {', '.join(lacking)} below {look.storage_url}"
         fix = "attach InstanceStorage of deploy/aws.yaml to it, or give the stack's own profile"
+        if look.options.separate_runs is None:
+            fix += "; with SeparateRuns=true, its fleet option separate_runs, too"
         return Check(name=name, verdict="failed", found=found, fix=fix)
     if "unknown" in verdicts.values():
         found = "its rights could not be simulated (iam:SimulatePrincipalPolicy)"
         return Check(name=name, verdict="skipped", found=found)
     decided = f"{bucket}/{below}control/runs/doctor/journal/00000001.json"
-    if look.simulate(look.role_arn, "s3:PutObject", decided) == "allowed":
+    if look.simulate(look.role_arn, "s3:PutObject", decided, **way) == "allowed":
         found = (
             f"{look.role_arn} may write what controllers decide ({look.storage_url}/control): "
             "only the signatures keep a training from changing it"

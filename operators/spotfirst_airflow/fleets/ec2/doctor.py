@@ -18,6 +18,7 @@ from spotfirst_airflow.fleets.ec2 import _rights as rights
 from spotfirst_airflow.fleets.ec2._bucket import check_bucket
 from spotfirst_airflow.fleets.ec2._examination import Examination, Refused, unlooked
 from spotfirst_airflow.fleets.ec2._queue import check_queue
+from spotfirst_airflow.fleets.ec2._separation import check_separation
 from spotfirst_airflow.fleets.ec2.aws import Aws, Identity
 from spotfirst_airflow.fleets.ec2.options import Ec2Options
 from spotfirst_airflow.fleets.ec2.prices import Prices
@@ -90,6 +91,7 @@ class Ec2Doctor:
                 for name, look in (
                     *_MACHINES,
                     ("instance profile", rights.check_profile),
+                    ("separate runs", check_separation),
                     ("service-linked roles", rights.check_service_roles),
                     *_RIGHTS,
                 )
