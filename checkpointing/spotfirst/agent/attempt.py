@@ -323,12 +323,13 @@ class Agent:
             self._look(command, preparation)
             if code != 0 or not is_finished(self._tell.progress):
                 self._heard.look_again()  # what made the script leave may be a moment behind
-        if files is not None and not command.is_over():
+        has_more = files is not None and not command.is_over()
+        if files is not None and has_more:
             files.signal(command, signal.SIGKILL)
         code = command.end()
         self._look(command, preparation)
         ending = Ending(code=code, killed=killed, terminated=files is not None and stop is not None)
-        return self._ended(self._settle(ending, preparation), stop)
+        return self._ended(self._settle(ending, preparation, was_cut=has_more), stop)
 
     def _drain(self, stop: Stop, command: Command, preparation: Preparation) -> None:
         handover = self._heard.handover
@@ -368,15 +369,19 @@ class Agent:
             return min(stop.by, began + timedelta(seconds=IDLE_S))
         return stop.by
 
-    def _settle(self, ending: Ending, preparation: Preparation) -> Ending:
-        """Keep what the command left behind; find out whether someone else has taken over."""
+    def _settle(self, ending: Ending, preparation: Preparation, *, was_cut: bool) -> Ending:
+        """Keep what the command left behind; find out whether someone else has taken over.
+
+        ``was_cut``: the first process had ended, or was killed, while others ran on.
+        """
         files = preparation.files
         superseded = False
         if files is not None:
             heard = self._heard
             stopped = ending.terminated or heard.terminated_at or heard.interruption
             if ending.code == 0 or stopped:
-                files.finish(by_itself=ending.code == 0, asked=ending.terminated)
+                by_itself = ending.code == 0 and not was_cut
+                files.finish(by_itself=by_itself, asked=ending.terminated or was_cut)
                 self._tell.take(files.progress)
             superseded = files.superseded
         elif self._tell.progress.timings.drained is None:  # else it let go before anyone took
