@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -399,6 +399,18 @@ def test_files_without_files_mode_are_warned_about(lab: Lab) -> None:
     assert 'checkpoint_mode="files"' in beat.progress.warnings[0]
     os.kill(instance.until_running(), signal.SIGKILL)
     assert instance.exit().progress.warnings == beat.progress.warnings
+
+
+@pytest.mark.slow
+def test_a_script_that_restores_no_checkpointer_is_warned_about(lab: Lab) -> None:
+    instance = lab.start(lab.shell("exec sleep 600", checkpoint_period_s=1))
+    beat = instance.until(lambda b: bool(b.progress.warnings))
+    (warning,) = beat.progress.warnings
+    assert "has run for 60 s and has restored no Checkpointer yet" in warning
+    assert beat.progress.timings.started is not None
+    assert beat.at - beat.progress.timings.started >= timedelta(seconds=60)
+    os.kill(instance.until_running(), signal.SIGKILL)
+    instance.exit()
 
 
 # -- data -----------------------------------------------------------------------------------

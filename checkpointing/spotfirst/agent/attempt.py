@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 _TICK_S = 0.05
 _HOUSEKEEPING_S = 2.0
+_LONG_START_S = 60.0
+"""No warning of a missing Checkpointer before: imports and downloads take their time."""
 _FLUSH_S = 10.0
 _LINGER_S = 30.0
 _REPORT_S = 20.0
@@ -92,6 +94,7 @@ class Agent:
         self._channel = Channel(self._folder / "channel")
         self._spec: RunSpec  # read at boot
         self._housekeeping_at = 0.0
+        self._started_at = 0.0
         self.logs = LogShipper(self._put_segment, local=self._folder / "output.log")
         self._shipping = Periodic("ship the log", self._ship)
         self._guarded_s = 0.0
@@ -285,6 +288,7 @@ class Agent:
         command = Command(self._spec.command, self._folder / "code", environment, self.logs.feed)
         self._guard.watch_group(command.group)
         self._tell.stamp(started=self._clock())
+        self._started_at = time.monotonic()
         return command
 
     # -- while the command runs -------------------------------------------------------------
@@ -412,12 +416,24 @@ class Agent:
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + _HOUSEKEEPING_S
             reap_orphans({self._guard.pid, command.group})
-            # Before an interruption proves it.
-            if progress is None and any((self._folder / "checkpoints").iterdir()):
-                self._tell.warn(
-                    "the script writes into $SPOTFIRST_CHECKPOINT_DIR but uses no Checkpointer, "
-                    'so nothing of it is kept: run with checkpoint_mode="files"'
-                )
+            if progress is None:
+                self._warn_of_no_checkpointer(now)
+
+    def _warn_of_no_checkpointer(self, now: float) -> None:
+        """Before an interruption proves it."""
+        if any((self._folder / "checkpoints").iterdir()):
+            self._tell.warn(
+                "the script writes into $SPOTFIRST_CHECKPOINT_DIR but uses no Checkpointer, "
+                'so nothing of it is kept: run with checkpoint_mode="files"'
+            )
+            return
+        long_s = max(self._spec.checkpoint_period_s, _LONG_START_S)
+        if now - self._started_at >= long_s:
+            self._tell.warn(
+                f"the script has run for {long_s:g} s and has restored no Checkpointer yet: an "
+                "interruption would lose all of it. Add one to the script, or write checkpoints "
+                'into $SPOTFIRST_CHECKPOINT_DIR and run with checkpoint_mode="files"'
+            )
 
     # -- the end ----------------------------------------------------------------------------
 
