@@ -48,7 +48,10 @@ _LIKE_THE_PARAMETER = frozenset({
 _STATE_OF = {
     "amsgrad": ("max_exp_avg_sq", "exp_avg_sq"),
     "centered": ("grad_avg", "square_avg"),
-    "momentum": ("momentum_buffer", "square_avg"),  # of RMSprop; SGD makes its own when it is needed
+    "momentum": (
+        "momentum_buffer",
+        "square_avg",
+    ),  # of RMSprop; SGD makes its own when it is needed
 }
 """What a switch keeps for each parameter, and what it lies beside. Torch makes it at the first step."""
 _RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"})
@@ -340,8 +343,8 @@ class Refit:
             if "param_names" in here:
                 group["param_names"] = list(here["param_names"])
             for key, (kept, beside) in _STATE_OF.items():
-                for number in group["params"] if group.get(key) else ():
-                    own = state["state"].get(number, {})
+                for parameter in group["params"] if group.get(key) else ():
+                    own = state["state"].get(parameter, {})
                     if kept not in own and beside in own:
                         own[kept] = torch.zeros_like(own[beside])
         return state
