@@ -426,6 +426,7 @@ class Controller:
         failure = None if state.phase is Phase.STOPPING else self._failure(state)
         if failure is None:
             self._warn_of_going_back(now, state)
+            self._warn_of_unfit(now, state)
             return False
         if self._left(now, state, beats, _HAS_FAILED):
             self._append(msgspec.structs.replace(failure, at=now))
@@ -448,6 +449,8 @@ class Controller:
         ended = [a for a in recent if a.ended and a.handover != _HAS_FAILED]
         last = ended[-1].ended if ended else None
         if last is not None and last.cause == "unfit":
+            if any(attempt.handover is None for attempt in state.open_attempts):
+                return None  # it was to take over from one that trains on
             # The next instance would have the same image: more of them only cost more.
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
         if last is None or last.cause not in _CRASHES:
@@ -472,6 +475,14 @@ class Controller:
                 "is at fault, mend it and clear the task: then the newest checkpoint is used again",
                 attempt=newest.number,
             )
+
+    def _warn_of_unfit(self, now: datetime, state: RunState) -> None:
+        """Once for each market: the agent could not begin there, while another attempt trains."""
+        newest = next((a for a in reversed(_recent(state)) if a.ended), None)
+        if newest is not None and newest.ended is not None and newest.ended.cause == "unfit":
+            start = f"{newest.market} instances cannot train, and are tried again now and then: "
+            if not any(known.startswith(start) for known in state.warnings):
+                self._warn(now, start + _why(newest.ended), attempt=newest.number)
 
     def _tries_further_back(self, ended: Sequence[Attempt]) -> int:
         """How many more attempts there may be because some crashed with what they restored.

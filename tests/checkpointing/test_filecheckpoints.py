@@ -217,6 +217,22 @@ def test_what_a_script_was_writing_when_it_was_stopped_is_kept_as_it_was(
     assert _paths(files_run) == ["log", "model", "new", "saved on SIGTERM"]
 
 
+def test_what_the_first_of_two_signals_cut_off_is_still_half_written_after_the_second(
+    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "model").write_text("whole")
+    files.capture(final=True)
+    with (folder / "model").open("w") as model:
+        model.write("half")
+        model.flush()
+        files.note_writers()
+    files.note_writers()  # another process lived on
+    (folder / "other").write_text("whole")
+    files.capture(final=True)
+    mirror(files_run.packs(), _commits(files_run)[-1][1], tmp_path / "other")
+    assert _tree(tmp_path / "other") == {"model": b"whole", "other": b"whole"}
+
+
 def _changing(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[int]:
     """Every read of a file's beginning is followed by a change; the reads."""
     reads: list[int] = []

@@ -280,12 +280,15 @@ class FileCheckpoints:
         with self._lock:
             decision = self._decide(pids, frozen=True, final=False)
         files = decision.inventory.files
-        self._cut = {
+        # What an earlier signal cut off has no writer any more, and looks whole.
+        before = {p: cut for p, cut in self._cut.items() if p in files}
+        self._cut = {p: cut for p, cut in before.items() if same_bytes(cut, signature(files[p]))}
+        self._cut |= {
             path: signature(files[path])
             for path in decision.waiting
             if not decision.is_in_new(path) or self._settling.writers_of(files[path])
         }
-        self._cut_folders = {folder: _content(folder, files) for folder in decision.held}
+        self._cut_folders |= {folder: _content(folder, files) for folder in decision.held}
 
     def note_death(self) -> None:
         """To be called when the script was ended by someone else, so nobody saw it stand still.
