@@ -101,6 +101,8 @@ class LocalStorage(Storage):
 
     def _delete(self, full: str) -> None:
         Path(full).unlink()
+        if self._home.is_gone():  # emptied by ourselves
+            self._home.is_known = False
 
     def _upload(self, local: Path, full: str) -> None:
         def copy(file: BinaryIO) -> None:
