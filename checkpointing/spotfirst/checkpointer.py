@@ -55,7 +55,13 @@ from spotfirst.checkpoints.snapshot import Planner, Snapshot, settled_until_step
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
 from spotfirst.checkpoints.weights import weights_sha256
-from spotfirst.checkpoints.wrappers import load_module, module_state, own_tree, unwrapped
+from spotfirst.checkpoints.wrappers import (
+    load_module,
+    loads_itself,
+    module_state,
+    own_tree,
+    unwrapped,
+)
 from spotfirst.context import TrainerContext
 from spotfirst.distributed.group import MEETING_S, Group, Say, find_group, rank_here
 from spotfirst.errors import (
@@ -656,7 +662,10 @@ class Checkpointer:
             name: own_tree(tree, layout[0].get(name)) if name in modules else tree
             for name, tree in rank_trees(manifest, rank, size).items()
         }
-        problems = differences(manifest, trees, layout[0], layout[1], modules.keys())
+        problems = differences(
+            manifest, trees, layout[0], layout[1], modules.keys(),
+            decided=lambda name, path: self._strict and loads_itself(modules[name], path),
+        )  # fmt: skip
         assert self._start is not None
         refit = self._refit = Refit(
             self._start, manifest.made, trees, manifest.arrays, modules.keys()

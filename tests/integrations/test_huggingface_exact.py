@@ -153,6 +153,7 @@ def trained(
         "flos": trainer.state.total_flos,
         "best": trainer.state.best_metric,
         "logs": logs,
+        "callbacks": {k: type(v) for k, v in trainer.state.stateful_callbacks.items()},
         "drawn": float(torch.rand(())),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -339,6 +340,56 @@ def test_interrupted_after_any_step_it_ends_as_lightning_alone(name: str, tmp_pa
     assert again is not None
     for fact in ("weights", "steps", "metrics"):
         assert again[fact] == whole[fact]
+
+
+class Counting(DataLoader[Any]):
+    """A loader that keeps a position of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"own": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {"own": 1}
+
+
+@pytest.mark.parametrize("kind", [DataLoader, Counting])
+def test_files_of_lightnings_beside_it_are_as_without_it(
+    kind: type[DataLoader[Any]], tmp_path: Path
+) -> None:
+    def files(folder: str, own: list[Callback]) -> dict[str, Any]:
+        kept = pl.callbacks.ModelCheckpoint(tmp_path / folder, filename="m", every_n_train_steps=3)
+        trained(
+            Variant(
+                data=lambda: kind(Items(18), BATCH),
+                callbacks=lambda: [kept],
+                options={"enable_checkpointing": True, "max_steps": 3},
+            ),
+            own,
+        )
+        found: dict[str, Any] = torch.load(tmp_path / folder / "m.ckpt", weights_only=True)
+        return found
+
+    beside = files("a", [SpotfirstCallback(storage=str(tmp_path / "s"))])
+    alone = files("b", [])
+    assert beside["loops"] == alone["loops"]
+    assert beside.keys() == alone.keys()
+    net = Net.load_from_checkpoint(tmp_path / "a" / "m.ckpt")
+    assert all(map(torch.equal, net.state_dict().values(), alone["state_dict"].values()))
+    # Another program goes on from there, without Spotfirst.
+    trainer = pl.Trainer(max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(Net(), kind(Items(18), BATCH), ckpt_path=tmp_path / "a" / "m.ckpt")
+    assert trainer.global_step == 5
+
+
+def test_callbacks_can_be_copied_in_a_fit(tmp_path: Path) -> None:
+    class Copies(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.copies = copy.deepcopy(trainer.callbacks)
+
+    keeper = Copies()
+    trained(VARIANTS["plain"], [SpotfirstCallback(storage=str(tmp_path)), keeper])
+    (copied,) = [c for c in keeper.copies if isinstance(c, SpotfirstCallback)]
+    trained(VARIANTS["plain"], [copied])  # there is nothing left to train
 
 
 class KeepsAnObject(Net):
