@@ -112,7 +112,6 @@ def test_a_warning_is_true_and_a_pass_that_stops_a_run_launches_nothing(
         assert bill(state, now=run.now).total_usd <= budget + Decimal("0.003")
 
 
-
 def test_the_budget_holds_when_launches_are_lost_and_instances_are_taken_at_once() -> None:
     # 0.0372 is spent of 0.030; what may be added is one checkpoint and shutdown, 0.003.
     check = test_a_warning_is_true_and_a_pass_that_stops_a_run_launches_nothing

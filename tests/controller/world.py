@@ -320,6 +320,7 @@ class Machine:
         return Watch(
             booted=self.started_at, life_ends=self.started_at + timedelta(days=1),
             deadline=self._spec.deadline, budget_ends=self._purse.empty_at,
+            checkpoint_s=self._purse.checkpoint_s,
         )  # fmt: skip
 
     def _is_to_stop(self) -> bool:

@@ -213,6 +213,7 @@ class SimulatedAgent:
         return Watch(
             deadline=self.spec.deadline,
             budget_ends=self._purse.empty_at,
+            checkpoint_s=self._purse.checkpoint_s,
             life_ends=self.instance.launched_at + timedelta(seconds=self.spec.max_life_s),
             interruption_at=interruption.time if interruption else None,
             interruption_seen=interruption.seen_at if interruption else None,

@@ -187,6 +187,7 @@ class Agent:
         if purse.is_watched:
             Periodic("look at the budget", purse.look).start()
             self._heard.budget_ends = lambda: purse.empty_at
+            self._heard.checkpoint_s = lambda: purse.checkpoint_s
 
     def _limit_life(self, step_s: float) -> None:
         """Have the guard end everything soon after the run's limits, as they are known now."""
