@@ -21,6 +21,7 @@ __all__ = [
     "ask",
     "carry_usd",
     "clock_rate",
+    "cost_usd",
     "current_attempt",
     "idle_since",
     "may_use",
@@ -149,7 +150,7 @@ def _spent_there(view: View, offer: Offer) -> Decimal:
     there = {each.number: each for each in view.attempts if each.is_open}
     if view.current is not None:
         there[view.current.number] = view.current
-    until_then_usd = _cost_usd(there.values(), view.changeover_s)
+    until_then_usd = cost_usd(there.values(), view.changeover_s)
     return view.spent_usd + view.carry_usd.get(offer.pool.zone, Decimal(0)) + until_then_usd
 
 
@@ -177,10 +178,11 @@ def current_attempt(state: RunState) -> tuple[Attempt | None, bool]:
 
 def open_usd(state: RunState, seconds: float) -> Decimal:
     """What all open instances together cost in so many seconds."""
-    return _cost_usd(state.open_attempts, seconds)
+    return cost_usd(state.open_attempts, seconds)
 
 
-def _cost_usd(attempts: Iterable[Attempt], seconds: float) -> Decimal:
+def cost_usd(attempts: Iterable[Attempt], seconds: float) -> Decimal:
+    """What the instances of these attempts together cost in so many seconds."""
     launched = (attempt.launched for attempt in attempts)
     return sum(
         (run_usd(each.price_usd_h, seconds, each.clock_rate) for each in launched if each),

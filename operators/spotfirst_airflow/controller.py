@@ -34,6 +34,7 @@ from spotfirst_airflow.asking import (
     ask,
     carry_usd,
     clock_rate,
+    cost_usd,
     current_attempt,
     idle_since,
     may_use,
@@ -81,6 +82,8 @@ _WARNINGS_PER_ATTEMPT = 100
 _HAS_FAILED = "the run has failed"
 _TOO_DEAR = "what is left of the budget does not start it any more"
 _MOMENT_S = 60.0
+_FLEET_LATE_S = 60.0
+"""After its notice's time an instance is not waited for any longer."""
 _NOTHING_KEPT = (
     "the script wrote no file into $SPOTFIRST_CHECKPOINT_DIR, so nothing that it made is kept"
 )
@@ -103,11 +106,21 @@ class Step(Record):
 
 
 class _Money(Record):
-    """``committed_usd`` is spent until the next look, and ``shutdown_usd`` by a stop from there."""
+    """What is spent, and what will be whatever is decided.
+
+    ``promised_usd`` for what is kept for people or left to the fleet, ``until_next_usd`` until the
+    next look, and ``shutdown_usd`` by a stop from there.
+    """
 
     spent_usd: Decimal
-    committed_usd: Decimal
+    promised_usd: Decimal
+    until_next_usd: Decimal
     shutdown_usd: Decimal
+
+    @property
+    def committed_usd(self) -> Decimal:
+        """What comes to it until the next look."""
+        return self.promised_usd + self.until_next_usd
 
     @property
     def total_usd(self) -> Decimal:
@@ -188,12 +201,13 @@ class Controller:
             state = self._withdraw(now, state, "the run is over")
             self._fleet.terminate([attempt.token for attempt in state.open_attempts])
             return 0.5
+        outlook = Outlook.of(self.spec, state)
+        self._end_dear_waits(now, state, outlook, beats)
         if self._conclude(now, state, beats):
             return 0.2
         if state.phase is Phase.STOPPING:
             self._stop(now, state, beats)
             return 0.5
-        outlook = Outlook.of(self.spec, state)
         if self._must_stop(now, state, outlook, beats):
             return 0.1
         if intents := _intents(state):
@@ -283,9 +297,11 @@ class Controller:
             report = self._exit_report(now, attempt) if _may_have_exited(beat) else None
             if report is not None and self._keep(now, attempt, instance, beat, report):
                 return
-            if (report is not None and not _leaves_free(attempt, now)) or self._is_silent(
-                now, attempt, beat
-            ):
+            if report is not None:
+                is_over = not _leaves_free(attempt, now)
+            else:
+                is_over = self._is_silent(now, attempt, beat)
+            if is_over:
                 self._fleet.terminate([attempt.token])
             return
         report = self._exit_report(now, attempt)
@@ -530,6 +546,8 @@ class Controller:
                 self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
                 asked_at = now
             beat = beats.get(attempt.number)
+            if _waits_for_fleet(attempt, beat, now):
+                continue  # ending it now would have to be paid
             may_checkpoint = beat is not None and beat.phase in {"training", "draining"}
             if not may_checkpoint or (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S:
                 self._fleet.terminate([attempt.token])
@@ -571,14 +589,33 @@ class Controller:
     def _money(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> _Money:
         """What all that is there has cost, and what it costs whatever is decided now."""
         egress_usd, last_usd = self._traffic.open_usd(state.open_attempts, beats)
+        waits = [a for a in state.open_attempts if _waits_for_fleet(a, beats.get(a.number), now)]
+        others = [a for a in state.open_attempts if a not in waits]
         return _Money(
             spent_usd=bill(state, now=now).total_usd + egress_usd,
+            promised_usd=promised_usd(state, now=now)
+            + sum((cost_usd([a], _left_to_wait_s(a, now)) for a in waits), Decimal(0)),
             # With a checkpoint that comes before the next look.
-            committed_usd=promised_usd(state, now=now)
-            + open_usd(state, self._watching_s)
-            + last_usd,
-            shutdown_usd=open_usd(state, shutdown_s(state, _trainer(beats))) + last_usd,
+            until_next_usd=cost_usd(others, self._watching_s) + last_usd,
+            shutdown_usd=cost_usd(others, shutdown_s(state, _trainer(beats))) + last_usd,
         )
+
+    def _end_dear_waits(
+        self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
+    ) -> None:
+        """End what is left to the fleet where the budget would not pay for it.
+
+        It is free only once the fleet has taken it, and until then nobody can be sure.
+        """
+        if outlook.budget is None or outlook.budget.on_budget == "alert":
+            return
+        waits = [a for a in state.open_attempts if _waits_for_fleet(a, beats.get(a.number), now)]
+        if not waits:
+            return
+        money = self._money(now, state, beats)
+        # Without what comes until the next look: a run that stops in time keeps what it reserved.
+        if money.total_usd - money.until_next_usd > outlook.budget.usd:
+            self._fleet.terminate([attempt.token for attempt in waits])
 
     def _still_pays(
         self,
@@ -854,10 +891,22 @@ def _leaves_free(attempt: Attempt, now: datetime) -> bool:
     """
     if attempt.market is not Market.SPOT or attempt.notice is None or attempt.launched is None:
         return False
-    if attempt.notice.time is None or now > attempt.notice.time + timedelta(seconds=60):
+    if attempt.notice.time is None or _left_to_wait_s(attempt, now) < 0:
         return False
     used_s = (attempt.notice.time - attempt.launched.started_at).total_seconds()
     return used_s * attempt.launched.clock_rate < 3600
+
+
+def _left_to_wait_s(attempt: Attempt, now: datetime) -> float:
+    """How long the fleet has yet to take what it said it would."""
+    assert attempt.notice is not None
+    assert attempt.notice.time is not None
+    return (attempt.notice.time - now).total_seconds() + _FLEET_LATE_S
+
+
+def _waits_for_fleet(attempt: Attempt, beat: Heartbeat | None, now: datetime) -> bool:
+    """Whether it has nothing left to do, and is there only to be taken by the fleet."""
+    return beat is not None and beat.phase == "exited" and _leaves_free(attempt, now)
 
 
 def _recent(state: RunState) -> tuple[Attempt, ...]:

@@ -43,6 +43,7 @@ SPOT_USD_H = Decimal("0.30")
 NOTICE_S = 120.0
 BOOT_S = 10.0
 GUARD_S = 20.0
+LINGER_S = 30.0
 
 _names = itertools.count()
 
@@ -280,6 +281,7 @@ class Machine:
             self.die("fleet")
             return
         if self.exited:
+            self._linger()
             return
         try:
             self._act()
@@ -322,6 +324,16 @@ class Machine:
             deadline=self._spec.deadline, budget_ends=self._purse.empty_at,
             checkpoint_s=self._purse.checkpoint_s,
         )  # fmt: skip
+
+    def _linger(self) -> None:
+        """An interrupted one is left to the fleet, while the budget pays for it."""
+        if self.notice is None or self.notice.time is None:
+            return
+        self._is_to_stop()  # it goes on looking
+        empty_at = self._purse.empty_at
+        is_late = self.world.now >= self.notice.time + timedelta(seconds=LINGER_S)
+        if is_late or (empty_at is not None and self.world.now >= empty_at):
+            self.die("itself")
 
     def _is_to_stop(self) -> bool:
         """Whether its agent ends it, for the deadline or the budget."""
