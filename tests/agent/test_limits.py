@@ -150,8 +150,8 @@ def test_it_knows_what_a_checkpoint_took_in_the_attempt_before() -> None:
         booted=at(100), life_ends=at(9999), budget_ends=at(1000),
         checkpoint_s=told.purse.checkpoint_s,
     )  # fmt: skip
-    assert watch.stop(at(914), Progress(), 1.0) is None
-    stop = watch.stop(at(915), Progress(), 1.0)
+    assert watch.stop(at(913), Progress(), 1.0) is None
+    stop = watch.stop(at(914), Progress(), 1.0)
     assert stop is not None
     assert stop.reason == "budget"
 
