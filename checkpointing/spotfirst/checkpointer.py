@@ -275,6 +275,7 @@ class Checkpointer:
             # The S3 client's imports draw from Python's global one (rich names its styles so).
             restore_rng(generators)
         self._schedule.start()
+        self._gathering.begin()
         self._step = step
         self._reporter.stamp("restored", phase="training", start_step=step, step=step)
         self._together(lambda: self._leave_early(step))

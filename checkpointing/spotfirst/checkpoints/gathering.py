@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,9 @@ __all__ = ["MOST_STEPS", "Gathering"]
 
 MOST_STEPS = 100
 """How many steps a checkpoint waits for what is not over. Then it never will be, as far as we know."""
+
+_LOOKED_AT = 64
+"""Gradients: a backward pass changes most of them, and a step is to cost no time."""
 
 
 class Gathering:
@@ -24,6 +28,11 @@ class Gathering:
         self._parts = parts
         self._made_step = False
         self._waited = 0
+        self._seen: list[tuple[int, int]] = []
+
+    def begin(self) -> None:
+        """The loop begins: gradients that are there already are none of its own."""
+        self._made_step, self._seen = False, self._gradients()
 
     def optimizer_steps(self) -> None:
         """Note a step of any optimizer."""
@@ -32,18 +41,24 @@ class Gathering:
     def is_open(self) -> bool:
         """Whether gradients are kept for a later step. Ask once, at the end of each step."""
         made_step, self._made_step = self._made_step, False
-        if made_step and self._waited <= MOST_STEPS:
+        before, self._seen = self._seen, self._gradients()
+        if (made_step or not self._seen) and self._waited <= MOST_STEPS:
             self._waited = 0
-        if made_step or not self._has_gradients():
+        is_new = bool(self._seen) and self._seen != before
+        if made_step or not (is_new or self._waited):
             return False
         self._waited += 1
         return self._waited <= MOST_STEPS
 
-    def _has_gradients(self) -> bool:
-        return any(
-            parameter.grad is not None
+    def _gradients(self) -> list[tuple[int, int]]:
+        """Some of them, and how often each was changed."""
+        gradients = (
+            parameter.grad
             for part in self._parts()
             if isinstance(part, torch.optim.Optimizer)
             for group in part.param_groups
             for parameter in group["params"]
+            if parameter.grad is not None
         )
+        seen = itertools.islice(gradients, _LOOKED_AT)
+        return [(id(each), each._version) for each in seen]  # noqa: SLF001 - torch has no other
