@@ -392,6 +392,23 @@ def test_in_files_mode_what_a_process_that_is_left_behind_was_writing_is_kept_as
     assert (lab.folder / "kept" / "model").read_text() == "whole"
 
 
+def test_in_files_mode_what_was_saved_before_a_crash_is_there_and_proves_nothing(lab: Lab) -> None:
+    """The instance is there, and so are the files."""
+    run = lab.shell(
+        """
+        echo had $(ls "$SPOTFIRST_CHECKPOINT_DIR")
+        python -m zipfile -c "$SPOTFIRST_CHECKPOINT_DIR/model.zip" /etc/passwd; kill -9 $$
+        """,
+        checkpoint_mode="files", checkpoint_period_s=1000,
+    )  # fmt: skip
+    report = lab.start(run).exit()
+    assert report.cause == "killed"
+    assert (report.progress.step, report.progress.checkpoint_step) == (0, None)
+    second = lab.start(run, attempt=2)
+    wait_until(lambda: second.log_line("had model.zip"), "the second script")
+    second.exit()
+
+
 def test_files_without_files_mode_are_warned_about(lab: Lab) -> None:
     run = lab.shell("echo x > $SPOTFIRST_CHECKPOINT_DIR/model.pt; exec sleep 60")
     instance = lab.start(run)

@@ -383,10 +383,12 @@ class Agent:
         if files is not None:
             heard = self._heard
             stopped = ending.terminated or heard.terminated_at or heard.interruption
-            if ending.code == 0 or stopped:
-                by_itself = ending.code == 0 and not was_cut
-                files.finish(by_itself=by_itself, asked=ending.terminated or was_cut)
-                self._tell.take(files.progress)
+            files.finish(
+                by_itself=ending.code == 0 and not was_cut,
+                asked=ending.terminated or was_cut,
+                crashed=ending.code != 0 and not stopped,
+            )
+            self._tell.take(files.progress)
             superseded = files.superseded
         elif self._tell.progress.timings.drained is None:  # else it let go before anyone took
             chain = until_answered("read the checkpoint chain", self._run.chain().refresh)
