@@ -104,8 +104,9 @@ class World:
     Each checkpoint has ``checkpoint_bytes``, of which ``new_bytes`` are written.
     ``refuses``: by market, the error that every launch there ends with; ``refused`` has them.
     ``powers_off``: instances end themselves with their agent. ``poisoned`` are steps with whose
-    checkpoints every attempt crashes at once. A checkpoint takes ``checkpoint_s``, and a notice
-    comes ``notice_s`` before the end. ``spot_usd_h`` is what spot costs that is launched now.
+    checkpoints every attempt crashes at once, after a commit of the same step if ``logs_first``.
+    A checkpoint takes ``checkpoint_s``, and a notice comes ``notice_s`` before the end.
+    ``spot_usd_h`` is what spot costs that is launched now.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class World:
         self.refuses: dict[Market, FleetError] = {}
         self.powers_off = True
         self.poisoned: set[int] = set()
+        self.logs_first = False
         self.checkpoint_s, self.notice_s, self.spot_usd_h = 0.0, NOTICE_S, SPOT_USD_H
         self.way_usd_gb: dict[str, tuple[Decimal, Decimal]] = {}
         self.checkpoint_bytes = self.new_bytes = 0
@@ -369,6 +371,8 @@ class Machine:
             timings=Timings(first_step=self.world.now),
         )  # fmt: skip
         if seq is not None and step in self.world.poisoned:
+            if self.world.logs_first:
+                self._commit()
             self.exit("script_failed", 1, "the command exited with 1")
 
     def _train(self) -> None:

@@ -26,14 +26,19 @@ other, or one inside another. The batch of an outer loop is handed out again.
 from __future__ import annotations
 
 import itertools
-import random
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from spotfirst.checkpoints.rng import restore_rng, rng_state
+from spotfirst.checkpoints.rng import (
+    generator_state,
+    is_generator,
+    restore_rng,
+    rng_state,
+    set_generator,
+)
 from spotfirst.errors import InvalidSpec, StateMismatch
 
 __all__ = ["ResumableLoader"]
@@ -87,6 +92,9 @@ class ResumableLoader:
         self._was_read = False
         self._left_after = 0
         self._step_over: Callable[[], None] | None = None
+        self._read: Sequence[ResumableLoader] = ()
+        self._trains = False
+        """Whether a step was made while its loop was in the body."""
         self._asked = self._used = False
         self._first_begun = self._begun = self._gave = self._stepped = self._ended = 0
         self._inside: list[ResumableLoader] = []
@@ -101,6 +109,17 @@ class ResumableLoader:
         """The epoch to be trained, from 0 on: how many were completed, or left for another."""
         self._notice_break()
         return self._epoch + (self._stage == "over" and self._restored is None)
+
+    @property
+    def used(self) -> int:
+        """Batches of the epoch to be trained that were used before: 0 but after a resume within it.
+
+        A loop that counts its batches counts on from there: ``enumerate(loader, loader.used)``.
+        """
+        position = self._restored
+        if position is None or position["stage"] != "open":
+            return 0
+        return int(position["fetched"] - position["again"])
 
     def __len__(self) -> int:
         length = len(self._loader)
@@ -171,10 +190,14 @@ class ResumableLoader:
     def _ask(self) -> None:
         """The loop asks for a batch or for an epoch: the step before is over."""
         self._asked, self._used = True, False
-        action, self._step_over = self._step_over, None
-        if action is not None:
+        if self._step_over is not None and self._ends_the_step():
+            action, self._step_over = self._step_over, None
             action()
         self._before_fetch()
+
+    def _ends_the_step(self) -> bool:
+        """Not when it is read within the body of a loop over another, such as for a validation."""
+        return self._trains or self in self._read or not any(p.is_open for p in self._read)
 
     def _next(self, iteration: _Iteration) -> Any:
         if self._iteration() is not iteration:
@@ -223,11 +246,20 @@ class ResumableLoader:
         """Note a training step; whether its batch is of this loader."""
         used, self._used = self._used, False
         self._stepped = next(_clock)
+        self._trains = self._trains or (used and self.is_open)
         return used
 
-    def when_asked(self, action: Callable[[], None]) -> None:
-        """Call ``action`` once, when the loop asks for the next batch or begins another epoch."""
-        self._step_over = action
+    @property
+    def holds_a_batch(self) -> bool:
+        """Whether its loop is in the body, with a batch that was handed out."""
+        return self.is_open and self.fetched > 0 and not self._asked
+
+    def when_asked(self, action: Callable[[], None], read: Sequence[ResumableLoader]) -> None:
+        """Call ``action`` once, when the loop asks for the next batch or begins another epoch.
+
+        ``read`` are the loaders whose batches the step has used.
+        """
+        self._step_over, self._read = action, read
 
     # -- its state --------------------------------------------------------------------------
 
@@ -321,11 +353,15 @@ class ResumableLoader:
         if size is None:
             size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
         kind = {"batch_size": size, "drop_last": getattr(loader, "drop_last", None)}
+        if type(loader) is torch.utils.data.DataLoader and not streamed:
+            kind |= {
+                name: _class_of(getattr(loader, name)) for name in ("sampler", "batch_sampler")
+            }
         if streamed:
             kind["num_workers"] = getattr(loader, "num_workers", None)
         elif hasattr(type(dataset), "__len__"):
             kind["samples"] = len(dataset)  # type: ignore[arg-type]
-        return {k: v for k, v in kind.items() if isinstance(v, (bool, int))}
+        return {k: v for k, v in kind.items() if isinstance(v, (bool, int, str))}
 
     def _workers(self) -> int:
         return getattr(self._loader, "num_workers", None) or 0
@@ -339,6 +375,7 @@ class ResumableLoader:
             f"{name} was {stored.get(name)} and is {here.get(name)}"
             for name in sorted(stored.keys() | here)
             if stored.get(name) != here.get(name)
+            and not ("sampler" in name and None in {stored.get(name), here.get(name)})
         ]
         if changed:
             msg = (
@@ -450,12 +487,11 @@ class ResumableLoader:
             f"{number} {name}": value
             for number, part in enumerate(self._parts())
             for name, value in getattr(part, "__dict__", {}).items()
-            if isinstance(value, (torch.Generator, random.Random))
-            or hasattr(value, "bit_generator")
+            if is_generator(value)
         }
 
     def _generators(self) -> dict[str, Any]:
-        own = {name: _get(value) for name, value in self._own_generators().items()}
+        own = {name: generator_state(value) for name, value in self._own_generators().items()}
         return {"global": rng_state(), "own": own}
 
     def _set(self, state: dict[str, Any]) -> None:
@@ -465,7 +501,7 @@ class ResumableLoader:
     def _set_own(self, state: dict[str, Any]) -> None:
         for name, generator in self._own_generators().items():
             if name in state:
-                _put(generator, state[name])
+                set_generator(generator, state[name])
 
     def _sampler_epochs(self) -> list[int | None]:
         """Which epoch each part is in, by its own count or by ``set_epoch``; None: it has none."""
@@ -509,29 +545,19 @@ class _Iteration(Iterator[Any]):
         return next(self.source, _NOTHING)
 
 
+def _class_of(sampler: Any) -> str | None:
+    """``None`` for the samplers that come and go with the number of ranks."""
+    if sampler is None or isinstance(sampler, torch.utils.data.DistributedSampler):
+        return None
+    return type(sampler).__qualname__
+
+
 def _epoch_of(part: Any) -> tuple[str, int | None]:
     for name in ("epoch", "_epoch"):
         value = getattr(part, "__dict__", {}).get(name)
         if type(value) is int:
             return name, value
     return "", None
-
-
-def _get(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    return generator.bit_generator.state
-
-
-def _put(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.bit_generator.state = state
 
 
 def _packed(state: dict[str, Any]) -> dict[str, Any]:
