@@ -135,10 +135,9 @@ class Checkpointer:
         self._objects = {name: as_stateful(unwrapped(value)) for name, value in objects.items()}
         unfit = [name for name, value in self._objects.items() if value is None]
         if unfit or not objects:
-            msg = (
-                f"Checkpointer: {', '.join(unfit) or 'no object'} has state_dict() and "
-                "load_state_dict(); pass what training changes, such as model=model"
-            )
+            kinds = ", ".join(f"{name} ({type(objects[name]).__qualname__})" for name in unfit)
+            what = f"without state_dict() and load_state_dict(): {kinds}" if unfit else "no object"
+            msg = f"Checkpointer: {what}; pass what training changes, such as model=model"
             raise InvalidSpec(msg)
         self._loaders = loaders = [v for v in self._objects.values() if hasattr(v, "when_asked")]
         for loader in loaders:

@@ -216,6 +216,26 @@ def check_together(known: Mapping[str, Any]) -> None:
     if isinstance(beat, float) and isinstance(silence, float) and silence <= beat:
         msg = f"silence_s is {silence:g}, and heartbeat_s is {beat:g}: every instance would be lost"
         raise InvalidSpec(msg)
+    life, period = _duration_of(known, "max_life"), _duration_of(known, "checkpoint_period")
+    if life is not None and period is not None and life <= period:
+        msg = (
+            f"max_life is {life}, and checkpoint_period is {period}: every instance would end "
+            "before its first checkpoint. Give a longer max_life, or a shorter checkpoint_period"
+        )
+        raise InvalidSpec(msg)
+
+
+def _duration_of(known: Mapping[str, Any], name: str) -> timedelta | None:
+    """The duration given by this name or in seconds, else the default; ``None``: not known yet."""
+    from spotfirst_airflow.submission import Request
+
+    value = known.get(name)
+    seconds = known.get(f"{name}_s") if value is None else None
+    if value is None and seconds is None:
+        seconds = getattr(Request(), f"{name}_s")
+    if isinstance(seconds, float):
+        return timedelta(seconds=seconds)
+    return value if isinstance(value, timedelta) else None
 
 
 def check_time(training: timedelta, left: timedelta) -> None:

@@ -68,6 +68,8 @@ _log = logging.getLogger(__name__)
 
 CRASHES_WITHOUT_PROGRESS = 3
 """After so many attempts in a row that crashed without a new checkpoint, the run fails."""
+CRASHES_WITH_NEW_FILES = 10
+"""The same in files mode for attempts that kept new files: whether it came further is unknown."""
 UNKNOWN_TO_FLEET_S = 60.0
 """How long a launched instance may be missing from the fleet's answers (AWS is eventually
 consistent) before it counts as gone."""
@@ -426,6 +428,7 @@ class Controller:
         failure = None if state.phase is Phase.STOPPING else self._failure(state)
         if failure is None:
             self._warn_of_going_back(now, state)
+            self._warn_of_unfit(now, state)
             return False
         if self._left(now, state, beats, _HAS_FAILED):
             self._append(msgspec.structs.replace(failure, at=now))
@@ -448,6 +451,8 @@ class Controller:
         ended = [a for a in recent if a.ended and a.handover != _HAS_FAILED]
         last = ended[-1].ended if ended else None
         if last is not None and last.cause == "unfit":
+            if any(attempt.handover is None for attempt in state.open_attempts):
+                return None  # it was to take over from one that trains on
             # The next instance would have the same image: more of them only cost more.
             return e.Failed(at=last.at, message=_why(last), log_tail=last.log_tail, retryable=False)
         if last is None or last.cause not in _CRASHES:
@@ -459,6 +464,14 @@ class Controller:
         crashes = state.fruitless(*_CRASHES, leave_out=_HAS_FAILED)
         if crashes >= CRASHES_WITHOUT_PROGRESS:
             message = f"{crashes} attempts in a row crashed without a new checkpoint; {_why(last)}"
+            return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
+        in_a_row = sum(1 for _ in itertools.takewhile(_has_crashed, reversed(ended)))
+        most = max(CRASHES_WITH_NEW_FILES, self.spec.script_retries + 1)
+        if self.spec.checkpoint_mode == "files" and in_a_row >= most:
+            message = (
+                f"{in_a_row} attempts in a row crashed, though each kept new files; if the script "
+                f"comes further each time, clear the task; {_why(last)}"
+            )
             return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
         return None
 
@@ -473,6 +486,14 @@ class Controller:
                 attempt=newest.number,
             )
 
+    def _warn_of_unfit(self, now: datetime, state: RunState) -> None:
+        """Once for each market: the agent could not begin there, while another attempt trains."""
+        newest = next((a for a in reversed(_recent(state)) if a.ended), None)
+        if newest is not None and newest.ended is not None and newest.ended.cause == "unfit":
+            start = f"{newest.market} instances cannot train, and are tried again now and then: "
+            if not any(known.startswith(start) for known in state.warnings):
+                self._warn(now, start + _why(newest.ended), attempt=newest.number)
+
     def _tries_further_back(self, ended: Sequence[Attempt]) -> int:
         """How many more attempts there may be because some crashed with what they restored.
 
@@ -485,7 +506,12 @@ class Controller:
         if newest not in self._can_go_back:
             tried = [a.ended.restored_seq for a in fruitless if a.ended]
             commits = self.run.chain().refresh().commits
-            self._can_go_back[newest] = any(seq not in tried for seq, _ in commits)
+            steps = [commit.step for seq, commit in commits if seq in tried]
+            crashed = [a.number for a in fruitless]
+            self._can_go_back[newest] = any(
+                seq not in tried and commit.step not in steps and commit.attempt not in crashed
+                for seq, commit in commits
+            )
         return len(fruitless) - 1 + self._can_go_back[newest]
 
     def _stop(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> None:
@@ -819,6 +845,10 @@ def _leaves_free(attempt: Attempt, now: datetime) -> bool:
 def _recent(state: RunState) -> tuple[Attempt, ...]:
     """The attempts since the run was last reopened: someone looked at the others then."""
     return tuple(a for a in state.attempts if a.number > state.reopened_after)
+
+
+def _has_crashed(attempt: Attempt) -> bool:
+    return attempt.ended is not None and attempt.ended.cause in _CRASHES
 
 
 def _crashed_at_once(attempt: Attempt) -> bool:

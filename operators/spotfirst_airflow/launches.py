@@ -77,23 +77,30 @@ def with_refusals(
     """The offers; those that were refused lately as not available.
 
     A rejected launch is tried again after a minute, then after twice as long each time, up to an
-    hour; one for which there was no quota as a pool without capacity (``policies.rest_s``).
+    hour; one for which there was no quota as a pool without capacity (``policies.rest_s``). An
+    instance whose environment the agent cannot work in counts as a rejected launch.
     """
     refusals: dict[tuple[Place, str], int] = {}
     until: dict[tuple[Place, str], datetime] = {}
     for attempt in attempts:
         place, refused = place_of(attempt.market, attempt.pool), attempt.not_launched
-        if attempt.launched:
+        if (ended := attempt.ended) is not None and ended.cause == "unfit":
+            at, quota = ended.at, False
+        elif attempt.launched:
             refusals = {key: count for key, count in refusals.items() if key[0] != place}
             until = {key: at for key, at in until.items() if key[0] != place}
+            continue
         elif refused is not None and (refused.cause == "rejected" or refused.quota):
-            key = (place, _kind(attempt.pool) if refused.quota else "")
-            count = refusals[key] = refusals.get(key, 0) + 1
-            if refused.quota:
-                rest = rest_s(count, retry_s=_QUOTA_RETRY_S, salt=attempt.token)
-            else:
-                rest = min(_REJECTED_LONGEST_S, _REJECTED_RETRY_S * 2.0 ** min(count - 1, 16))
-            until[key] = refused.at + timedelta(seconds=rest)
+            at, quota = refused.at, refused.quota
+        else:
+            continue
+        key = (place, _kind(attempt.pool) if quota else "")
+        count = refusals[key] = refusals.get(key, 0) + 1
+        if quota:
+            rest = rest_s(count, retry_s=_QUOTA_RETRY_S, salt=attempt.token)
+        else:
+            rest = min(_REJECTED_LONGEST_S, _REJECTED_RETRY_S * 2.0 ** min(count - 1, 16))
+        until[key] = at + timedelta(seconds=rest)
     resting = {key for key, at in until.items() if now < at}
 
     def rests(offer: Offer) -> bool:

@@ -212,6 +212,8 @@ def test_output_of_another_task_is_left_alone_when_the_dag_is_parsed() -> None:
     ("arguments", "said"),
     [
         ({"training_time": "8h", "deadline": "6h"}, "training_time"),
+        ({"max_life": "1s"}, "before its first checkpoint"),
+        ({"max_life": "1h", "checkpoint_period": "1h"}, "before its first checkpoint"),
         ({"on_budget": "alert"}, "budget_usd is missing"),
         ({"dataset_since": 3}, "dataset is missing"),
         ({"policy": load_policy("fallback", {}), "policy_options": {"losses": 1}}, "policy"),

@@ -70,6 +70,31 @@ def test_a_refused_move_leaves_what_trains_alone_and_is_tried_ever_more_seldom(
     assert world.until_done(limit_s=5000).state.phase is Phase.SUCCEEDED
 
 
+def test_a_move_to_instances_that_cannot_run_the_agent_leaves_what_trains_alone() -> None:
+    world = World(
+        total_steps=4000, policy_options={"return_after_s": 60.0, "no_capacity_s": 1.0},
+    )  # fmt: skip
+    world.capacity = dict.fromkeys(world.capacity, False)
+    until_training(world, Market.ON_DEMAND)
+    world.capacity = dict.fromkeys(world.capacity, True)
+    trainer = world.trainer()
+    for _ in range(3000):
+        world.reconcile()
+        for machine in world.alive():
+            if machine.request.market is Market.SPOT and not machine.exited:
+                machine.exit("unfit", message="the agent cannot work with this image: no blake3")
+        world.tick()
+    assert trainer.ended_at is None
+    state = world.run.journal().refresh()
+    assert state.phase is Phase.ACTIVE
+    ended = [a.ended.at for a in state.attempts if a.ended and a.ended.cause == "unfit"]
+    pauses_s = [(later - at).total_seconds() for at, later in pairwise(ended)]
+    assert 2 <= len(ended) <= 30
+    assert max(pauses_s) >= 4 * min(pauses_s), "it backs off"
+    assert any("no blake3" in warning for warning in state.warnings)
+    assert world.until_done(limit_s=5000).state.phase is Phase.SUCCEEDED
+
+
 @pytest.mark.parametrize("first", list(Market))
 def test_it_fails_when_both_markets_refuse_for_good_with_what_both_say(first: Market) -> None:
     world = World(policy="fallback" if first is Market.SPOT else "uniform_progress")

@@ -99,7 +99,7 @@ class World:
     Each checkpoint has ``checkpoint_bytes``, of which ``new_bytes`` are written.
     ``refuses``: by market, the error that every launch there ends with; ``refused`` has them.
     ``powers_off``: instances end themselves with their agent. ``poisoned`` are steps with whose
-    checkpoints every attempt crashes at once.
+    checkpoints every attempt crashes at once, after a commit of the same step if ``logs_first``.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class World:
         self.refuses: dict[Market, FleetError] = {}
         self.powers_off = True
         self.poisoned: set[int] = set()
+        self.logs_first = False
         self.way_usd_gb: dict[str, tuple[Decimal, Decimal]] = {}
         self.checkpoint_bytes = self.new_bytes = 0
         self.machines: dict[str, Machine] = {}
@@ -307,6 +308,8 @@ class Machine:
             timings=Timings(first_step=self.world.now),
         )  # fmt: skip
         if seq is not None and step in self.world.poisoned:
+            if self.world.logs_first:
+                self._commit()
             self.exit("script_failed", 1, "the command exited with 1")
 
     def _train(self) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
@@ -45,6 +46,19 @@ class Short(Streamed):
         return itertools.islice(super().__iter__(), BATCH)
 
 
+class OlderGenerator(torch.utils.data.Sampler[int]):
+    """It shuffles with NumPy's RandomState, which is older than its Generator."""
+
+    def __init__(self) -> None:
+        self._draws = np.random.RandomState(4)
+
+    def __iter__(self) -> Any:
+        return iter(self._draws.permutation(SAMPLES).tolist())
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+
 LOADERS: dict[str, Callable[[], Any]] = {
     "in order": lambda: DataLoader(Noisy(), BATCH),
     "shuffled": lambda: DataLoader(Noisy(), BATCH, shuffle=True),
@@ -54,6 +68,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "weighted": lambda: DataLoader(
         Noisy(), BATCH, sampler=WeightedRandomSampler([1.0 + i for i in range(SAMPLES)], SAMPLES)
     ),
+    "shuffled by RandomState": lambda: DataLoader(Noisy(), BATCH, sampler=OlderGenerator()),
     "streamed": lambda: DataLoader(Streamed(), BATCH),
     "two workers": lambda: DataLoader(Noisy(), BATCH, shuffle=True, num_workers=2),
     "reads ahead": ReadsAhead,
@@ -172,6 +187,10 @@ def test_data_with_fewer_batches_than_were_used_is_refused() -> None:
     [
         (lambda: DataLoader(Noisy(), 8), "batch_size was 16 and is 8"),
         (lambda: DataLoader(Noisy(), BATCH, drop_last=True), "drop_last was False and is True"),
+        (
+            lambda: DataLoader(Noisy(), BATCH, shuffle=True),
+            "sampler was SequentialSampler and is RandomSampler",
+        ),
         (lambda: DataLoader(range(BATCH), BATCH), "samples was 92 and is 16"),  # type: ignore[arg-type]
     ],
 )

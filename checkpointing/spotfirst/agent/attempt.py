@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 _TICK_S = 0.05
 _HOUSEKEEPING_S = 2.0
+_LONG_START_S = 60.0
+"""No warning of a missing Checkpointer before: imports and downloads take their time."""
 _FLUSH_S = 10.0
 _LINGER_S = 30.0
 _REPORT_S = 20.0
@@ -92,6 +94,7 @@ class Agent:
         self._channel = Channel(self._folder / "channel")
         self._spec: RunSpec  # read at boot
         self._housekeeping_at = 0.0
+        self._started_at = 0.0
         self.logs = LogShipper(self._put_segment, local=self._folder / "output.log")
         self._shipping = Periodic("ship the log", self._ship)
         self._guarded_s = 0.0
@@ -285,6 +288,7 @@ class Agent:
         command = Command(self._spec.command, self._folder / "code", environment, self.logs.feed)
         self._guard.watch_group(command.group)
         self._tell.stamp(started=self._clock())
+        self._started_at = time.monotonic()
         return command
 
     # -- while the command runs -------------------------------------------------------------
@@ -323,12 +327,13 @@ class Agent:
             self._look(command, preparation)
             if code != 0 or not is_finished(self._tell.progress):
                 self._heard.look_again()  # what made the script leave may be a moment behind
-        if files is not None and not command.is_over():
+        has_more = files is not None and not command.is_over()
+        if files is not None and has_more:
             files.signal(command, signal.SIGKILL)
         code = command.end()
         self._look(command, preparation)
         ending = Ending(code=code, killed=killed, terminated=files is not None and stop is not None)
-        return self._ended(self._settle(ending, preparation), stop)
+        return self._ended(self._settle(ending, preparation, was_cut=has_more), stop)
 
     def _drain(self, stop: Stop, command: Command, preparation: Preparation) -> None:
         handover = self._heard.handover
@@ -368,16 +373,22 @@ class Agent:
             return min(stop.by, began + timedelta(seconds=IDLE_S))
         return stop.by
 
-    def _settle(self, ending: Ending, preparation: Preparation) -> Ending:
-        """Keep what the command left behind; find out whether someone else has taken over."""
+    def _settle(self, ending: Ending, preparation: Preparation, *, was_cut: bool) -> Ending:
+        """Keep what the command left behind; find out whether someone else has taken over.
+
+        ``was_cut``: the first process had ended, or was killed, while others ran on.
+        """
         files = preparation.files
         superseded = False
         if files is not None:
             heard = self._heard
             stopped = ending.terminated or heard.terminated_at or heard.interruption
-            if ending.code == 0 or stopped:
-                files.finish(by_itself=ending.code == 0, asked=ending.terminated)
-                self._tell.take(files.progress)
+            files.finish(
+                by_itself=ending.code == 0 and not was_cut,
+                asked=ending.terminated or was_cut,
+                crashed=ending.code != 0 and not stopped,
+            )
+            self._tell.take(files.progress)
             superseded = files.superseded
         elif self._tell.progress.timings.drained is None:  # else it let go before anyone took
             chain = until_answered("read the checkpoint chain", self._run.chain().refresh)
@@ -407,12 +418,24 @@ class Agent:
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + _HOUSEKEEPING_S
             reap_orphans({self._guard.pid, command.group})
-            # Before an interruption proves it.
-            if progress is None and any((self._folder / "checkpoints").iterdir()):
-                self._tell.warn(
-                    "the script writes into $SPOTFIRST_CHECKPOINT_DIR but uses no Checkpointer, "
-                    'so nothing of it is kept: run with checkpoint_mode="files"'
-                )
+            if progress is None:
+                self._warn_of_no_checkpointer(now)
+
+    def _warn_of_no_checkpointer(self, now: float) -> None:
+        """Before an interruption proves it."""
+        if any((self._folder / "checkpoints").iterdir()):
+            self._tell.warn(
+                "the script writes into $SPOTFIRST_CHECKPOINT_DIR but uses no Checkpointer, "
+                'so nothing of it is kept: run with checkpoint_mode="files"'
+            )
+            return
+        long_s = max(self._spec.checkpoint_period_s, _LONG_START_S)
+        if now - self._started_at >= long_s:
+            self._tell.warn(
+                f"the script has run for {long_s:g} s and has restored no Checkpointer yet: an "
+                "interruption would lose all of it. Add one to the script, or write checkpoints "
+                'into $SPOTFIRST_CHECKPOINT_DIR and run with checkpoint_mode="files"'
+            )
 
     # -- the end ----------------------------------------------------------------------------
 

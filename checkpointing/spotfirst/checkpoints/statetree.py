@@ -166,7 +166,9 @@ def flatten(value: Any, arrays: ArrayCollector, path: object = "state", depth: i
         pairs = []
         for key, item in value.items():
             if type(key) not in (str, int):
-                raise _refused(f"key {key!r:.80} of type {_name(type(key))}", path)
+                raise _refused(
+                    f"a mapping with the key {key!r:.80} of type {_name(type(key))}", path
+                )
             node = flatten(item, arrays, _Path(path, key), depth + 1)
             pairs.append([_SCALARS[type(key)](key, path), node])
         result: dict[str, Any] = {_MAPPINGS[kind]: pairs}

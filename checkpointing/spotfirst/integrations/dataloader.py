@@ -35,7 +35,6 @@ outer loop's body. Random draws come back by this rule:
 from __future__ import annotations
 
 import itertools
-import random
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,13 @@ from typing import Any
 
 import torch
 
-from spotfirst.checkpoints.rng import restore_rng, rng_state
+from spotfirst.checkpoints.rng import (
+    generator_state,
+    is_generator,
+    restore_rng,
+    rng_state,
+    set_generator,
+)
 from spotfirst.errors import InvalidSpec, StateMismatch
 
 __all__ = ["ResumableLoader"]
@@ -421,11 +426,15 @@ class ResumableLoader:
         if size is None:
             size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
         kind = {"batch_size": size, "drop_last": getattr(loader, "drop_last", None)}
+        if type(loader) is torch.utils.data.DataLoader and not streamed:
+            kind |= {
+                name: _class_of(getattr(loader, name)) for name in ("sampler", "batch_sampler")
+            }
         if streamed:
             kind["num_workers"] = getattr(loader, "num_workers", None)
         elif hasattr(type(dataset), "__len__"):
             kind["samples"] = len(dataset)  # type: ignore[arg-type]
-        return {k: v for k, v in kind.items() if isinstance(v, (bool, int))}
+        return {k: v for k, v in kind.items() if isinstance(v, (bool, int, str))}
 
     def _workers(self) -> int:
         return getattr(self._loader, "num_workers", None) or 0
@@ -439,6 +448,7 @@ class ResumableLoader:
             f"{name} was {stored.get(name)} and is {here.get(name)}"
             for name in sorted(stored.keys() | here)
             if stored.get(name) != here.get(name)
+            and not ("sampler" in name and None in {stored.get(name), here.get(name)})
         ]
         if changed:
             msg = (
@@ -566,12 +576,11 @@ class ResumableLoader:
             f"{number} {name}": value
             for number, part in enumerate(self._parts())
             for name, value in getattr(part, "__dict__", {}).items()
-            if isinstance(value, (torch.Generator, random.Random))
-            or hasattr(value, "bit_generator")
+            if is_generator(value)
         }
 
     def _generators(self) -> dict[str, Any]:
-        own = {name: _get(value) for name, value in self._own_generators().items()}
+        own = {name: generator_state(value) for name, value in self._own_generators().items()}
         return {"global": rng_state(), "own": own}
 
     def _set(self, state: dict[str, Any]) -> None:
@@ -581,7 +590,7 @@ class ResumableLoader:
     def _set_own(self, state: dict[str, Any]) -> None:
         for name, generator in self._own_generators().items():
             if name in state:
-                _put(generator, state[name])
+                set_generator(generator, state[name])
 
     def _sampler_epochs(self) -> list[int | None]:
         """Which epoch each part is in, by its own count or by ``set_epoch``; None: it has none."""
@@ -636,29 +645,19 @@ class _Iteration(Iterator[Any]):
         return next(self.source, _NOTHING)
 
 
+def _class_of(sampler: Any) -> str | None:
+    """``None`` for the samplers that come and go with the number of ranks."""
+    if sampler is None or isinstance(sampler, torch.utils.data.DistributedSampler):
+        return None
+    return type(sampler).__qualname__
+
+
 def _epoch_of(part: Any) -> tuple[str, int | None]:
     for name in ("epoch", "_epoch"):
         value = getattr(part, "__dict__", {}).get(name)
         if type(value) is int:
             return name, value
     return "", None
-
-
-def _get(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    return generator.bit_generator.state
-
-
-def _put(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.bit_generator.state = state
 
 
 def _packed(state: dict[str, Any]) -> dict[str, Any]:
