@@ -105,6 +105,9 @@ class ResumableLoader:
         self._was_read = self._was_trained = False
         self._left_after = 0
         self._step_over: Callable[[], None] | None = None
+        self._read: Sequence[ResumableLoader] = ()
+        self._trains = False
+        """Whether a step was made while its loop was in the body."""
         self._asked = self._used = False
         self._first_begun = self._begun = self._gave = self._ended = 0
         self._stepped = self._made_step = self._trained_last = 0
@@ -122,6 +125,17 @@ class ResumableLoader:
         """The epoch to be trained, from 0 on: how many were completed, or left for another."""
         self._notice_break()
         return self._epoch + (self._stage == "over" and self._restored is None)
+
+    @property
+    def used(self) -> int:
+        """Batches of the epoch to be trained that were used before: 0 but after a resume within it.
+
+        A loop that counts its batches counts on from there: ``enumerate(loader, loader.used)``.
+        """
+        position = self._restored
+        if position is None or position["stage"] != "open":
+            return 0
+        return int(position["fetched"] - position["again"])
 
     def __len__(self) -> int:
         length = len(self._loader)
@@ -208,11 +222,17 @@ class ResumableLoader:
     def _ask(self) -> None:
         """The loop asks for a batch or for an epoch: the step before is over."""
         self._asked, self._used = True, False
-        # An evaluation in the loop's body, over a loader, belongs to the step that it follows.
-        if self._step_over is not None and not self._after_step:
+        if self._step_over is not None and self._ends_the_step():
             action, self._step_over = self._step_over, None
             action()
         self._before_fetch()
+
+    def _ends_the_step(self) -> bool:
+        """Not when it is read within the body of a loop over another, such as for a validation."""
+        if self._after_step:
+            return False
+        is_in_turn = self._is_beginning or self._trains or self in self._read
+        return is_in_turn or not any(p.is_open for p in self._read)
 
     def _next(self, iteration: _Iteration) -> Any:
         if self._iteration() is not iteration:
@@ -290,11 +310,20 @@ class ResumableLoader:
         if not inside:
             self._stepped = self._made_step
         self.generators_are_set()  # what was drawn since the restore belongs to the training
+        self._trains = self._trains or (used and self.is_open)
         return used
 
-    def when_asked(self, action: Callable[[], None]) -> None:
-        """Call ``action`` once, when the loop asks for the next batch or begins another epoch."""
-        self._step_over = action
+    @property
+    def holds_a_batch(self) -> bool:
+        """Whether its loop is in the body, with a batch that was handed out."""
+        return self.is_open and self.fetched > 0 and not self._asked
+
+    def when_asked(self, action: Callable[[], None], read: Sequence[ResumableLoader]) -> None:
+        """Call ``action`` once, when the loop asks for the next batch or begins another epoch.
+
+        ``read`` are the loaders whose batches the step has used.
+        """
+        self._step_over, self._read = action, read
 
     # -- its state --------------------------------------------------------------------------
 
