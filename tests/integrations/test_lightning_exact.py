@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
@@ -367,6 +368,11 @@ REFUSED: dict[str, tuple[Variant, type[SpotfirstError], str]] = {
         InvalidSpec,
         "LearningRateFinder tries trainings out",
     ),
+    "a search for the batch size": (
+        Variant(callbacks=lambda: [BatchSizeFinder()]),
+        InvalidSpec,
+        "BatchSizeFinder tries trainings out",
+    ),
     "streams again and again": (
         Variant(data=lambda: [DataLoader(Stream(), BATCH), DataLoader(Stream(), 3)]),
         InvalidSpec,
@@ -549,3 +555,44 @@ def test_at_the_end_the_last_step_is_the_total_told(name: str, total: int, tmp_p
     told = Channel(tmp_path / "channel-0").progress()
     assert told is not None
     assert told.step == told.total_steps == total
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
+def test_strategies_that_shard_the_module_are_refused_by_name(name: str) -> None:
+    strategy_class: Any = getattr(pl.strategies, name)
+    # DeepSpeed's cannot be made without its package. Which one it is, its class says.
+    strategy = strategy_class.__new__(strategy_class)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer._accelerator_connector.strategy = strategy
+    with pytest.raises(InvalidSpec, match=f"{name} is not supported: train with strategy='ddp'"):
+        SpotfirstCallback().setup(trainer, Net(), "fit")
+
+
+class Collects(Net):
+    """Makes a step of its optimizer with the gradients of three of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+        if index % 3 == 2:
+            optimizer.zero_grad()
+
+
+def test_gradients_that_the_module_keeps_over_its_own_steps_are_in_no_checkpoint(
+    tmp_path: Path,
+) -> None:
+    variant = Variant(module=Collects)
+    whole = trained(variant, [])
+    for step, is_exact in ((3, True), (4, False)):
+        folder = tmp_path / str(step)
+        attempt(variant, folder, leave_after=step)
+        ended = attempt(variant, folder)
+        assert ended is not None
+        assert ended["steps"] == whole["steps"]
+        assert ended["drawn"] == whole["drawn"]
+        assert (ended["weights"] == whole["weights"]) == is_exact
