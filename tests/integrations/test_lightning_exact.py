@@ -179,6 +179,27 @@ class Hooked(Net):
         assert checkpoint["state_dict"]["backbone.0.weight"].shape == (4, 4)
 
 
+class CountsValidations(Net):
+    """A check of the validation before a resumed training would count as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validations = 0
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        super().validation_step(batch, index)
+        self.validations += 1
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return super().training_step(batch, index) * (1 + self.validations)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validations"] = self.validations
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validations = checkpoint["validations"]
+
+
 class Unnormed(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +276,7 @@ VARIANTS = {
     "two optimizers": Variant(module=Two),
     "metric": Variant(module=Measured),
     "hooks": Variant(module=Hooked),
+    "validations counted": Variant(module=CountsValidations),
     "eval mode": Variant(module=EvalsItsBackbone),
     "max steps": Variant(options={"max_epochs": -1, "max_steps": 12}),
     "max steps without validation": Variant(
@@ -400,6 +422,15 @@ def test_what_cannot_be_resumed_is_refused_at_the_first_start(name: str, tmp_pat
     variant, kind, what = REFUSED[name]
     with pytest.raises(kind, match=what):
         attempt(variant, tmp_path)
+
+
+def test_a_second_fit_is_refused(tmp_path: Path) -> None:
+    channel = Channel(tmp_path)
+    context = TrainerContext(Run(open_storage(str(tmp_path / "s")), "r"), None, channel)
+    own: list[Callback] = [SpotfirstCallback(context=context)]
+    trained(VARIANTS["plain"], own)
+    with pytest.raises(InvalidSpec, match=r"fit\(\) is called a second time"):
+        trained(VARIANTS["plain"], own)
 
 
 def test_other_data_or_another_module_is_refused_before_it_trains(tmp_path: Path) -> None:
