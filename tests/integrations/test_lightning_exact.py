@@ -390,11 +390,6 @@ REFUSED: dict[str, tuple[Variant, type[SpotfirstError], str]] = {
         InvalidSpec,
         "LearningRateFinder tries trainings out",
     ),
-    "a search for the batch size": (
-        Variant(callbacks=lambda: [BatchSizeFinder()]),
-        InvalidSpec,
-        "BatchSizeFinder tries trainings out",
-    ),
     "streams again and again": (
         Variant(data=lambda: [DataLoader(Stream(), BATCH), DataLoader(Stream(), 3)]),
         InvalidSpec,
@@ -627,3 +622,11 @@ def test_gradients_that_the_module_keeps_over_its_own_steps_are_in_no_checkpoint
         assert ended["steps"] == whole["steps"]
         assert ended["drawn"] == whole["drawn"]
         assert (ended["weights"] == whole["weights"]) == is_exact
+
+
+def test_a_search_for_the_batch_size_is_refused() -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[BatchSizeFinder()]
+    )
+    with pytest.raises(InvalidSpec, match="BatchSizeFinder tries trainings out"):
+        SpotfirstCallback().setup(trainer, Net(), "fit")
