@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
@@ -179,6 +180,27 @@ class Hooked(Net):
         assert checkpoint["state_dict"]["backbone.0.weight"].shape == (4, 4)
 
 
+class CountsValidations(Net):
+    """A check of the validation before a resumed training would count as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validations = 0
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        super().validation_step(batch, index)
+        self.validations += 1
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return super().training_step(batch, index) * (1 + self.validations)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validations"] = self.validations
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validations = checkpoint["validations"]
+
+
 class Unnormed(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +277,7 @@ VARIANTS = {
     "two optimizers": Variant(module=Two),
     "metric": Variant(module=Measured),
     "hooks": Variant(module=Hooked),
+    "validations counted": Variant(module=CountsValidations),
     "eval mode": Variant(module=EvalsItsBackbone),
     "max steps": Variant(options={"max_epochs": -1, "max_steps": 12}),
     "max steps without validation": Variant(
@@ -447,6 +470,15 @@ def test_what_cannot_be_resumed_is_refused_at_the_first_start(name: str, tmp_pat
         attempt(variant, tmp_path)
 
 
+def test_a_second_fit_is_refused(tmp_path: Path) -> None:
+    channel = Channel(tmp_path)
+    context = TrainerContext(Run(open_storage(str(tmp_path / "s")), "r"), None, channel)
+    own: list[Callback] = [SpotfirstCallback(context=context)]
+    trained(VARIANTS["plain"], own)
+    with pytest.raises(InvalidSpec, match=r"fit\(\) is called a second time"):
+        trained(VARIANTS["plain"], own)
+
+
 def test_other_data_or_another_module_is_refused_before_it_trains(tmp_path: Path) -> None:
     attempt(VARIANTS["plain"], tmp_path, leave_after=3)
     other_data = Variant(data=lambda: DataLoader(Items(18), 3))
@@ -600,3 +632,52 @@ def test_at_the_end_the_last_step_is_the_total_told(name: str, total: int, tmp_p
     told = Channel(tmp_path / "channel-0").progress()
     assert told is not None
     assert told.step == told.total_steps == total
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
+def test_strategies_that_shard_the_module_are_refused_by_name(name: str) -> None:
+    strategy_class: Any = getattr(pl.strategies, name)
+    # DeepSpeed's cannot be made without its package. Which one it is, its class says.
+    strategy = strategy_class.__new__(strategy_class)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer._accelerator_connector.strategy = strategy
+    with pytest.raises(InvalidSpec, match=f"{name} is not supported: train with strategy='ddp'"):
+        SpotfirstCallback().setup(trainer, Net(), "fit")
+
+
+class Collects(Net):
+    """Makes a step of its optimizer with the gradients of three of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+        if index % 3 == 2:
+            optimizer.zero_grad()
+
+
+def test_gradients_that_the_module_keeps_over_its_own_steps_are_in_no_checkpoint(
+    tmp_path: Path,
+) -> None:
+    variant = Variant(module=Collects)
+    whole = trained(variant, [])
+    for step, is_exact in ((3, True), (4, False)):
+        folder = tmp_path / str(step)
+        attempt(variant, folder, leave_after=step)
+        ended = attempt(variant, folder)
+        assert ended is not None
+        assert ended["steps"] == whole["steps"]
+        assert ended["drawn"] == whole["drawn"]
+        assert (ended["weights"] == whole["weights"]) == is_exact
+
+
+def test_a_search_for_the_batch_size_is_refused() -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[BatchSizeFinder()]
+    )
+    with pytest.raises(InvalidSpec, match="BatchSizeFinder tries trainings out"):
+        SpotfirstCallback().setup(trainer, Net(), "fit")

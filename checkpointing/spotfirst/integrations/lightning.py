@@ -173,6 +173,12 @@ class SpotfirstCallback(Callback):
                 "the module instead, with load_from_checkpoint()"
             )
             raise InvalidSpec(msg)
+        if self._checkpointer is not None:
+            msg = (
+                "fit() is called a second time with SpotfirstCallback: a run is one training. Train "
+                "all in one fit(), such as by a callback that changes things, or in two runs"
+            )
+            raise InvalidSpec(msg)
         state = self._state = _TrainerState(trainer)
         self._checkpointer = Checkpointer(
             model=state.model, optimizer=state.optimizers, trainer=state, **self._options
@@ -180,6 +186,8 @@ class SpotfirstCallback(Callback):
         self._seen = self._checkpointer.restore()
         if state.restored is None:
             return
+        # It was made when the training began, and would change what is restored.
+        self._override(trainer, "_run_sanity_check", lambda: None)
         checkpoint = state.checkpoint()
         loops = checkpoint["loops"]["fit_loop"]["state_dict"]
         loops.pop("combined_loader", None)
