@@ -141,13 +141,17 @@ class Agent:
 
         Ending it ourselves would make us pay for it (``spotfirst_airflow.costs`` has the rule).
         When it is not free, the controller terminates it; when the interruption does not come, or
-        nobody said when, this ends by itself.
+        nobody said when, this ends by itself. So it does when the budget is spent before: the fleet
+        may not keep its word.
         """
         interruption = self._heard.interruption
         if interruption is None or interruption.time is None:
             return
         until = interruption.time + timedelta(seconds=_LINGER_S)
         while self._heard.terminated_at is None and self._clock() < until:
+            empty_at = self._heard.budget_ends()
+            if empty_at is not None and self._clock() >= empty_at:
+                return
             time.sleep(_TICK_S)
 
     # -- boot and preparation ---------------------------------------------------------------
@@ -190,6 +194,7 @@ class Agent:
         if purse.is_watched:
             Periodic("look at the budget", purse.look).start()
             self._heard.budget_ends = lambda: purse.empty_at
+            self._heard.checkpoint_s = lambda: purse.checkpoint_s
 
     def _limit_life(self, step_s: float) -> None:
         """Have the guard end everything soon after the run's limits, as they are known now."""
