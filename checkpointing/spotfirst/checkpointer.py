@@ -31,10 +31,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: TID2
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.checkpoints.claiming import wait_for_claim
 from spotfirst.checkpoints.fitting import fitting_trees
+from spotfirst.checkpoints.gathering import MOST_STEPS, Gathering
 from spotfirst.checkpoints.last import decide
 from spotfirst.checkpoints.loading import StateReader, differences, misfit
 from spotfirst.checkpoints.local import local_tier, usable_commit
-from spotfirst.checkpoints.manifest import StateManifest, read_manifest
+from spotfirst.checkpoints.manifest import Made, StateManifest, read_manifest
 from spotfirst.checkpoints.memory import Arena
 from spotfirst.checkpoints.optimizers import Refit, Start
 from spotfirst.checkpoints.packs import Location, known_arrays
@@ -54,8 +55,15 @@ from spotfirst.checkpoints.schedule import Schedule
 from spotfirst.checkpoints.snapshot import Planner, Snapshot, settled_until_step
 from spotfirst.checkpoints.statetree import Leaf, flatten, walk_leaves
 from spotfirst.checkpoints.tensors import TensorCollector
+from spotfirst.checkpoints.trainable import Trainable
 from spotfirst.checkpoints.weights import weights_sha256
-from spotfirst.checkpoints.wrappers import load_module, module_state, own_tree, unwrapped
+from spotfirst.checkpoints.wrappers import (
+    load_module,
+    loads_itself,
+    module_state,
+    own_tree,
+    unwrapped,
+)
 from spotfirst.context import TrainerContext
 from spotfirst.distributed.group import MEETING_S, Group, Say, find_group, rank_here
 from spotfirst.errors import (
@@ -135,15 +143,17 @@ class Checkpointer:
         self._objects = {name: as_stateful(unwrapped(value)) for name, value in objects.items()}
         unfit = [name for name, value in self._objects.items() if value is None]
         if unfit or not objects:
-            msg = (
-                f"Checkpointer: {', '.join(unfit) or 'no object'} has state_dict() and "
-                "load_state_dict(); pass what training changes, such as model=model"
-            )
+            kinds = ", ".join(f"{name} ({type(objects[name]).__qualname__})" for name in unfit)
+            what = f"without state_dict() and load_state_dict(): {kinds}" if unfit else "no object"
+            msg = f"Checkpointer: {what}; pass what training changes, such as model=model"
             raise InvalidSpec(msg)
         self._loaders = loaders = [v for v in self._objects.values() if hasattr(v, "when_asked")]
         for loader in loaders:
             loader.beside(lambda: loaders)
         self._over: int | None = None
+        self._with_one_batch = 0
+        self._gathers = False
+        self._gathering = Gathering(self._all_torch_parts)
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
         self._context = context if context is not None else TrainerContext.find(storage)
         channel = self._context.channel if self._context and rank_here() == 0 else None
@@ -167,6 +177,7 @@ class Checkpointer:
         self._left: Drained | Superseded | None = None
         self._group: Group | None = None
         self._start: Start | None = None
+        self._trainable: Trainable | None = None
         self._refit: Refit | None = None
 
     # -- the loop ---------------------------------------------------------------------------
@@ -219,6 +230,7 @@ class Checkpointer:
             self._reporter.mute()
         generators = rng_state()
         self._start = Start(self._objects)
+        self._trainable = Trainable(self._objects)
         layout = self._layout()  # refuses now what no checkpoint could hold
         run = self._context.run
         chain = run.chain()
@@ -263,12 +275,13 @@ class Checkpointer:
             [local, tier] if local else [tier], on_saved=self._on_saved, warn=self._reporter.warn,
             compress=self._compress, team=self._group, monotonic=self._monotonic, sleep=self._sleep,
         )  # fmt: skip
-        _before_optimizer_steps(self._saver)
+        _before_optimizer_steps(self._saver, self._gathering)
         step = self._apply(restored)
         if restored is None:
             # The S3 client's imports draw from Python's global one (rich names its styles so).
             restore_rng(generators)
         self._schedule.start()
+        self._gathering.begin()
         self._step = step
         self._reporter.stamp("restored", phase="training", start_step=step, step=step)
         self._together(lambda: self._leave_early(step))
@@ -318,7 +331,8 @@ class Checkpointer:
         Here a checkpoint is begun when its time has come, and here the loop is left: raises
         :class:`Drained` when the agent asks for it, after a last checkpoint of this very step,
         and :class:`Superseded` when a newer attempt has taken over. When the step's batch is of a
-        ``ResumableLoader``, all that happens when the loop asks for the next batch.
+        ``ResumableLoader``, all that happens when the loop asks for the next batch; and when
+        gradients are gathered over several steps, at the one that ends with ``optimizer.step()``.
         """
         if self._step is None:
             msg = "call restore() before the first step(); steps() does it by itself"
@@ -340,9 +354,11 @@ class Checkpointer:
         # A ResumableLoader knows when it is asked for the next batch whether its loop goes on.
         self._over = done
         read = [loader for loader in self._loaders if loader.stepped()]
-        if read:
+        self._with_one_batch = 0 if read else self._with_one_batch + 1
+        is_held = any(loader.holds_a_batch for loader in self._loaders)
+        if read or (is_held and self._with_one_batch <= MOST_STEPS):
             for loader in self._loaders:
-                loader.when_asked(self._step_over)
+                loader.when_asked(self._step_over, read)
         else:
             self._step_over()
 
@@ -354,6 +370,7 @@ class Checkpointer:
         if not self._has_room:
             self._make_room()
         self._saver.stepped()
+        self._gathers = self._gathering.is_open()
         if self._group is None or self._group.is_due(done):
             self._together(lambda: self._boundary(done))
 
@@ -364,6 +381,8 @@ class Checkpointer:
             self._saver.check()
             if done == self._reporter.progress.total_steps:
                 return 0  # close() follows: it saves, and then there is nothing to hand over
+            if self._gathers:
+                return 0
             drain = self._channel.drain() if self._channel is not None else None
             if drain is not None:
                 self._drain(done, drain.by)
@@ -549,7 +568,7 @@ class Checkpointer:
             ),
             metrics=self._reporter.metrics(), taken_at=started, arena=self._arena,
             memory_bytes=self._memory_bytes, part=part,
-            made=self._start.made() if self._start is not None else {},
+            made=self._made(),
             changes_in_s=self._saver.changes_in_s, monotonic=self._monotonic,
         )  # fmt: skip
 
@@ -571,7 +590,10 @@ class Checkpointer:
             self._arena.prepare(plan.copied_bytes, ready_bytes=ready, pinned=plan.on_gpu)
 
     def _settled(self) -> frozenset[int]:
-        return settled_until_step(itertools.chain(*map(_torch_parts, self._objects.values())))
+        return settled_until_step(self._all_torch_parts())
+
+    def _all_torch_parts(self) -> Iterator[Any]:
+        return itertools.chain(*map(_torch_parts, self._objects.values()))
 
     def _layout(self) -> tuple[dict[str, Any], list[Leaf]]:
         """The trees of all objects, and the leaves that those of the modules are over."""
@@ -591,8 +613,13 @@ class Checkpointer:
             if value and isinstance(value[0], (torch.nn.Module, torch.optim.Optimizer))
         }
         states = {name: _state_of(value) for name, value in self._objects.items()}
-        made = self._start.made() if self._start is not None and group.leads else {}
+        made = self._made() if group.leads else {}
         return collect(states, rng_state(), common, step=step, team=group, made=made)
+
+    def _made(self) -> dict[str, Made]:
+        if self._start is None or self._trainable is None:
+            return {}
+        return {**self._start.made(), **self._trainable.changed()}
 
     def _collect(self) -> tuple[dict[str, Any], Any, list[Leaf]]:
         # All states are alive until the last is taken: tied tensors are known by their address.
@@ -657,7 +684,10 @@ class Checkpointer:
             name: own_tree(tree, layout[0].get(name)) if name in modules else tree
             for name, tree in rank_trees(manifest, rank, size).items()
         }
-        problems = differences(manifest, trees, layout[0], layout[1], modules.keys())
+        problems = differences(
+            manifest, trees, layout[0], layout[1], modules.keys(),
+            decided=lambda name, path: self._strict and loads_itself(modules[name], path),
+        )  # fmt: skip
         assert self._start is not None
         refit = self._refit = Refit(
             self._start, manifest.made, trees, manifest.arrays, modules.keys()
@@ -723,6 +753,8 @@ class Checkpointer:
                 self._skipped.append(msg)
         self._refit.settle()
         self._start.adopt(manifest.made)
+        if self._trainable is not None:
+            self._trainable.restore(manifest.made)
         for message in [*self._refit.notes, *restore_rng(generators)]:
             self._reporter.warn(message)
         step = restored.commit.step
@@ -802,11 +834,12 @@ def _known(restored: Restored[tuple[Any, Any, StateManifest]] | None) -> dict[st
     return known_arrays(manifest.packs, manifest.arrays)
 
 
-def _before_optimizer_steps(saver: Saver) -> None:
+def _before_optimizer_steps(saver: Saver, gathering: Gathering) -> None:
     """Let every ``optimizer.step()`` of this process wait for what is still being copied."""
     reference = weakref.ref(saver)
 
     def wait(*_: Any) -> None:
+        gathering.optimizer_steps()
         alive = reference()
         if alive is not None:
             alive.wait_copied()

@@ -150,7 +150,8 @@ class Ended(Event):
     ``start_step`` is what it resumed from (``restored_seq`` in the chain), ``step`` the last one
     it trained, and ``checkpoint_step`` the last one it committed. ``training_s`` is the time from its first
     step's start to its last step's end, ``startup_s`` what came before, on the real clock.
-    ``step_times`` are those of its steps, where the trainer measured them.
+    ``step_times`` are those of its steps, where the trainer measured them, and ``checkpoint_s`` is
+    what its last checkpoint took.
     ``moved_bytes`` of code and data were fetched; where the instance's prices ask for it, also told
     is how much of a checkpoint was restored, and how much of its own ones was written.
     ``price_timeline`` is what its pool cost while it ran, (since when, USD per hour), where the
@@ -171,6 +172,7 @@ class Ended(Event):
     checkpoint_step: int | None = None
     total_steps: int | None = None
     step_times: StepTimes | None = None
+    checkpoint_s: float | None = None
     training_s: float = 0.0
     startup_s: float = 0.0
     moved_bytes: int = 0

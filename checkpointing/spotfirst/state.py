@@ -104,6 +104,12 @@ class RunState(Record):
         steps = [a.ended.checkpoint_step for a in self.attempts if a.ended]
         return max((step for step in steps if step is not None), default=None)
 
+    @property
+    def checkpoint_s(self) -> float | None:
+        """What a checkpoint took, of the last attempt that ended and made one."""
+        took = (a.ended.checkpoint_s for a in reversed(self.attempts) if a.ended)
+        return next((seconds for seconds in took if seconds is not None), None)
+
     def attempt(self, number: int) -> Attempt:
         """The attempt of this number. Raises :class:`LookupError`."""
         for attempt in self.attempts:

@@ -17,11 +17,14 @@ from spotfirst_airflow.fleets import Offer
 from spotfirst_airflow.policies import Decision, Policy, View
 
 __all__ = [
+    "affordable",
     "ask",
     "carry_usd",
     "clock_rate",
+    "cost_usd",
     "current_attempt",
     "idle_since",
+    "may_use",
     "open_usd",
     "same_kind",
     "why_not_begin",
@@ -46,15 +49,7 @@ def ask(
     if budget is None:
         return policy.decide(view)
     cheaply = budget.is_cheaply(view.spent_usd)
-    offers = tuple(
-        offer
-        for offer in view.offers
-        if not (cheaply and offer.market is Market.ON_DEMAND)
-        and budget.can_start(
-            offer, spent_usd=_spent_there(view, offer), changeover_s=view.changeover_s,
-            shutdown_s=shutdown_s, clock_rate=view.clock_rate,
-        )
-    )  # fmt: skip
+    offers = affordable(budget, view, shutdown_s=shutdown_s)
     view = msgspec.structs.replace(view, offers=offers, budget_usd=budget.usd, cheaply=cheaply)
     current = view.current
     if not cheaply or current is None or current.market is Market.SPOT:
@@ -66,27 +61,58 @@ def ask(
     return msgspec.structs.replace(decision, reason=reason)
 
 
-def why_not_begin(budget: Budget | None, view: View, *, shutdown_s: float = SHUTDOWN_S) -> str:
+def affordable(
+    budget: Budget | None, view: View, *, shutdown_s: float = SHUTDOWN_S
+) -> tuple[Offer, ...]:
+    """The offers that the rest of the budget can start, and that it lets the run use."""
+    if budget is None:
+        return view.offers
+    cheaply = budget.is_cheaply(view.spent_usd)
+    return tuple(
+        offer
+        for offer in view.offers
+        if not (cheaply and offer.market is Market.ON_DEMAND)
+        and budget.can_start(
+            offer.price_usd_h, spent_usd=_spent_there(view, offer),
+            changeover_s=view.changeover_s, shutdown_s=shutdown_s, clock_rate=view.clock_rate,
+        )
+    )  # fmt: skip
+
+
+def why_not_begin(
+    policy: Policy, budget: Budget | None, view: View, *, shutdown_s: float = SHUTDOWN_S
+) -> str:
     """Why no instance can be started any more, so that waiting is in vain; empty when one can.
 
-    ``view`` has all offers.
+    ``view`` has all offers. A policy that stays in one market (``only``) is not helped by what the
+    rest of the budget can start in the other.
     """
-    if budget is None or not view.offers or view.current is not None:
+    if budget is None or view.current is not None:
         return ""
-    if any(
-        budget.can_start(
-            offer, spent_usd=_spent_there(view, offer), changeover_s=view.changeover_s,
-            shutdown_s=shutdown_s, clock_rate=view.clock_rate,
-        )
-        for offer in view.offers
-    ):  # fmt: skip
+    usable = tuple(offer for offer in view.offers if may_use(policy, offer.market))
+    view = msgspec.structs.replace(view, offers=usable)
+    if not usable or affordable(budget, view, shutdown_s=shutdown_s):
         return ""
-    offer = min(view.offers, key=lambda offer: offer.price_usd_h)
+    offer = min(usable, key=lambda offer: offer.price_usd_h)
+    left_usd = usd(max(Decimal(0), budget.usd - view.spent_usd))
+    if budget.is_cheaply(view.spent_usd):
+        spot = [offer for offer in usable if offer.market is Market.SPOT]
+        if not spot:
+            return (
+                f"what is left of the budget, {left_usd}, is for spot alone "
+                '(on_budget="continue_cheaper"), and the policy uses on demand alone'
+            )
+        offer = min(spot, key=lambda offer: offer.price_usd_h)
     return (
-        f"what is left of the budget, {usd(max(Decimal(0), budget.usd - view.spent_usd))}, is too "
-        f"little to start an instance ({usd(offer.price_usd_h)}/h, about {view.changeover_s:.0f} s) "
+        f"what is left of the budget, {left_usd}, is too little to start an instance "
+        f"({offer.market}, {usd(offer.price_usd_h)}/h, about {view.changeover_s:.0f} s) "
         "and to end it with a checkpoint"
     )
+
+
+def may_use(policy: Policy, market: Market) -> bool:
+    """Whether the policy may ever launch there."""
+    return market is (getattr(policy, "only", None) or market)
 
 
 def carry_usd(offers: Iterable[Offer], checkpoint_bytes: int) -> dict[str, Decimal]:
@@ -118,12 +144,13 @@ def with_writing(
 def _spent_there(view: View, offer: Offer) -> Decimal:
     """What is committed once the checkpoint is on its way to this pool.
 
-    With what the instance that trains now costs until the new one can take over.
+    With what the instances that are there, also those that are to leave, cost until the new one
+    can take over.
     """
-    here = view.current.launched if view.current is not None else None
-    until_then_usd = (
-        run_usd(here.price_usd_h, view.changeover_s, here.clock_rate) if here else Decimal(0)
-    )
+    there = {each.number: each for each in view.attempts if each.is_open}
+    if view.current is not None:
+        there[view.current.number] = view.current
+    until_then_usd = cost_usd(there.values(), view.changeover_s)
     return view.spent_usd + view.carry_usd.get(offer.pool.zone, Decimal(0)) + until_then_usd
 
 
@@ -151,7 +178,12 @@ def current_attempt(state: RunState) -> tuple[Attempt | None, bool]:
 
 def open_usd(state: RunState, seconds: float) -> Decimal:
     """What all open instances together cost in so many seconds."""
-    launched = (attempt.launched for attempt in state.open_attempts)
+    return cost_usd(state.open_attempts, seconds)
+
+
+def cost_usd(attempts: Iterable[Attempt], seconds: float) -> Decimal:
+    """What the instances of these attempts together cost in so many seconds."""
+    launched = (attempt.launched for attempt in attempts)
     return sum(
         (run_usd(each.price_usd_h, seconds, each.clock_rate) for each in launched if each),
         Decimal(0),

@@ -1,8 +1,13 @@
 """The budget: what may still be begun, when to stop, and whom to tell. Money in dollars.
 
-A run may cost its budget, and no more: it is stopped while what is spent, what its instances cost
-until the next look, and what it takes to write a checkpoint and end, still fit. So the most that
-it can be over is by how much that last checkpoint takes longer than the ones before.
+**At every look, what is spent, and what all instances that are there cost until the next look and
+until they have ended with a checkpoint, fit into the budget.** Nothing is launched that would not fit
+besides, with its start; and a launch whose outcome is not known is judged again before it is
+repeated. When that does not hold any more, the run is stopped. So the most that it can be over is by
+how much the last checkpoint takes longer than the ones before.
+
+A controller keeps this while its looks succeed. When they do not (no fleet, no storage, no
+controller), each instance's agent keeps the same, by the same prices (:mod:`spotfirst.agent.limits`).
 """
 
 from __future__ import annotations
@@ -12,7 +17,6 @@ from typing import Literal
 
 from spotfirst.wire import Record
 from spotfirst_airflow.costs import usd
-from spotfirst_airflow.fleets import Offer
 
 __all__ = ["SHUTDOWN_S", "Budget", "OnBudget", "run_usd"]
 
@@ -64,18 +68,18 @@ class Budget(Record):
 
     def can_start(
         self,
-        offer: Offer,
+        price_usd_h: Decimal,
         *,
         spent_usd: Decimal,
         changeover_s: float,
         shutdown_s: float,
         clock_rate: float,
     ) -> bool:
-        """Whether the rest can start this instance, and then end it with a checkpoint.
+        """Whether the rest can start an instance at this price, and then end it with a checkpoint.
 
         ``spent_usd`` with what is committed.
         """
-        needs_usd = run_usd(offer.price_usd_h, changeover_s + shutdown_s, clock_rate)
+        needs_usd = run_usd(price_usd_h, changeover_s + shutdown_s, clock_rate)
         return self.on_budget == "alert" or spent_usd + needs_usd < self.usd
 
 

@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -24,16 +25,19 @@ from spotfirst import events as e
 from spotfirst.agent.exits import is_finished
 from spotfirst.checkpoints.restoring import MOST_BACK
 from spotfirst.errors import FormatError, LaunchRejected, LostRace, NoCapacity, QuotaReached
-from spotfirst.heartbeat import ExitReport, Handover, Heartbeat
+from spotfirst.heartbeat import ExitReport, Handover, Heartbeat, Progress
 from spotfirst.market import Market, Notice, Pool
 from spotfirst.state import Attempt, Phase, RunState
 from spotfirst.wire import Clock, Record, utc_now
 from spotfirst_airflow.asking import (
+    affordable,
     ask,
     carry_usd,
     clock_rate,
+    cost_usd,
     current_attempt,
     idle_since,
+    may_use,
     open_usd,
     same_kind,
     why_not_begin,
@@ -69,6 +73,8 @@ _log = logging.getLogger(__name__)
 
 CRASHES_WITHOUT_PROGRESS = 3
 """After so many attempts in a row that crashed without a new checkpoint, the run fails."""
+CRASHES_WITH_NEW_FILES = 10
+"""The same in files mode for attempts that kept new files: whether it came further is unknown."""
 UNKNOWN_TO_FLEET_S = 60.0
 """How long a launched instance may be missing from the fleet's answers (AWS is eventually
 consistent) before it counts as gone."""
@@ -77,7 +83,10 @@ HANDOVER_PATIENCE_S = 150.0
 """How long an attempt that was asked to stop may take before it is terminated."""
 _WARNINGS_PER_ATTEMPT = 100
 _HAS_FAILED = "the run has failed"
+_TOO_DEAR = "what is left of the budget does not start it any more"
 _MOMENT_S = 60.0
+_FLEET_LATE_S = 60.0
+"""After its notice's time an instance is not waited for any longer."""
 _NOTHING_KEPT = (
     "the script wrote no file into $SPOTFIRST_CHECKPOINT_DIR, so nothing that it made is kept"
 )
@@ -97,6 +106,29 @@ class Step(Record):
     events: tuple[e.Event, ...] = ()
     heartbeat: Heartbeat | None = None
     done: bool = False
+
+
+class _Money(Record):
+    """What is spent, and what will be whatever is decided.
+
+    ``promised_usd`` for what is kept for people or left to the fleet, ``until_next_usd`` until the
+    next look, and ``shutdown_usd`` by a stop from there.
+    """
+
+    spent_usd: Decimal
+    promised_usd: Decimal
+    until_next_usd: Decimal
+    shutdown_usd: Decimal
+
+    @property
+    def committed_usd(self) -> Decimal:
+        """What comes to it until the next look."""
+        return self.promised_usd + self.until_next_usd
+
+    @property
+    def total_usd(self) -> Decimal:
+        """All of it."""
+        return self.spent_usd + self.committed_usd + self.shutdown_usd
 
 
 def controller_name() -> str:
@@ -175,19 +207,24 @@ class Controller:
             state = self._withdraw(now, state, "the run is over")
             self._fleet.terminate([attempt.token for attempt in state.open_attempts])
             return 0.5
+        outlook = Outlook.of(self.spec, state)
+        self._end_dear_waits(now, state, outlook, beats)
         if self._conclude(now, state, beats):
             return 0.2
         if state.phase is Phase.STOPPING:
             self._stop(now, state, beats)
             return 0.5
-        outlook = Outlook.of(self.spec, state)
         if self._must_stop(now, state, outlook, beats):
             return 0.1
         if intents := _intents(state):
             # Someone died before the outcome was told, or is about to tell. Only here, where it is
             # known to be wanted still: and nothing above waits for a launch that is not answered.
             for attempt in intents:
-                self._launch(now, attempt)
+                if self._still_pays(now, state, outlook, beats, attempt):
+                    self._launch(now, attempt)
+                else:
+                    self._fleet.terminate([attempt.token])
+                    self._append_not_launched(now, attempt, "withdrawn", _TOO_DEAR)
             return 0.2
         return self._place(now, state, outlook, beats)
 
@@ -268,9 +305,11 @@ class Controller:
             report = self._exit_report(now, attempt) if _may_have_exited(beat) else None
             if report is not None and self._keep(now, attempt, instance, beat, report):
                 return
-            if (report is not None and not _leaves_free(attempt, now)) or self._is_silent(
-                now, attempt, beat
-            ):
+            if report is not None:
+                is_over = not _leaves_free(attempt, now)
+            else:
+                is_over = self._is_silent(now, attempt, beat)
+            if is_over:
                 self._fleet.terminate([attempt.token])
             return
         report = self._exit_report(now, attempt)
@@ -469,6 +508,14 @@ class Controller:
         if crashes >= CRASHES_WITHOUT_PROGRESS:
             message = f"{crashes} attempts in a row crashed without a new checkpoint; {_why(last)}"
             return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
+        in_a_row = sum(1 for _ in itertools.takewhile(_has_crashed, reversed(ended)))
+        most = max(CRASHES_WITH_NEW_FILES, self.spec.script_retries + 1)
+        if self.spec.checkpoint_mode == "files" and in_a_row >= most:
+            message = (
+                f"{in_a_row} attempts in a row crashed, though each kept new files; if the script "
+                f"comes further each time, clear the task; {_why(last)}"
+            )
+            return e.Failed(at=last.at, message=message, log_tail=last.log_tail, retryable=False)
         return None
 
     def _warn_of_going_back(self, now: datetime, state: RunState) -> None:
@@ -502,7 +549,12 @@ class Controller:
         if newest not in self._can_go_back:
             tried = [a.ended.restored_seq for a in fruitless if a.ended]
             commits = self.run.chain().refresh().commits
-            self._can_go_back[newest] = any(seq not in tried for seq, _ in commits)
+            steps = [commit.step for seq, commit in commits if seq in tried]
+            crashed = [a.number for a in fruitless]
+            self._can_go_back[newest] = any(
+                seq not in tried and commit.step not in steps and commit.attempt not in crashed
+                for seq, commit in commits
+            )
         return len(fruitless) - 1 + self._can_go_back[newest]
 
     def _stop(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> None:
@@ -526,6 +578,8 @@ class Controller:
                 self._append(e.HandoverRequested(at=now, attempt=attempt.number, reason=reason))
                 asked_at = now
             beat = beats.get(attempt.number)
+            if _waits_for_fleet(attempt, beat, now):
+                continue  # ending it now would have to be paid
             may_checkpoint = beat is not None and beat.phase in {"training", "draining"}
             if not may_checkpoint or (now - asked_at).total_seconds() > HANDOVER_PATIENCE_S:
                 self._fleet.terminate([attempt.token])
@@ -552,23 +606,68 @@ class Controller:
             return True
         if outlook.budget is None:
             return False
-        egress_usd, last_usd = self._traffic.open_usd(state.open_attempts, beats)
-        spent_usd = bill(state, now=now).total_usd + egress_usd
-        shutdown_usd = open_usd(state, shutdown_s(_trainer(beats))) + last_usd
+        money = self._money(now, state, beats)
         why = outlook.budget.why_stop(
-            spent_usd=spent_usd,
-            # With a checkpoint that comes before the next look.
-            committed_usd=promised_usd(state, now=now)
-            + open_usd(state, self._watching_s)
-            + last_usd,
-            shutdown_usd=shutdown_usd,
+            spent_usd=money.spent_usd,
+            committed_usd=money.committed_usd,
+            shutdown_usd=money.shutdown_usd,
         )
-        for alert in outlook.budget.alerts(spent_usd):
+        if why:  # first: a storage that fails now and then may not take all that follows
+            self._append(e.StopRequested(at=now, reason=why, cause="budget"))
+        for alert in outlook.budget.alerts(money.spent_usd):
             self._warn(now, alert)
-        if not why:
-            return False
-        self._append(e.StopRequested(at=now, reason=why, cause="budget"))
-        return True
+        return bool(why)
+
+    def _money(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> _Money:
+        """What all that is there has cost, and what it costs whatever is decided now."""
+        egress_usd, last_usd = self._traffic.open_usd(state.open_attempts, beats)
+        waits = [a for a in state.open_attempts if _waits_for_fleet(a, beats.get(a.number), now)]
+        others = [a for a in state.open_attempts if a not in waits]
+        return _Money(
+            spent_usd=bill(state, now=now).total_usd + egress_usd,
+            promised_usd=promised_usd(state, now=now)
+            + sum((cost_usd([a], _left_to_wait_s(a, now)) for a in waits), Decimal(0)),
+            # With a checkpoint that comes before the next look.
+            until_next_usd=cost_usd(others, self._watching_s) + last_usd,
+            shutdown_usd=cost_usd(others, shutdown_s(state, _trainer(beats))) + last_usd,
+        )
+
+    def _end_dear_waits(
+        self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
+    ) -> None:
+        """End what is left to the fleet where the budget would not pay for it.
+
+        It is free only once the fleet has taken it, and until then nobody can be sure.
+        """
+        if outlook.budget is None or outlook.budget.on_budget == "alert":
+            return
+        waits = [a for a in state.open_attempts if _waits_for_fleet(a, beats.get(a.number), now)]
+        if not waits:
+            return
+        money = self._money(now, state, beats)
+        # Without what comes until the next look: a run that stops in time keeps what it reserved.
+        if money.total_usd - money.until_next_usd > outlook.budget.usd:
+            self._fleet.terminate([attempt.token for attempt in waits])
+
+    def _still_pays(
+        self,
+        now: datetime,
+        state: RunState,
+        outlook: Outlook,
+        beats: Mapping[int, Heartbeat],
+        attempt: Attempt,
+    ) -> bool:
+        """Whether the budget starts what was decided before, perhaps long ago."""
+        if outlook.budget is None or attempt.asked_usd_h is None:
+            return True
+        until_then_usd = open_usd(state, outlook.changeover_s)
+        return outlook.budget.can_start(
+            attempt.asked_usd_h,
+            spent_usd=self._money(now, state, beats).total_usd + until_then_usd,
+            changeover_s=outlook.changeover_s,
+            shutdown_s=shutdown_s(state, _trainer(beats)),
+            clock_rate=clock_rate(state),
+        )
 
     def _place(
         self, now: datetime, state: RunState, outlook: Outlook, beats: Mapping[int, Heartbeat]
@@ -590,7 +689,6 @@ class Controller:
             checkpoint_bytes = self._traffic.newest_bytes()
             written_bytes_h = self._traffic.written_bytes_h()
             offers = with_writing(offers, written_bytes_h, clock_rate=clock_rate(state))
-        egress_usd, last_usd = self._traffic.open_usd(state.open_attempts, beats)
         view = View(
             now=now,
             idle_since=idle_since(state, now),
@@ -601,11 +699,7 @@ class Controller:
             work=work_left(self.spec, state, beat),
             changeover_s=outlook.changeover_s,
             at_risk_s=self.spec.checkpoint_period_s,
-            spent_usd=bill(state, now=now).total_usd
-            + promised_usd(state, now=now)
-            + open_usd(state, watching_s + shutdown_s(beat))
-            + egress_usd
-            + 2 * last_usd,
+            spent_usd=self._money(now, state, beats).total_usd,
             checkpoint_bytes=checkpoint_bytes,
             carry_usd=carry_usd(offers, checkpoint_bytes),
             clock_rate=clock_rate(state),
@@ -613,18 +707,21 @@ class Controller:
             began=state.created_at,
             done_share=done_share(state, beat),
         )
-        # A policy that stays in one market is not helped by what it could afford in the other.
-        usable = msgspec.structs.replace(view, offers=self._not_refused(view.offers, ()))
-        if why := why_not_begin(outlook.budget, usable, shutdown_s=shutdown_s(beat)):
+        end_s = shutdown_s(state, beat)
+        if why := why_not_begin(self._policy, outlook.budget, view, shutdown_s=end_s):
             if not state.open_attempts:
                 self._append(e.StopRequested(at=now, reason=why, cause="budget"))
             return watching_s
-        decision = ask(self._policy, view, budget=outlook.budget, shutdown_s=shutdown_s(beat))
+        decision = ask(self._policy, view, budget=outlook.budget, shutdown_s=end_s)
         is_stuck = decision.offer is None and not decision.stop and not state.open_attempts
         if is_stuck and view.offers:
             rejected = rejections(recent)
-            if rejected and not self._not_refused(view.offers, rejected):
+            possible = self._not_refused(view.offers, rejected)
+            payable = affordable(outlook.budget, view, shutdown_s=end_s)
+            if rejected and not any(offer in payable for offer in possible):
                 message = "; ".join(dict.fromkeys(each.message for each in rejected.values()))
+                if possible:
+                    message += "; and what is left of the budget starts nothing else"
                 self._append(e.Failed(at=now, message=message, retryable=False))
                 return 0.1
             # With a deadline, a policy goes elsewhere in time.
@@ -632,7 +729,7 @@ class Controller:
             left = self._not_refused(view.offers, {*rejected, *quotas})
             if left and len(left) < len(view.offers):
                 view = msgspec.structs.replace(view, offers=left)
-                decision = self._instead(decision, view, outlook, shutdown_s(beat))
+                decision = self._instead(decision, view, outlook, end_s)
         if decision.stop:
             self._append(e.StopRequested(at=now, reason=decision.reason, cause="policy"))
             return 0.1
@@ -660,12 +757,11 @@ class Controller:
         self, offers: tuple[Offer, ...], refused: Collection[Place]
     ) -> tuple[Offer, ...]:
         """Where a launch may yet do, of what the policy may use at all."""
-        only = getattr(self._policy, "only", None)
         return tuple(
             offer
             for offer in offers
             if place_of(offer.market, offer.pool) not in refused
-            and offer.market is (only or offer.market)
+            and may_use(self._policy, offer.market)
         )
 
     def _instead(self, decision: Decision, view: View, outlook: Outlook, end_s: float) -> Decision:
@@ -827,15 +923,31 @@ def _leaves_free(attempt: Attempt, now: datetime) -> bool:
     """
     if attempt.market is not Market.SPOT or attempt.notice is None or attempt.launched is None:
         return False
-    if attempt.notice.time is None or now > attempt.notice.time + timedelta(seconds=60):
+    if attempt.notice.time is None or _left_to_wait_s(attempt, now) < 0:
         return False
     used_s = (attempt.notice.time - attempt.launched.started_at).total_seconds()
     return used_s * attempt.launched.clock_rate < 3600
 
 
+def _left_to_wait_s(attempt: Attempt, now: datetime) -> float:
+    """How long the fleet has yet to take what it said it would."""
+    assert attempt.notice is not None
+    assert attempt.notice.time is not None
+    return (attempt.notice.time - now).total_seconds() + _FLEET_LATE_S
+
+
+def _waits_for_fleet(attempt: Attempt, beat: Heartbeat | None, now: datetime) -> bool:
+    """Whether it has nothing left to do, and is there only to be taken by the fleet."""
+    return beat is not None and beat.phase == "exited" and _leaves_free(attempt, now)
+
+
 def _recent(state: RunState) -> tuple[Attempt, ...]:
     """The attempts since the run was last reopened: someone looked at the others then."""
     return tuple(a for a in state.attempts if a.number > state.reopened_after)
+
+
+def _has_crashed(attempt: Attempt) -> bool:
+    return attempt.ended is not None and attempt.ended.cause in _CRASHES
 
 
 def _crashed_at_once(attempt: Attempt) -> bool:
@@ -902,10 +1014,18 @@ def _ended(
         checkpoint_step=progress.checkpoint_step if progress else None,
         total_steps=progress.total_steps if progress else None,
         step_times=progress.step_times if progress else None,
+        checkpoint_s=_checkpoint_s(now, attempt, progress),
         training_s=training_s,
         startup_s=startup_s,
         moved_bytes=(report or beat).moved_bytes if (report or beat) else 0,  # type: ignore[union-attr]
     )
+
+
+def _checkpoint_s(now: datetime, attempt: Attempt, progress: Progress | None) -> float | None:
+    """What its last checkpoint took; no longer than the attempt, whatever an instance says."""
+    if progress is None or progress.checkpoint_s is None:
+        return None
+    return min(progress.checkpoint_s, max(0.0, (now - attempt.intended_at).total_seconds()))
 
 
 def _may_be_of_the_end(report: ExitReport, instance: Instance | None) -> bool:

@@ -259,9 +259,14 @@ def _lost(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> 
     tells = [a for a, trained, _ in kept if trained and a.ended]
     if any(a.ended and not a.ended.startup_s for a in tells):
         return None
-    if ended and not kept:
+    if ended and not any(_tells_steps(a) for a, _, _ in kept):
         return None
     return sum(trained - kept_steps for _, trained, kept_steps in kept)
+
+
+def _tells_steps(attempt: Attempt) -> bool:
+    ended = attempt.ended
+    return ended is not None and (bool(ended.startup_s) or ended.total_steps is not None)
 
 
 def _on_demand(attempts: Iterable[Attempt], kept: list[tuple[Attempt, int, int]]) -> Decimal:

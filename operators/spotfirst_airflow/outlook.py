@@ -76,13 +76,17 @@ def past_limits(spec: RunSpec, state: RunState, *, now: datetime) -> list[str]:
     return texts
 
 
-def shutdown_s(beat: Heartbeat | None) -> float:
-    """How long a trainer takes to end its step, write a checkpoint and end, by what they took."""
+def shutdown_s(state: RunState, beat: Heartbeat | None) -> float:
+    """How long a trainer takes to end its step, write a checkpoint and end, by what they took.
+
+    Before its first checkpoint, by those of the attempt before.
+    """
     progress = beat.progress if beat else Progress()
     step_s = progress.step_times.mean_s if progress.step_times else 0.0
-    if progress.checkpoint_s is None:
+    checkpoint_s = state.checkpoint_s if progress.checkpoint_s is None else progress.checkpoint_s
+    if checkpoint_s is None:
         return step_s + SHUTDOWN_S
-    return step_s + 2 * progress.checkpoint_s + _DRAIN_MARGIN_S
+    return step_s + 2 * checkpoint_s + _DRAIN_MARGIN_S
 
 
 def work_left(spec: RunSpec, state: RunState, beat: Heartbeat | None) -> Work | None:

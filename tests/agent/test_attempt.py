@@ -354,6 +354,61 @@ def test_in_files_mode_a_file_that_was_being_written_at_the_end_is_kept_as_it_wa
     assert (lab.folder / "kept" / "model").read_text() == "whole"
 
 
+LEFT_BEHIND = """
+import os, pathlib, subprocess, sys, time
+def wait_for(name):
+    while not os.path.exists(os.environ[name]):
+        time.sleep(0.02)
+model = pathlib.Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"], "model")
+if len(sys.argv) > 1:
+    with model.open("w") as file:
+        while True:
+            print("half", file=file, flush=True)
+            pathlib.Path(os.environ["HALF"]).touch()
+            time.sleep(0.001)
+model.write_text("whole")
+wait_for("GO")
+subprocess.Popen([sys.executable, "-c", os.environ["CODE"], "child"], start_new_session=NEW_SESSION)
+wait_for("HALF")
+"""
+
+
+@pytest.mark.parametrize("new_session", [False, True])
+def test_in_files_mode_what_a_process_that_is_left_behind_was_writing_is_kept_as_it_was(
+    lab: Lab, new_session: bool
+) -> None:
+    code = LEFT_BEHIND.replace("NEW_SESSION", str(new_session))
+    run = lab.create(
+        "python", "-c", code, checkpoint_mode="files", checkpoint_period_s=0.2,
+        env={"GO": str(lab.folder / "go"), "HALF": str(lab.folder / "half"), "CODE": code},
+    )  # fmt: skip
+    instance = lab.start(run)
+    wait_until(lambda: run.chain().refresh().commits, "the first write")
+    (lab.folder / "go").touch()
+    report = instance.exit()
+    assert report.cause == "completed"
+    assert "was being written" in report.progress.warnings[-1]
+    mirror(run.packs(), run.chain().refresh().commits[-1][1], lab.folder / "kept")
+    assert (lab.folder / "kept" / "model").read_text() == "whole"
+
+
+def test_in_files_mode_what_was_saved_before_a_crash_is_there_and_proves_nothing(lab: Lab) -> None:
+    """The instance is there, and so are the files."""
+    run = lab.shell(
+        """
+        echo had $(ls "$SPOTFIRST_CHECKPOINT_DIR")
+        python -m zipfile -c "$SPOTFIRST_CHECKPOINT_DIR/model.zip" /etc/passwd; kill -9 $$
+        """,
+        checkpoint_mode="files", checkpoint_period_s=1000,
+    )  # fmt: skip
+    report = lab.start(run).exit()
+    assert report.cause == "killed"
+    assert (report.progress.step, report.progress.checkpoint_step) == (0, None)
+    second = lab.start(run, attempt=2)
+    wait_until(lambda: second.log_line("had model.zip"), "the second script")
+    second.exit()
+
+
 def test_files_without_files_mode_are_warned_about(lab: Lab) -> None:
     run = lab.shell("echo x > $SPOTFIRST_CHECKPOINT_DIR/model.pt; exec sleep 60")
     instance = lab.start(run)

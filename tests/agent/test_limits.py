@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from spotfirst import events as e
 from spotfirst.agent.limits import Purse, forecast
+from spotfirst.agent.stopping import Watch
 from spotfirst.checkpoints.mirroring import mirror
 from spotfirst.heartbeat import ExitReport, Heartbeat, Progress
 from spotfirst.market import Market, Notice, Pool
@@ -89,6 +90,16 @@ def test_before_its_launch_is_told_it_counts_by_the_price_that_was_asked_for() -
     )
 
 
+def test_an_instance_that_may_have_been_launched_is_counted_for_a_while() -> None:
+    state = fold([*begun(1, 0), launching(2, at(100))])
+    found = forecast(state, 1, now=at(150))
+    assert found.spent_usd == Decimal("0.20")
+    assert found.reaches_at(Decimal("0.30")) == at(200)
+    assert forecast(state, 1, now=at(800)).spent_usd == Decimal("0.80")
+    given_up = e.NotLaunched(at=at(120), attempt=2, cause="withdrawn", message="")
+    assert forecast(state.apply(given_up), 1, now=at(150)).spent_usd == Decimal("0.15")
+
+
 @given(
     usd_h=st.decimals("0.0001", "100", places=4),
     budget=st.decimals("0.01", "1000", places=2),
@@ -129,6 +140,20 @@ def test_what_is_spent_stays_spent_however_often_it_looks() -> None:
     told.now = at(300)
     told.purse.look()
     assert told.purse.empty_at == at(200)
+
+
+def test_it_knows_what_a_checkpoint_took_in_the_attempt_before() -> None:
+    ended = e.Ended(at=at(100), attempt=1, cause="interrupted", ended_at=at(100), checkpoint_s=40.0)
+    told = Told(*begun(1, 0), ended, *begun(2, 100), budget_usd=Decimal("1.00"))
+    told.purse.look()
+    watch = Watch(
+        booted=at(100), life_ends=at(9999), budget_ends=at(1000),
+        checkpoint_s=told.purse.checkpoint_s,
+    )  # fmt: skip
+    assert watch.stop(at(913), Progress(), 1.0) is None
+    stop = watch.stop(at(914), Progress(), 1.0)
+    assert stop is not None
+    assert stop.reason == "budget"
 
 
 def test_alert_watches_nothing() -> None:

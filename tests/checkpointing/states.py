@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections import deque
@@ -130,6 +131,8 @@ def same(left: Any, right: Any) -> bool:
             and left.shape == right.shape
             and left.tobytes() == right.tobytes()
         )
+    if isinstance(left, io.BytesIO):
+        return left.getvalue() == right.getvalue() and left.tell() == right.tell()
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if isinstance(left, complex):

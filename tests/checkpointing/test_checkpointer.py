@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
@@ -459,8 +460,36 @@ def test_what_no_checkpoint_could_hold_is_refused_before_training(run: Run, tmp_
 
 
 def test_objects_without_a_state_are_refused_by_name() -> None:
-    with pytest.raises(InvalidSpec, match="data"):
-        Checkpointer(model=torch.nn.Linear(1, 1), data=[1, 2])
+    with pytest.raises(
+        InvalidSpec, match=r"without state_dict\(\) .*: data \(list\), none \(NoneType\);"
+    ):
+        Checkpointer(model=torch.nn.Linear(1, 1), data=[1, 2], none=None)
+
+
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda: torch.Generator().manual_seed(1), lambda g: torch.rand(3, generator=g).tolist()),
+        (lambda: random.Random(1), lambda g: [g.random(), g.gauss(0, 1)]),
+        (lambda: np.random.default_rng(1), lambda g: g.standard_normal(3).tolist()),
+        (
+            lambda: np.random.Generator(np.random.MT19937(1)),
+            lambda g: g.integers(9, size=3).tolist(),
+        ),
+        (lambda: np.random.RandomState(1), lambda g: g.randn(3).tolist()),
+    ],
+)
+def test_a_generator_of_any_kind_goes_on_where_it_was(
+    tmp_path: Path, make: Callable[[], Any], draw: Callable[[Any], list[float]]
+) -> None:
+    first, again = make(), make()
+    checkpointer = Checkpointer(draws=first, storage=str(tmp_path))
+    checkpointer.restore()
+    draw(first)
+    checkpointer.step(1)
+    checkpointer.close()
+    Checkpointer(draws=again, storage=str(tmp_path)).restore()
+    assert draw(again) == draw(first)
 
 
 def test_a_step_before_restoring_is_an_error(run: Run, tmp_path: Path) -> None:

@@ -217,6 +217,22 @@ def test_what_a_script_was_writing_when_it_was_stopped_is_kept_as_it_was(
     assert _paths(files_run) == ["log", "model", "new", "saved on SIGTERM"]
 
 
+def test_what_the_first_of_two_signals_cut_off_is_still_half_written_after_the_second(
+    files: FileCheckpoints, files_run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "model").write_text("whole")
+    files.capture(final=True)
+    with (folder / "model").open("w") as model:
+        model.write("half")
+        model.flush()
+        files.note_writers()
+    files.note_writers()  # another process lived on
+    (folder / "other").write_text("whole")
+    files.capture(final=True)
+    mirror(files_run.packs(), _commits(files_run)[-1][1], tmp_path / "other")
+    assert _tree(tmp_path / "other") == {"model": b"whole", "other": b"whole"}
+
+
 def _changing(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[int]:
     """Every read of a file's beginning is followed by a change; the reads."""
     reads: list[int] = []
@@ -548,6 +564,40 @@ def test_a_file_that_did_not_change_is_not_moved_again(
     assert second < 2_000
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "is_further"),
+    [
+        ({}, {"run.log": "a"}, False),
+        ({}, {"model": "a"}, True),
+        ({"model": "a"}, {"model": "a"}, False),  # written again
+        ({"model": "a"}, {"model": "b"}, True),
+        ({"model": "a"}, {"model": "a", "run.log": "b", "events.out.tfevents.1": "c"}, False),
+        ({"model": "a", "metrics.csv": "1"}, {"model": "a", "metrics.csv": "12"}, False),
+        ({"model": "a"}, {"model": "a", "results.csv": "1"}, False),
+        ({"results.csv": "1"}, {"results.csv": "12"}, True),  # all that it makes
+        ({"model": "a", "study.db": "1"}, {"model": "a", "study.db": "2"}, True),
+        ({"step-1": "a", "step-2": "b"}, {"step-2": "b"}, False),
+        ({"step-1": "a"}, {"step-2": "a"}, True),
+    ],
+)
+def test_the_step_grows_only_when_more_than_logs_has_changed(
+    files: FileCheckpoints, folder: Path, before: dict[str, str], after: dict[str, str],
+    is_further: bool,
+) -> None:  # fmt: skip
+    def write(content: dict[str, str]) -> None:
+        for old in folder.iterdir():
+            if old.name not in content:
+                old.unlink()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+        files.capture(final=True)
+
+    write(before)
+    step = files.step
+    write(after)
+    assert files.step == step + is_further
+
+
 def test_large_files_have_several_parts(files_run: Run, folder: Path, tmp_path: Path) -> None:
     files = _next(files_run, 1, folder, Clock(), chunk_bytes=1000)
     (folder / "big").write_bytes(os.urandom(2500))
@@ -557,6 +607,29 @@ def test_large_files_have_several_parts(files_run: Run, folder: Path, tmp_path: 
     assert [part.size_bytes for part in file.parts] == [1000, 1000, 500]
     _next(files_run, 2, tmp_path / "other", Clock())
     assert _tree(tmp_path / "other") == _tree(folder)
+
+
+def test_a_path_that_is_too_long_for_the_next_instance_is_left_out_with_a_warning(
+    files: FileCheckpoints, files_run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "model").write_text("whole")
+    monkeypatch.chdir(folder)
+    for _ in range(20):
+        os.mkdir("x" * 180)  # noqa: PTH102 - the whole path would be too long for mkdir
+        os.chdir("x" * 180)
+    Path("deep").write_text("lost")
+    files.capture(final=True)
+    assert _paths(files_run) == ["model"]
+    assert any("path is too long" in warning for warning in files.warnings)
+
+
+def test_special_permissions_of_a_folder_are_a_warning(
+    files: FileCheckpoints, folder: Path
+) -> None:
+    (folder / "shared").mkdir()
+    (folder / "shared").chmod(0o1777)
+    files.capture(final=True)
+    assert "'shared' has special permissions" in files.warnings[-1]
 
 
 def test_special_files_and_links_out_of_the_folder_are_left_out_with_a_warning(

@@ -155,3 +155,49 @@ def test_a_checkpoint_that_fits_is_restored_without_a_warning(
     assert checkpointer.restore() == 4
     assert weights_sha256(model) == weights_sha256(stored)
     assert not progress(attempt(run, 2, tmp_path)).warnings
+
+
+class Grows(torch.nn.Module):
+    """Remembers all that it has seen, and knows how to load that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.empty(0))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *arguments: Any) -> None:
+        self.seen = torch.empty_like(state[f"{prefix}seen"])
+        super()._load_from_state_dict(state, prefix, *arguments)  # type: ignore[no-untyped-call]
+
+
+def _renamed(_module: Any, state: dict[str, Any], *_: Any) -> None:
+    if "old.weight" in state:
+        state["new.weight"] = state.pop("old.weight")
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_a_module_that_knows_how_to_load_its_tensors_is_asked(
+    wraps: bool, run: Run, tmp_path: Path
+) -> None:
+    memory, weight = Grows(), torch.nn.Linear(2, 2, bias=False)
+    memory.seen = torch.arange(5.0)
+    first = Checkpointer(model=_model(memory=memory, old=weight), context=attempt(run, 1, tmp_path))
+    list(first.steps(1))
+    run.report_exit(ExitReport(attempt=1, at=LONG_AGO, cause="completed"))
+    model = _model(memory=Grows(), new=torch.nn.Linear(2, 2, bias=False))
+    model.register_load_state_dict_pre_hook(_renamed)
+    given = torch.compile(model) if wraps else model
+    assert _checkpointer(run, tmp_path, model=given).restore() == 1
+    assert torch.equal(model["memory"].seen, memory.seen)  # type: ignore[arg-type]
+    assert torch.equal(model["new"].weight, weight.weight)  # type: ignore[arg-type]
+
+
+def test_what_a_module_refuses_to_load_is_a_mismatch(run: Run, tmp_path: Path) -> None:
+    first = Checkpointer(
+        model=_model(memory=Grows(), body=torch.nn.Linear(2, 2)), context=attempt(run, 1, tmp_path)
+    )
+    list(first.steps(1))
+    run.report_exit(ExitReport(attempt=1, at=LONG_AGO, cause="completed"))
+    model = _model(memory=Grows(), body=torch.nn.Linear(2, 3))
+    model.register_load_state_dict_pre_hook(_renamed)
+    with pytest.raises(StateMismatch, match=r"size mismatch for body\.weight"):
+        _checkpointer(run, tmp_path, model=model).restore()

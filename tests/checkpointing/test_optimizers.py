@@ -274,6 +274,37 @@ def test_the_order_counts_for_lbfgs(tmp_path: Path) -> None:
         restore(tmp_path, model=again, optimizer=torch.optim.LBFGS(list(again.parameters())[::-1]))
 
 
+OF_TORCH = sorted(
+    (
+        kind
+        for kind in vars(torch.optim).values()
+        if isinstance(kind, type)
+        and issubclass(kind, torch.optim.Optimizer)
+        and kind not in {torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam}
+    ),
+    key=lambda kind: kind.__name__,
+)
+
+
+@pytest.mark.parametrize("kind", OF_TORCH, ids=lambda kind: kind.__name__)
+def test_each_of_torchs_optimizers_goes_on_as_it_was(
+    tmp_path: Path, kind: type[torch.optim.Optimizer]
+) -> None:
+    def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        model = a_model()
+        matrices = [p for p in model.parameters() if p.ndim == 2]  # Muon takes no others
+        return model, kind(matrices)  # type: ignore[call-arg]
+
+    model, optimizer = made()
+    with Saved(tmp_path, model=model, optimizer=optimizer):
+        train(model, optimizer, steps=2)
+    again, other = made()
+    restore(tmp_path, model=again, optimizer=other)
+    train(model, optimizer, steps=2)
+    train(again, other, steps=2)
+    assert by_name(again, other) == by_name(model, optimizer)
+
+
 class Wide(torch.optim.Optimizer):
     """Keeps its state in wider types than the parameters, and a count beside it."""
 
@@ -398,6 +429,90 @@ def test_other_hyperparameters_follow_the_same_rule(tmp_path: Path) -> None:
         by_name(first["model"], first["optimizer"])["0.bias"][0]
         == (by_name(other["model"], other["optimizer"])["0.bias"][0])
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "switched_on"),
+    [
+        (torch.optim.AdamW, {"amsgrad": True}),
+        (torch.optim.RMSprop, {"centered": True}),
+        (torch.optim.RMSprop, {"momentum": 0.9}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+    ],
+)
+def test_what_is_switched_on_begins_as_a_fresh_optimizer_begins_it(
+    tmp_path: Path, kind: Any, switched_on: dict[str, Any]
+) -> None:
+    model = a_model()
+    optimizer = kind(model.parameters(), lr=0.1)
+    with Saved(tmp_path, model=model, optimizer=optimizer):
+        train(model, optimizer)
+    again = a_model()
+    other = kind(again.parameters(), lr=0.1, **switched_on)
+    restore(tmp_path, model=again, optimizer=other)
+    train(again, other, steps=2)
+    fresh = kind(model.parameters(), lr=0.1, **switched_on)
+    train(model, fresh)
+    assert [each.keys() for each in other.state.values()] == [
+        each.keys() for each in fresh.state.values()
+    ]
+
+
+def of_parts(warm_up: int) -> Callable[[Any], Any]:
+    return lambda o: lr_scheduler.SequentialLR(
+        o,
+        [
+            lr_scheduler.LinearLR(o, 0.1, total_iters=warm_up),
+            lr_scheduler.CosineAnnealingWarmRestarts(o, warm_up),
+        ],
+        [warm_up],
+    )
+
+
+RESET: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "warm restarts": (
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2, 2),
+    ),
+    "an earlier milestone": (of_parts(3), of_parts(2)),
+    "a later milestone": (of_parts(3), of_parts(6)),
+    "momentum of one cycle": (
+        lambda o: lr_scheduler.OneCycleLR(o, 0.5, TOTAL),
+        lambda o: lr_scheduler.OneCycleLR(o, 0.5, TOTAL, base_momentum=0.7, max_momentum=0.8),
+    ),
+    "momentum of cycles": (
+        lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.5, 4),
+        lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.5, 4, base_momentum=0.7, max_momentum=0.8),
+    ),
+}
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 9])
+@pytest.mark.parametrize("name", RESET)
+def test_a_schedule_with_other_settings_is_where_it_would_be_with_them(
+    tmp_path: Path, name: str, at: int
+) -> None:
+    def script(setting: Callable[[Any], Any]) -> dict[str, Any]:
+        model = a_model(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return {"model": model, "optimizer": optimizer, "scheduler": setting(optimizer)}
+
+    def followed(objects: dict[str, Any], steps: int) -> list[tuple[float, float]]:
+        found = []
+        for _ in range(steps):
+            group = objects["optimizer"].param_groups[0]
+            found.append((group["lr"], group["momentum"]))
+            train(*objects.values())
+        return found
+
+    before, now = RESET[name]
+    first = script(before)
+    with Saved(tmp_path, **first):
+        train(*first.values(), steps=at)
+    again = script(now)
+    restore(tmp_path, **again)
+    expected = followed(script(now), TOTAL)[at:]
+    assert followed(again, TOTAL - at) == [pytest.approx(each, rel=1e-6) for each in expected]
 
 
 def test_settings_of_a_schedule_follow_the_same_rule(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ def test_the_last_ones_stay() -> None:
     assert kept([], Retention()) == set()
 
 
+def test_of_several_of_one_step_the_newest_counts_for_all() -> None:
+    assert kept(_commits(1, 2, 2, 3, 3, 3), Retention(last=2)) == {12, 15}
+    assert kept(_commits(1, 1, 2, 2), Retention(last=1, every_steps=10)) == {11, 13}
+
+
 def test_the_first_one_in_each_so_many_steps_stays() -> None:
     commits = _commits(5, 90, 101, 130, 199, 200, 201)
     assert kept(commits, Retention(last=1, every_steps=100)) == {10, 12, 15, 16}

@@ -24,6 +24,13 @@ from spotfirst.errors import UnsupportedState
 from spotfirst.storage import Storage, open_storage
 from tests.checkpointing.states import load, manifest_of, same, save
 
+
+def opened(data: bytes, position: int) -> io.BytesIO:
+    file = io.BytesIO(data)
+    file.seek(position)
+    return file
+
+
 keys = st.text(max_size=5) | st.integers()
 hashables = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.binary(max_size=5)
@@ -37,6 +44,7 @@ cheap = (
     | st.decimals(allow_nan=False) | st.uuids() | st.dates() | st.times() | st.timedeltas()
     | st.datetimes() | st.datetimes(timezones=offsets)
     | st.binary(max_size=9).map(bytearray)
+    | st.builds(opened, st.binary(max_size=9), st.integers(0, 12))
     | st.text("ab/. é", max_size=9).map(Path) | st.text("ab/. é", max_size=9).map(PurePosixPath)
     | st.builds(range, st.integers(), st.integers(), st.integers(1))
     | st.slices(10)
@@ -199,7 +207,7 @@ class Own(frozenset[Any]):
         (datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Rome")), "Europe/Rome"),
         (Point(1, 2), "Point"),
         (defaultdict(int), "defaultdict"),
-        (io.BytesIO(), "BytesIO"),
+        (io.StringIO(), "StringIO"),
         (torch.eye(2).to_sparse(), "sparse_coo"),
         (torch.empty(2, device="meta"), "meta"),
         (np.array(["a"]), "<U1"),
@@ -271,6 +279,7 @@ def test_types_of_torch_are_read_as_text_where_there_is_no_torch() -> None:
         {"datetime": "yesterday"}, {"timedelta": [1e300]}, {"timedelta": ["a"]}, {"size": ["a"]},
         {"range": [1, 2, 0]}, {"range": []}, {"slice": []}, {"set": [[]]}, {"set": [{"tensor": 0}]},
         {"deque": []}, {"deque": [-1]}, {"deque": ["a", 1]}, {"path": 3},
+        {"bytesio": []}, {"bytesio": [0, 1]}, {"bytesio": [-1, ""]}, {"bytesio": [0, "?"]},
     ],
 )  # fmt: skip
 def test_a_node_that_is_never_written_is_refused(node: Any) -> None:

@@ -226,17 +226,29 @@ def _interrupted_at(world: World, step: int) -> None:
     world.interrupt(world.trainer(), notice=False)
 
 
-def test_a_checkpoint_with_which_an_attempt_crashes_at_once_is_passed_over_for_the_one_before() -> (
-    None
-):
+@pytest.mark.parametrize("logs_first", [False, True])
+def test_a_checkpoint_with_which_an_attempt_crashes_at_once_is_passed_over_for_the_one_before(
+    logs_first: bool,
+) -> None:
     world = World()
     world.poisoned = {20}
+    world.logs_first = logs_first
     _interrupted_at(world, 25)
     state = world.until_done().state
     assert state.phase is Phase.SUCCEEDED
     starts = [a.ended.start_step for a in state.attempts if a.ended]
     assert starts == [0, 20, 10]
     assert any("the one BEFORE it" in warning for warning in state.warnings)
+
+
+def test_what_attempts_kept_before_they_crashed_is_no_checkpoint_to_go_back_to() -> None:
+    world = World()
+    world.poisoned = {10, 20, 30, 40}
+    world.logs_first = True
+    _interrupted_at(world, 45)
+    state = world.until_done().state
+    assert state.phase is Phase.FAILED
+    assert [a.ended.start_step for a in state.attempts if a.ended] == [0, 40, 30, 20]
 
 
 def test_going_back_ends_after_two_checkpoints_and_begins_with_the_newest_once_reopened() -> None:
@@ -280,6 +292,28 @@ def test_a_crash_loop_without_progress_stops_after_a_few_tries() -> None:
     assert state.failure is not None
     assert not state.failure.retryable
     assert len(state.attempts) == 3
+
+
+@pytest.mark.parametrize(("mode", "attempts"), [("files", 10), ("trainer", None)])
+def test_a_crash_loop_that_keeps_new_files_each_time_ends(mode: str, attempts: int | None) -> None:
+    """Nothing says whether the files are progress; steps of a trainer are."""
+    world = World(checkpoint_mode=mode, total_steps=1000)
+    for _ in range(400):
+        for machine in world.alive():
+            if (machine.progress.step or 0) >= (machine.progress.start_step or 0) + 11:
+                machine.exit("killed", -9, "")
+        step = world.reconcile()
+        world.tick()
+        if step and step.done:
+            break
+    state = world.run.journal().refresh()
+    if attempts is None:
+        assert state.phase is Phase.ACTIVE
+        assert len(state.attempts) > 11
+        return
+    assert state.failure is not None
+    assert "10 attempts in a row crashed" in state.failure.message
+    assert len(state.attempts) == attempts
 
 
 def test_a_silent_instance_is_replaced_but_an_outage_of_the_controller_is_not_silence() -> None:

@@ -116,6 +116,7 @@ def test_the_same_work_on_demand_counts_kept_steps_and_one_startup() -> None:
         ),
         # In files mode the numbers are captures: how much was trained between them is not known.
         ([{"used_s": 60, "start": 0, "step": 3}, {"used_s": 60, "start": 3, "step": 5}], None),
+        ([{"used_s": 60, "start": 0, "step": 0}, {"used_s": 60, "start": 0, "step": 0}], None),
     ],
 )
 def test_lost_steps_are_counted_where_steps_are_told(

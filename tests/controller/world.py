@@ -17,6 +17,8 @@ from typing import Any
 import msgspec
 
 from spotfirst import events as e
+from spotfirst.agent.limits import Purse
+from spotfirst.agent.stopping import Watch
 from spotfirst.checkpoints.chain import CheckpointChain
 from spotfirst.checkpoints.restoring import crashed_with
 from spotfirst.errors import (
@@ -39,6 +41,9 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 ON_DEMAND_USD_H = Decimal("1.00")
 SPOT_USD_H = Decimal("0.30")
 NOTICE_S = 120.0
+BOOT_S = 10.0
+GUARD_S = 20.0
+LINGER_S = 30.0
 
 _names = itertools.count()
 
@@ -99,7 +104,9 @@ class World:
     Each checkpoint has ``checkpoint_bytes``, of which ``new_bytes`` are written.
     ``refuses``: by market, the error that every launch there ends with; ``refused`` has them.
     ``powers_off``: instances end themselves with their agent. ``poisoned`` are steps with whose
-    checkpoints every attempt crashes at once.
+    checkpoints every attempt crashes at once, after a commit of the same step if ``logs_first``.
+    A checkpoint takes ``checkpoint_s``, and a notice comes ``notice_s`` before the end.
+    ``spot_usd_h`` is what spot costs that is launched now.
     """
 
     def __init__(
@@ -121,6 +128,8 @@ class World:
         self.refuses: dict[Market, FleetError] = {}
         self.powers_off = True
         self.poisoned: set[int] = set()
+        self.logs_first = False
+        self.checkpoint_s, self.notice_s, self.spot_usd_h = 0.0, NOTICE_S, SPOT_USD_H
         self.way_usd_gb: dict[str, tuple[Decimal, Decimal]] = {}
         self.checkpoint_bytes = self.new_bytes = 0
         self.machines: dict[str, Machine] = {}
@@ -201,7 +210,7 @@ class World:
 
     def interrupt(self, machine: Machine, *, notice: bool = True) -> None:
         if notice:
-            when = self.now + timedelta(seconds=NOTICE_S)
+            when = self.now + timedelta(seconds=self.notice_s)
             machine.notice = Notice(kind="interruption", seen_at=self.now, time=when)
         else:
             machine.die("fleet")
@@ -214,8 +223,7 @@ class World:
             spot = machine.request.market is Market.SPOT
             if spot and machine.ended_by == "fleet" and used_s < 3600:
                 continue
-            price = SPOT_USD_H if spot else ON_DEMAND_USD_H
-            total += (Decimal(repr(used_s)) * price / 3600).quantize(
+            total += (Decimal(repr(used_s)) * machine.price_usd_h / 3600).quantize(
                 Decimal("0.0001"), ROUND_HALF_UP
             )
         return total
@@ -225,12 +233,18 @@ class World:
 
 
 class Machine:
-    """An instance with its agent and trainer: boots, claims, trains a step per second."""
+    """An instance with its agent and trainer: boots, claims, trains a step per second.
+
+    Its agent keeps deadline and budget by itself, as the real one does: by the same ``Purse`` and
+    ``Watch``.
+    """
 
     def __init__(self, world: World, request: LaunchRequest) -> None:
         self.world, self.request = world, request
         self.run = Run(world.storage, request.run_id)
         self.started_at = world.now
+        spot = request.market is Market.SPOT
+        self.price_usd_h = world.spot_usd_h if spot else ON_DEMAND_USD_H
         self.ended_at: datetime | None = None
         self.ended_by: str | None = None
         self.notice: Notice | None = None
@@ -241,6 +255,10 @@ class Machine:
         self.mute = False
         self.exited = False
         self.chain = CheckpointChain(self.run.storage, clock=world.clock)
+        self._spec = self.run.spec()
+        self._purse = Purse(self.run, request.attempt, self._spec, clock=world.clock)
+        self._purse_at = world.now + timedelta(seconds=BOOT_S)
+        self._saving_until: datetime | None = None
 
     def die(self, by: str) -> None:
         if self.ended_at is None:
@@ -265,6 +283,7 @@ class Machine:
             self.die("fleet")
             return
         if self.exited:
+            self._linger()
             return
         try:
             self._act()
@@ -275,17 +294,62 @@ class Machine:
 
     def _act(self) -> None:
         number, age_s = self.request.attempt, (self.world.now - self.started_at).total_seconds()
-        handover = self.run.handover(number)
-        if self.phase == "training":
-            if handover is not None:
+        if age_s < BOOT_S:
+            return
+        if self._ends_by_guard():
+            return
+        if self._saving_until is not None and self.world.now < self._saving_until:
+            return
+        is_to_stop = self._is_to_stop()
+        if self.phase == "draining":
+            self._commit()
+            self.chain.release(number)
+            self.exit("interrupted" if self.notice else "handed_over")
+        elif self.phase == "training":
+            if self._saving_until is not None:
+                self._saving_until = None
                 self._commit()
-                self.chain.release(number)
-                self.exit("interrupted" if self.notice else "handed_over")
+            if self.run.handover(number) is not None or is_to_stop:
+                self.phase = "draining"
+                self._save()
             else:
                 self._train()
-        elif age_s >= 10:
+        elif is_to_stop:
+            self.exit("handed_over")
+        else:
             self.phase = "standby"
             self._claim(number)
+
+    def _watch(self) -> Watch:
+        return Watch(
+            booted=self.started_at, life_ends=self.started_at + timedelta(days=1),
+            deadline=self._spec.deadline, budget_ends=self._purse.empty_at,
+            checkpoint_s=self._purse.checkpoint_s,
+        )  # fmt: skip
+
+    def _linger(self) -> None:
+        """An interrupted one is left to the fleet, while the budget pays for it."""
+        if self.notice is None or self.notice.time is None:
+            return
+        self._is_to_stop()  # it goes on looking
+        empty_at = self._purse.empty_at
+        is_late = self.world.now >= self.notice.time + timedelta(seconds=LINGER_S)
+        if is_late or (empty_at is not None and self.world.now >= empty_at):
+            self.die("itself")
+
+    def _is_to_stop(self) -> bool:
+        """Whether its agent ends it, for the deadline or the budget."""
+        if self._purse.is_watched and self.world.now >= self._purse_at:
+            self._purse_at = self.world.now + timedelta(seconds=self._purse.look())
+        return self._watch().stop(self.world.now, self.progress, 1.0) is not None
+
+    def _ends_by_guard(self) -> bool:
+        """Whether the last checkpoint took so long that the guard has ended everything."""
+        ends = self._watch().run_ends(self.progress, 1.0)
+        if ends is None or self.world.now < ends + timedelta(seconds=GUARD_S):
+            return False
+        self.die("itself")
+        return True
 
     def _claim(self, number: int) -> None:
         self.chain.refresh()
@@ -307,6 +371,8 @@ class Machine:
             timings=Timings(first_step=self.world.now),
         )  # fmt: skip
         if seq is not None and step in self.world.poisoned:
+            if self.world.logs_first:
+                self._commit()
             self.exit("script_failed", 1, "the command exited with 1")
 
     def _train(self) -> None:
@@ -322,7 +388,16 @@ class Machine:
             self._commit()
             self.exit("completed", 0)
         elif step % self.world.checkpoint_every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        """Checkpoint now, or begin to."""
+        if self.world.checkpoint_s and self.progress.step != self.progress.checkpoint_step:
+            self._saving_until = self.world.now + timedelta(seconds=self.world.checkpoint_s)
+        elif self.phase == "training":
             self._commit()
+        else:
+            self._act()
 
     def _commit(self) -> None:
         step = self.progress.step or 0
@@ -331,6 +406,8 @@ class Machine:
             size_bytes=self.world.checkpoint_bytes, new_bytes=self.world.new_bytes,
         )  # fmt: skip
         self._tell(checkpoint_step=step, checkpoint_seq=seq)
+        if self.world.checkpoint_s:
+            self._tell(checkpoint_s=self.world.checkpoint_s)
 
     def _tell(self, **changes: Any) -> None:
         self.progress = msgspec.structs.replace(self.progress, **changes)
@@ -360,7 +437,7 @@ class FakeFleet:
         spot = [
             Offer(
                 pool=Pool(instance_type="gpu", zone=zone), market=Market.SPOT,
-                price_usd_h=SPOT_USD_H, price_source="test", price_at=world.now, available=up,
+                price_usd_h=world.spot_usd_h, price_source="test", price_at=world.now, available=up,
                 **world.way(zone),
             )
             for zone, up in world.capacity.items()
@@ -409,12 +486,11 @@ class FakeFleet:
 
     def _instance(self, token: str) -> Instance:
         machine = self._world.machines[token]
-        spot = machine.request.market is Market.SPOT
         return Instance(
             token=token, instance_id=f"i-{machine.request.attempt}", market=machine.request.market,
             state=InstanceState.TERMINATED if machine.ended_at else InstanceState.RUNNING,
             pool=machine.request.pool, started_at=machine.started_at,
-            price_usd_h=SPOT_USD_H if spot else ON_DEMAND_USD_H, price_source="test",
+            price_usd_h=machine.price_usd_h, price_source="test",
             on_demand_usd_h=ON_DEMAND_USD_H, notice=machine.notice, ended_at=machine.ended_at,
             ended_by=machine.ended_by, **self._world.way(machine.request.pool.zone),
         )  # fmt: skip

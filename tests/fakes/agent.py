@@ -213,6 +213,7 @@ class SimulatedAgent:
         return Watch(
             deadline=self.spec.deadline,
             budget_ends=self._purse.empty_at,
+            checkpoint_s=self._purse.checkpoint_s,
             life_ends=self.instance.launched_at + timedelta(seconds=self.spec.max_life_s),
             interruption_at=interruption.time if interruption else None,
             interruption_seen=interruption.seen_at if interruption else None,
@@ -317,7 +318,9 @@ class SimulatedAgent:
             self._beat_at = self.now
         elif report.cause == "interrupted" and self.notice and self.notice.time:
             # AWS may take it back free of charge.
-            if self.now >= self.notice.time + timedelta(seconds=_LINGER_S):
+            empty_at = self._purse.empty_at
+            is_late = self.now >= self.notice.time + timedelta(seconds=_LINGER_S)
+            if is_late or (empty_at is not None and self.now >= empty_at):
                 self.instance.end("itself")
         else:
             self.instance.end("itself")

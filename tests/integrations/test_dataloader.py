@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
@@ -45,6 +46,19 @@ class Short(Streamed):
         return itertools.islice(super().__iter__(), BATCH)
 
 
+class OlderGenerator(torch.utils.data.Sampler[int]):
+    """It shuffles with NumPy's RandomState, which is older than its Generator."""
+
+    def __init__(self) -> None:
+        self._draws = np.random.RandomState(4)
+
+    def __iter__(self) -> Any:
+        return iter(self._draws.permutation(SAMPLES).tolist())
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+
 LOADERS: dict[str, Callable[[], Any]] = {
     "in order": lambda: DataLoader(Noisy(), BATCH),
     "shuffled": lambda: DataLoader(Noisy(), BATCH, shuffle=True),
@@ -54,6 +68,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "weighted": lambda: DataLoader(
         Noisy(), BATCH, sampler=WeightedRandomSampler([1.0 + i for i in range(SAMPLES)], SAMPLES)
     ),
+    "shuffled by RandomState": lambda: DataLoader(Noisy(), BATCH, sampler=OlderGenerator()),
     "streamed": lambda: DataLoader(Streamed(), BATCH),
     "two workers": lambda: DataLoader(Noisy(), BATCH, shuffle=True, num_workers=2),
     "reads ahead": ReadsAhead,
@@ -172,6 +187,10 @@ def test_data_with_fewer_batches_than_were_used_is_refused() -> None:
     [
         (lambda: DataLoader(Noisy(), 8), "batch_size was 16 and is 8"),
         (lambda: DataLoader(Noisy(), BATCH, drop_last=True), "drop_last was False and is True"),
+        (
+            lambda: DataLoader(Noisy(), BATCH, shuffle=True),
+            "sampler was SequentialSampler and is RandomSampler",
+        ),
         (lambda: DataLoader(range(BATCH), BATCH), "samples was 92 and is 16"),  # type: ignore[arg-type]
     ],
 )
@@ -278,9 +297,8 @@ def test_steps_in_an_outer_and_in_an_inner_loop_are_refused(tmp_path: Any) -> No
     next(iter_of_outer := iter(outer))
     checkpointer.step(1)
     next(iter_of_inner := iter(inner))
-    checkpointer.step(2)
     with pytest.raises(InvalidSpec, match="in one of them only"):
-        checkpointer.save()
+        checkpointer.step(2)
     del iter_of_outer, iter_of_inner
 
 
@@ -306,3 +324,101 @@ def test_an_iterator_that_was_made_before_the_restore_goes_on_from_there() -> No
     iterator = iter(resumed)
     resumed.load_state_dict(state)
     assert [batch.tolist() for batch in iterator] == whole[2:]
+
+
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_what_persistent_workers_draw_differs_and_the_samples_are_the_same(
+    is_persistent: bool,
+) -> None:
+    def loader() -> ResumableLoader:
+        seed()
+        return ResumableLoader(
+            DataLoader(Noisy(), 30, shuffle=True, num_workers=1, persistent_workers=is_persistent)
+        )
+
+    def of(batch: dict[str, torch.Tensor]) -> tuple[list[float], list[float]]:
+        slope, noise = batch["x"][:, -1] - batch["x"][:, 0], batch["x"][:, 0]
+        return slope.round().tolist(), noise.tolist()
+
+    whole = loader()
+    expected = [of(batch) for _ in range(2) for batch in whole][6:]
+    resumed, state = loader(), left_after(loader(), 6)
+    resumed.load_state_dict(state)
+    actual = [of(batch) for _ in range(resumed.epoch, 2) for batch in resumed]
+    assert [samples for samples, _ in actual] == [samples for samples, _ in expected]
+    assert (actual == expected) == (not is_persistent)
+
+
+def test_with_another_number_of_workers_what_they_draw_differs() -> None:
+    def loader(workers: int) -> ResumableLoader:
+        seed()
+        return ResumableLoader(DataLoader(Noisy(), BATCH, shuffle=True, num_workers=workers))
+
+    expected = [batch["x"] for batch in loader(1)][2:]
+    resumed, state = loader(2), left_after(loader(1), 2)
+    resumed.load_state_dict(state)
+    actual = [batch["x"] for batch in resumed]
+    slopes = [[(x[:, -1] - x[:, 0]).round() for x in each] for each in (expected, actual)]
+    assert all(a.equal(b) for a, b in zip(*slopes, strict=True))
+    assert not all(a.equal(b) for a, b in zip(expected, actual, strict=True))
+
+
+def reading_ahead(loader: Any) -> Any:
+    """A prefetcher: it has read the next batch before it hands out one."""
+    iterator = iter(loader)
+    batch = next(iterator, None)
+    while batch is not None:
+        following = next(iterator, None)
+        yield batch
+        batch = following
+
+
+def test_a_prefetcher_around_the_loader_loses_what_it_has_read_ahead(tmp_path: Any) -> None:
+    def train(folder: str, leave_after: int) -> list[Any]:
+        seed()
+        loader = ResumableLoader(DataLoader(range(24), 4, shuffle=True))  # type: ignore[arg-type]
+        checkpointer = Checkpointer(loader=loader, storage=str(tmp_path / folder), period_s=1e9)
+        done, seen = checkpointer.restore(), []
+        for batch in reading_ahead(loader):
+            seen.append(batch.tolist())
+            done += 1
+            checkpointer.step(done)
+            if done == leave_after:
+                checkpointer.save()
+                break
+        return seen
+
+    whole = train("whole", 0)
+    first = train("run", 2)
+    assert first == whole[:2]
+    assert train("run", 0) == whole[3:]
+
+
+class Buffered(torch.utils.data.IterableDataset[int]):
+    """Shuffles what it streams in a buffer, with the generator that it is given."""
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+
+    def __iter__(self) -> Any:
+        buffer = list(range(8))
+        for sample in range(8, 40):
+            place = self.generator.randrange(8)
+            yield buffer[place]
+            buffer[place] = sample
+        yield from buffer
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_shuffle_buffer_resumes_exactly_if_it_has_a_generator_of_its_own(is_own: bool) -> None:
+    def loader() -> ResumableLoader:
+        seed()
+        return ResumableLoader(DataLoader(Buffered(random.Random(2) if is_own else random), 4))
+
+    def drawn(loader: ResumableLoader) -> list[Any]:
+        return [[*batch.tolist(), random.random()] for batch in loader]
+
+    whole = drawn(loader())
+    resumed, state = loader(), left_after(loader(), 4, draws=True)
+    resumed.load_state_dict(state)
+    assert ([x[:-1] for x in drawn(resumed)] == [x[:-1] for x in whole][4:]) == is_own

@@ -153,12 +153,18 @@ def trained(
         "flos": trainer.state.total_flos,
         "best": trainer.state.best_metric,
         "logs": logs,
+        "callbacks": {k: type(v) for k, v in trainer.state.stateful_callbacks.items()},
         "drawn": float(torch.rand(())),
     }
 
 
 def attempt(
-    variant: Variant, folder: Path, leave_after: int = 0, **options: Any
+    variant: Variant,
+    folder: Path,
+    leave_after: int = 0,
+    *,
+    replay: bool = True,
+    **options: Any,
 ) -> dict[str, Any] | None:
     number = len(list(folder.glob("channel-*")))
     place = folder / f"channel-{number}"
@@ -169,7 +175,7 @@ def attempt(
     def own(trainer: Any) -> str | None:
         if leave_after:
             trainer.add_callback(NoticeAfter(channel, leave_after))
-        return resume(trainer, context=context, period_s=1e9)
+        return resume(trainer, context=context, period_s=1e9, replay=replay)
 
     try:
         # Each instance has a disk of its own.
@@ -224,3 +230,46 @@ def test_other_batches_are_refused_in_the_middle_of_an_epoch(
     attempt(VARIANTS["plain"], tmp_path, leave_after=3)
     with pytest.raises(StateMismatch, match=what):
         attempt(VARIANTS["plain"], tmp_path, **option)
+
+
+class Noted(Items):
+    """Notes which samples are read, and what is drawn for them."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[int, float]] = []
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        item = super().__getitem__(index)
+        self.read.append((index, float(item["input_ids"][0])))
+        return item
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_without_replay_the_samples_are_the_same_and_what_is_drawn_for_them_differs(
+    replay: bool, tmp_path: Path
+) -> None:
+    whole, first, second = Noted(), Noted(), Noted()
+    options = {"eval_strategy": "no", "num_train_epochs": 1}
+
+    def variant(data: Noted) -> Variant:
+        return Variant(data=lambda: data)
+
+    trained(variant(whole), tmp_path / "alone", **options)
+    attempt(variant(first), tmp_path, leave_after=2, **options)
+    attempt(variant(second), tmp_path, replay=replay, **options)
+    left = whole.read[8:]
+    assert [index for index, _ in second.read[-len(left) :]] == [index for index, _ in left]
+    assert (second.read[-len(left) :] == left) == replay
+    assert replay or len(second.read) == len(left)
+
+
+@pytest.mark.parametrize("what", ["is_deepspeed_enabled", "is_fsdp_enabled"])
+def test_deepspeed_and_fsdp_are_refused(what: str, tmp_path: Path) -> None:
+    trainer: Any = Trainer(
+        Net(),
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+        train_dataset=Items(),
+    )
+    setattr(trainer, what, True)
+    with pytest.raises(InvalidSpec, match="DeepSpeed and FSDP in the Trainer are not supported"):
+        resume(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
@@ -178,6 +180,27 @@ class Hooked(Net):
         assert checkpoint["state_dict"]["backbone.0.weight"].shape == (4, 4)
 
 
+class CountsValidations(Net):
+    """A check of the validation before a resumed training would count as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validations = 0
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        super().validation_step(batch, index)
+        self.validations += 1
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return super().training_step(batch, index) * (1 + self.validations)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validations"] = self.validations
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validations = checkpoint["validations"]
+
+
 class Unnormed(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -254,6 +277,7 @@ VARIANTS = {
     "two optimizers": Variant(module=Two),
     "metric": Variant(module=Measured),
     "hooks": Variant(module=Hooked),
+    "validations counted": Variant(module=CountsValidations),
     "eval mode": Variant(module=EvalsItsBackbone),
     "max steps": Variant(options={"max_epochs": -1, "max_steps": 12}),
     "max steps without validation": Variant(
@@ -341,6 +365,56 @@ def test_interrupted_after_any_step_it_ends_as_lightning_alone(name: str, tmp_pa
         assert again[fact] == whole[fact]
 
 
+class Counting(DataLoader[Any]):
+    """A loader that keeps a position of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"own": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {"own": 1}
+
+
+@pytest.mark.parametrize("kind", [DataLoader, Counting])
+def test_files_of_lightnings_beside_it_are_as_without_it(
+    kind: type[DataLoader[Any]], tmp_path: Path
+) -> None:
+    def files(folder: str, own: list[Callback]) -> dict[str, Any]:
+        kept = pl.callbacks.ModelCheckpoint(tmp_path / folder, filename="m", every_n_train_steps=3)
+        trained(
+            Variant(
+                data=lambda: kind(Items(18), BATCH),
+                callbacks=lambda: [kept],
+                options={"enable_checkpointing": True, "max_steps": 3},
+            ),
+            own,
+        )
+        found: dict[str, Any] = torch.load(tmp_path / folder / "m.ckpt", weights_only=True)
+        return found
+
+    beside = files("a", [SpotfirstCallback(storage=str(tmp_path / "s"))])
+    alone = files("b", [])
+    assert beside["loops"] == alone["loops"]
+    assert beside.keys() == alone.keys()
+    net = Net.load_from_checkpoint(tmp_path / "a" / "m.ckpt")
+    assert all(map(torch.equal, net.state_dict().values(), alone["state_dict"].values()))
+    # Another program goes on from there, without Spotfirst.
+    trainer = pl.Trainer(max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(Net(), kind(Items(18), BATCH), ckpt_path=tmp_path / "a" / "m.ckpt")
+    assert trainer.global_step == 5
+
+
+def test_callbacks_can_be_copied_in_a_fit(tmp_path: Path) -> None:
+    class Copies(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.copies = copy.deepcopy(trainer.callbacks)
+
+    keeper = Copies()
+    trained(VARIANTS["plain"], [SpotfirstCallback(storage=str(tmp_path)), keeper])
+    (copied,) = [c for c in keeper.copies if isinstance(c, SpotfirstCallback)]
+    trained(VARIANTS["plain"], [copied])  # there is nothing left to train
+
+
 class KeepsAnObject(Net):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["place"] = object()
@@ -394,6 +468,15 @@ def test_what_cannot_be_resumed_is_refused_at_the_first_start(name: str, tmp_pat
     variant, kind, what = REFUSED[name]
     with pytest.raises(kind, match=what):
         attempt(variant, tmp_path)
+
+
+def test_a_second_fit_is_refused(tmp_path: Path) -> None:
+    channel = Channel(tmp_path)
+    context = TrainerContext(Run(open_storage(str(tmp_path / "s")), "r"), None, channel)
+    own: list[Callback] = [SpotfirstCallback(context=context)]
+    trained(VARIANTS["plain"], own)
+    with pytest.raises(InvalidSpec, match=r"fit\(\) is called a second time"):
+        trained(VARIANTS["plain"], own)
 
 
 def test_other_data_or_another_module_is_refused_before_it_trains(tmp_path: Path) -> None:
@@ -549,3 +632,52 @@ def test_at_the_end_the_last_step_is_the_total_told(name: str, total: int, tmp_p
     told = Channel(tmp_path / "channel-0").progress()
     assert told is not None
     assert told.step == told.total_steps == total
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
+def test_strategies_that_shard_the_module_are_refused_by_name(name: str) -> None:
+    strategy_class: Any = getattr(pl.strategies, name)
+    # DeepSpeed's cannot be made without its package. Which one it is, its class says.
+    strategy = strategy_class.__new__(strategy_class)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer._accelerator_connector.strategy = strategy
+    with pytest.raises(InvalidSpec, match=f"{name} is not supported: train with strategy='ddp'"):
+        SpotfirstCallback().setup(trainer, Net(), "fit")
+
+
+class Collects(Net):
+    """Makes a step of its optimizer with the gradients of three of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+        if index % 3 == 2:
+            optimizer.zero_grad()
+
+
+def test_gradients_that_the_module_keeps_over_its_own_steps_are_in_no_checkpoint(
+    tmp_path: Path,
+) -> None:
+    variant = Variant(module=Collects)
+    whole = trained(variant, [])
+    for step, is_exact in ((3, True), (4, False)):
+        folder = tmp_path / str(step)
+        attempt(variant, folder, leave_after=step)
+        ended = attempt(variant, folder)
+        assert ended is not None
+        assert ended["steps"] == whole["steps"]
+        assert ended["drawn"] == whole["drawn"]
+        assert (ended["weights"] == whole["weights"]) == is_exact
+
+
+def test_a_search_for_the_batch_size_is_refused() -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[BatchSizeFinder()]
+    )
+    with pytest.raises(InvalidSpec, match="BatchSizeFinder tries trainings out"):
+        SpotfirstCallback().setup(trainer, Net(), "fit")

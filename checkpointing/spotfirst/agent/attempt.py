@@ -141,13 +141,17 @@ class Agent:
 
         Ending it ourselves would make us pay for it (``spotfirst_airflow.costs`` has the rule).
         When it is not free, the controller terminates it; when the interruption does not come, or
-        nobody said when, this ends by itself.
+        nobody said when, this ends by itself. So it does when the budget is spent before: the fleet
+        may not keep its word.
         """
         interruption = self._heard.interruption
         if interruption is None or interruption.time is None:
             return
         until = interruption.time + timedelta(seconds=_LINGER_S)
         while self._heard.terminated_at is None and self._clock() < until:
+            empty_at = self._heard.budget_ends()
+            if empty_at is not None and self._clock() >= empty_at:
+                return
             time.sleep(_TICK_S)
 
     # -- boot and preparation ---------------------------------------------------------------
@@ -190,6 +194,7 @@ class Agent:
         if purse.is_watched:
             Periodic("look at the budget", purse.look).start()
             self._heard.budget_ends = lambda: purse.empty_at
+            self._heard.checkpoint_s = lambda: purse.checkpoint_s
 
     def _limit_life(self, step_s: float) -> None:
         """Have the guard end everything soon after the run's limits, as they are known now."""
@@ -327,12 +332,13 @@ class Agent:
             self._look(command, preparation)
             if code != 0 or not is_finished(self._tell.progress):
                 self._heard.look_again()  # what made the script leave may be a moment behind
-        if files is not None and not command.is_over():
+        has_more = files is not None and not command.is_over()
+        if files is not None and has_more:
             files.signal(command, signal.SIGKILL)
         code = command.end()
         self._look(command, preparation)
         ending = Ending(code=code, killed=killed, terminated=files is not None and stop is not None)
-        return self._ended(self._settle(ending, preparation), stop)
+        return self._ended(self._settle(ending, preparation, was_cut=has_more), stop)
 
     def _drain(self, stop: Stop, command: Command, preparation: Preparation) -> None:
         handover = self._heard.handover
@@ -372,16 +378,22 @@ class Agent:
             return min(stop.by, began + timedelta(seconds=IDLE_S))
         return stop.by
 
-    def _settle(self, ending: Ending, preparation: Preparation) -> Ending:
-        """Keep what the command left behind; find out whether someone else has taken over."""
+    def _settle(self, ending: Ending, preparation: Preparation, *, was_cut: bool) -> Ending:
+        """Keep what the command left behind; find out whether someone else has taken over.
+
+        ``was_cut``: the first process had ended, or was killed, while others ran on.
+        """
         files = preparation.files
         superseded = False
         if files is not None:
             heard = self._heard
             stopped = ending.terminated or heard.terminated_at or heard.interruption
-            if ending.code == 0 or stopped:
-                files.finish(by_itself=ending.code == 0, asked=ending.terminated)
-                self._tell.take(files.progress)
+            files.finish(
+                by_itself=ending.code == 0 and not was_cut,
+                asked=ending.terminated or was_cut,
+                crashed=ending.code != 0 and not stopped,
+            )
+            self._tell.take(files.progress)
             superseded = files.superseded
         elif self._tell.progress.timings.drained is None:  # else it let go before anyone took
             chain = until_answered("read the checkpoint chain", self._run.chain().refresh)

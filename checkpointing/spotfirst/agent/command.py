@@ -134,12 +134,13 @@ class Command:
     def signal_stopped(self, number: int, pids: Collection[int]) -> None:
         """Send a signal to those of the group's processes that are among ``pids``, and stopped.
 
+        SIGKILL goes to all of them, whatever their group.
         A process that the signal is going to end is killed instead: once it is continued, its other
         threads would run on for a moment, and open files that they never get to write.
         """
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(pid) == self.group:
+                if number == signal.SIGKILL or os.getpgid(pid) == self.group:
                     os.kill(pid, signal.SIGKILL if _dies_of(pid, number) else number)
 
     def is_over(self) -> bool:

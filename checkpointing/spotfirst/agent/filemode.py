@@ -135,11 +135,12 @@ class FileMode:
             self.progress = msgspec.structs.replace(self.progress, waits_until=until)
         return wait_s
 
-    def finish(self, *, by_itself: bool, asked: bool) -> None:
+    def finish(self, *, by_itself: bool, asked: bool, crashed: bool = False) -> None:
         """After the command has gone: take everything, and let a successor claim.
 
         Unless it ended ``by_itself``, what it was writing is kept as it was before. ``asked``: it
-        was sent a signal by :meth:`signal`; otherwise it was ended by someone else.
+        was sent a signal by :meth:`signal`; otherwise it was ended by someone else, or ``crashed``:
+        the step stays what it was then.
         """
         self._captures.stop(_CAPTURE_UNDER_WAY_S)
         if self.superseded:
@@ -148,9 +149,14 @@ class FileMode:
             self._files.forget_writers()
         elif not asked:
             self._files.note_death()
+        reached = self.progress
         try:
             denied_s = once_taken(self.capture_s > 0)
             until_answered("keep the last files", lambda: self._take(final=True), denied_s=denied_s)
+            if crashed:
+                # What it wrote before it crashed does not prove that it came further.
+                self.progress = msgspec.structs.replace(reached, warnings=self.progress.warnings)
+                return
             until_answered("release the checkpoints", self._files.release, denied_s=denied_s)
         except ClaimLost:
             self.superseded = True

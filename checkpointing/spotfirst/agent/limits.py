@@ -26,6 +26,7 @@ __all__ = ["Forecast", "Purse", "forecast"]
 
 _PERIOD_S = 30.0
 _SOON_S = 3.0
+_BOOTS_WITHIN_S = 600.0
 _GONE_S = 60.0
 """After its notice's time an instance is gone; clocks differ, and bills round up."""
 
@@ -61,12 +62,14 @@ def forecast(
     """What the run has cost and costs, as one of its attempts sees it.
 
     The journal may lag: the attempt itself counts from its intent on, with the price that it was
-    asked for, and another one no longer than ``gone_at`` says, which knows what it left.
+    asked for; so does another one for a while; and none longer than ``gone_at`` says, which knows
+    what it left.
     ``bytes_usd`` is what an open attempt has moved between regions so far.
     """
     spent_usd = usd_s = Decimal(0)
     for each in state.attempts:
-        each = _as_launched(each, state) if each.number == attempt else each  # noqa: PLW2901
+        if each.number == attempt or _may_be_there(each, now=now):
+            each = _as_launched(each, state)  # noqa: PLW2901
         if each.launched is None:
             continue
         end = gone_at(each.number) if each.ended is None and each.number != attempt else None
@@ -84,6 +87,15 @@ def forecast(
     return Forecast(at=now, spent_usd=spent_usd, usd_s=usd_s)
 
 
+def _may_be_there(attempt: Attempt, *, now: datetime) -> bool:
+    """Whether an instance may run of which only the intent to launch it is told.
+
+    Who was to tell may be gone. If the instance is there, it soon asks its predecessor to hand over.
+    """
+    age_s = (now - attempt.intended_at).total_seconds()
+    return attempt.is_open and attempt.launched is None and age_s < _BOOTS_WITHIN_S
+
+
 def _as_launched(attempt: Attempt, state: RunState) -> Attempt:
     """The attempt with what its launch will be told to have been, where it is not told yet."""
     if attempt.launched is not None or attempt.asked_usd_h is None:
@@ -99,13 +111,17 @@ def _as_launched(attempt: Attempt, state: RunState) -> Attempt:
 
 
 class Purse:
-    """Looks at the journal from time to time; ``empty_at`` is when the budget will be spent."""
+    """Looks at the journal from time to time; ``empty_at`` is when the budget will be spent.
+
+    ``checkpoint_s`` is what a checkpoint took in an earlier attempt.
+    """
 
     def __init__(self, run: Run, attempt: int, spec: RunSpec, *, clock: Clock) -> None:
         self._run, self._attempt, self._spec, self._clock = run, attempt, spec, clock
         self._journal = run.journal()
         self._chain = run.chain()
         self.empty_at: datetime | None = None
+        self.checkpoint_s: float | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -121,6 +137,7 @@ class Purse:
         if budget_usd is None or not self.is_watched:
             return float("inf")
         state = self._journal.refresh()
+        self.checkpoint_s = state.checkpoint_s
         now = self._clock()
         found = forecast(
             state, self._attempt, now=now, gone_at=self._gone_at, bytes_usd=self._bytes_usd

@@ -55,6 +55,7 @@ class Listener:
         self.life_s = settings.max_life_s
         self.deadline: datetime | None = None
         self.budget_ends: Callable[[], datetime | None] = lambda: None
+        self.checkpoint_s: Callable[[], float | None] = lambda: None
         self.notice: Notice | None = None
         self.handover: Handover | None = None
         self._handover_at: datetime | None = None
@@ -108,6 +109,7 @@ class Listener:
             life_ends=self.booted + timedelta(seconds=self.life_s),
             deadline=self.deadline,
             budget_ends=self.budget_ends(),
+            checkpoint_s=self.checkpoint_s(),
             interruption_at=interruption.time if interruption else None,
             interruption_seen=interruption.seen_at if interruption else None,
             terminated_at=self.terminated_at,

@@ -38,11 +38,13 @@ class Watch(Record):
     handover_at: datetime | None = None
     patience_s: float = 120.0
     shutdown_window_s: float = 20.0
+    checkpoint_s: float | None = None
+    """What one took in an earlier attempt."""
     booted: datetime
 
     def stop(self, now: datetime, progress: Progress | None, step_s: float = 0.0) -> Stop | None:
         """Whether to drain now: on request at once, else when only the margin is left."""
-        last_s = end_s(progress, step_s)
+        last_s = end_s(progress, step_s, self.checkpoint_s)
         by = self._limit(last_s)
         if self.terminated_at is not None:
             return Stop(reason="interruption", by=by)
@@ -80,7 +82,7 @@ class Watch(Record):
 
     def run_ends(self, progress: Progress | None, step_s: float = 0.0) -> datetime | None:
         """When the command must be gone whatever happens, for the run's deadline and budget."""
-        return min(self._run_limits(end_s(progress, step_s)), default=None)
+        return min(self._run_limits(end_s(progress, step_s, self.checkpoint_s)), default=None)
 
     def _run_limits(self, last_s: float) -> list[datetime]:
         limits = []
@@ -92,12 +94,17 @@ class Watch(Record):
         return limits
 
 
-def end_s(progress: Progress | None, step_s: float = 0.0) -> float:
+def end_s(
+    progress: Progress | None, step_s: float = 0.0, checkpoint_s: float | None = None
+) -> float:
     """How long the step under way, a last checkpoint and the end take, by what is known of them.
 
-    As long as controllers expect it to (``outlook.shutdown_s``), and the step.
+    As long as controllers expect it to (``outlook.shutdown_s``), and the step. ``checkpoint_s`` is
+    what a checkpoint took in an earlier attempt.
     """
     measured = progress.checkpoint_s if progress is not None else None
+    if measured is None:
+        measured = checkpoint_s
     return step_s + (_UNKNOWN_END_S if measured is None else 2 * measured + _REST_S)
 
 

@@ -28,8 +28,8 @@ from spotfirst.checkpoints.settling import Signature
 from spotfirst.storage import Storage
 
 __all__ = [
-    "EMPTY", "Captured", "Chunk", "Content", "Hole", "Save", "Snapshot", "Unsure", "content_of",
-    "locations", "manifest_of", "sparse",
+    "EMPTY", "Captured", "Chunk", "Content", "Hole", "Save", "Snapshot", "Unsure",
+    "comes_further", "content_of", "locations", "manifest_of", "sparse",
 ]  # fmt: skip
 
 Chunk = tuple[str, int]
@@ -43,6 +43,8 @@ Content = tuple[
 ]
 """All that a manifest says but where the bytes are: what makes two checkpoints the same."""
 EMPTY: Content = ((), (), ())
+_LOGS = (".log", ".out", ".err")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,32 @@ def content_of(snapshot: Snapshot) -> Content:
         for path, entry in sorted(snapshot.files.items())
     )
     return files, snapshot.links, snapshot.folders
+
+
+def comes_further(before: Content, after: Content) -> bool:
+    """Whether a script has done more than to write to its logs.
+
+    One that crashes again and again writes to them each time, and rewrites what it writes at its
+    start. A table of results may be all that a script makes, so one counts where nothing else is.
+    """
+    old, new = _made(before), _made(after)
+    if not new:
+        return not old and bool(after[1] or after[2])
+    has_more = not all(path.endswith(_TABLES) for path in new)
+    return any(
+        old.get(path) != made
+        for path, made in new.items()
+        if not (has_more and path.endswith(_TABLES))
+    )
+
+
+def _made(content: Content) -> dict[str, tuple[object, object]]:
+    """What the files hold that are no logs for sure, whenever they were written."""
+    return {
+        path: (chunks, holes)
+        for path, _, _, chunks, holes, _ in content[0]
+        if not path.endswith(_LOGS) and "tfevents" not in path.rpartition("/")[2]
+    }
 
 
 def manifest_of(content: Content, where: Mapping[str, Location]) -> FilesManifest:

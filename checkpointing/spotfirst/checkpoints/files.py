@@ -31,6 +31,7 @@ from spotfirst.checkpoints.filepacks import (
     Save,
     Snapshot,
     Unsure,
+    comes_further,
     content_of,
     locations,
     manifest_of,
@@ -136,7 +137,8 @@ class FileCheckpoints:
 
     ``freeze`` stops those who write; without it, a closed file must have been unchanged for
     ``settle_s``. Of a file that is larger than ``chunk_bytes``, only pieces of that size that
-    changed are written. The step of a checkpoint is the number of captures so far.
+    changed are written. The step of a checkpoint is the number of captures so far in which more
+    than logs had changed: a newer one of the same step has newer logs.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class FileCheckpoints:
         self._logs: set[str] = set()
         self._warned: set[str] = set()
         self.step = 0
-        """Captures so far, in the run and in the checkpoint it started from."""
+        """Captures of more than logs so far, in the run and in the checkpoint it started from."""
         self.pause_s = 0.0
         """How long the script stood still for the last capture."""
         self.restored_seq: int | None = None
@@ -280,12 +282,15 @@ class FileCheckpoints:
         with self._lock:
             decision = self._decide(pids, frozen=True, final=False)
         files = decision.inventory.files
-        self._cut = {
+        # What an earlier signal cut off has no writer any more, and looks whole.
+        before = {p: cut for p, cut in self._cut.items() if p in files}
+        self._cut = {p: cut for p, cut in before.items() if same_bytes(cut, signature(files[p]))}
+        self._cut |= {
             path: signature(files[path])
             for path in decision.waiting
             if not decision.is_in_new(path) or self._settling.writers_of(files[path])
         }
-        self._cut_folders = {folder: _content(folder, files) for folder in decision.held}
+        self._cut_folders |= {folder: _content(folder, files) for folder in decision.held}
 
     def note_death(self) -> None:
         """To be called when the script was ended by someone else, so nobody saw it stand still.
@@ -724,13 +729,14 @@ class FileCheckpoints:
             unsure = self._unsure = Unsure(save.manifest, manifest, content)
         digest, size_bytes = write_manifest(self._packs, unsure.name, unsure.manifest)
         new_bytes = self._unreported_bytes + save.writer.new_bytes
+        step = self.step + comes_further(self._committed or EMPTY, content)
         seq = self._chain.commit(
-            self._attempt, step=self.step + 1, manifest=unsure.name, digest=digest,
+            self._attempt, step=step, manifest=unsure.name, digest=digest,
             content="files", size_bytes=unsure.manifest.size_bytes + size_bytes,
             new_bytes=new_bytes + size_bytes,
         )  # fmt: skip
         self._captured = dict(snapshot.files)
-        self._accept(unsure, self.step + 1)
+        self._accept(unsure, step)
         tidy(self._packs, self._chain, self._attempt, self._retention, pinned=self._run.pinned)
         return seq
 

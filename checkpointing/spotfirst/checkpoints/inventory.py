@@ -13,6 +13,8 @@ from spotfirst.checkpoints.manifest import FolderRef, LinkRef, stays_inside
 __all__ = ["Inventory", "link_goes_to", "list_folder", "warn_of_losses"]
 
 _KEPT_MODE = 0o777
+_LONGEST_PATH_BYTES = 3072
+"""Linux takes 4096 with the folder's own path, which is another one on the next instance."""
 _HARMLESS = {"security.selinux"}
 
 
@@ -50,6 +52,7 @@ def list_folder(folder: Path, warn: Callable[[str], None]) -> Inventory:
             except OSError:
                 continue
             if stat.S_ISDIR(status.st_mode):
+                warn_of_losses(path, None, status, warn)
                 mode = status.st_mode & _KEPT_MODE
                 found.folders[path] = FolderRef(
                     path=path, mode=mode, mtime_ns=status.st_mtime_ns
@@ -64,13 +67,15 @@ def list_folder(folder: Path, warn: Callable[[str], None]) -> Inventory:
 
 
 def warn_of_losses(
-    path: str, descriptor: int, status: os.stat_result, warn: Callable[[str], None]
+    path: str, descriptor: int | None, status: os.stat_result, warn: Callable[[str], None]
 ) -> None:
-    """Say what of an open file a checkpoint cannot keep."""
+    """Say what of a folder, or of an open file, a checkpoint cannot keep."""
     if status.st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX):
         warn(f"{path!r} has special permissions (set-uid, set-gid or sticky), which are not kept")
     if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
         warn(f"{path!r} belongs to another user or group; it comes back as the agent's own")
+    if descriptor is None:
+        return
     try:
         names = set(os.listxattr(descriptor)) - _HARMLESS
     except (AttributeError, OSError):
@@ -106,6 +111,9 @@ def _add_link(
 def _has_strange_name(path: str, warn: Callable[[str], None]) -> bool:
     if _is_not_text(path):
         warn(f"{path!a} is left out of checkpoints: its name is not UTF-8")
+        return True
+    if len(path.encode()) > _LONGEST_PATH_BYTES:
+        warn(f"{path[:80]!r}… is left out of checkpoints: its path is too long")
         return True
     if "\\" in path:
         warn(f"{path!r} is left out of checkpoints: its name has a backslash")

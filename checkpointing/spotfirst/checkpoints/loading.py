@@ -6,7 +6,7 @@ that of new ones.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -49,8 +49,8 @@ class StateReader:
     ) -> None:
         """Ask for the arrays of one of the manifest's trees.
 
-        ``targets`` are live tensors of the same types and shapes, by the names of
-        :func:`walk_leaves`, whose memory is filled. ``regions`` are sharded ones, of which this
+        ``targets`` are live tensors by the names of :func:`walk_leaves`, whose memory is filled
+        where type and shape are those that are stored. ``regions`` are sharded ones, of which this
         rank's region is read (:class:`spotfirst.distributed.collecting.Region`).
         """
         for name, tag, index in walk_leaves(node):
@@ -63,7 +63,12 @@ class StateReader:
                 self._regions.add(array, region.offset, region.local)
                 continue
             target = targets.get(name)
-            if target is None or tag != "tensor" or not is_plain(target):
+            if (
+                target is None
+                or tag != "tensor"
+                or not is_plain(target)
+                or not _fits(target, array)
+            ):
                 self._reserve(array.size_bytes)
                 target = self._room.empty(array)
             self._tensors[index] = target.detach()
@@ -106,10 +111,13 @@ def differences(
     objects: Mapping[str, Any],
     leaves: Sequence[Leaf],
     modules: Collection[str],
+    *,
+    decided: Callable[[str, str], bool] = lambda _name, _path: False,
 ) -> list[str]:
     """How a checkpoint's trees differ from those at hand; arrays are compared for ``modules``.
 
-    An optimizer has no arrays yet before its first step: see :mod:`.optimizers`.
+    ``decided(name, path)`` says whether the module ``name`` has a method of its own that knows what
+    fits at ``path``. An optimizer has no arrays yet before its first step: see :mod:`.optimizers`.
     """
     problems = [f"{name} is not in the checkpoint" for name in objects.keys() - stored]
     problems += [
@@ -119,11 +127,11 @@ def differences(
     for name in sorted(set(modules) & stored.keys()):
         here = {path: leaves[index] for path, _, index in walk_leaves(objects[name])}
         there = {path for path, _, _ in walk_leaves(stored[name])}
+        unfit = {path: "is not in the checkpoint" for path in here if path not in there}
+        unfit |= unfit_arrays(manifest, stored[name], objects[name], leaves)
         problems += [
-            f"{name}: {path} is not in the checkpoint" for path in here if path not in there
+            f"{name}: {path} {why}" for path, why in unfit.items() if not decided(name, path)
         ]
-        unfit = unfit_arrays(manifest, stored[name], objects[name], leaves)
-        problems += [f"{name}: {path} {why}" for path, why in unfit.items()]
     return sorted(problems)
 
 
@@ -167,6 +175,10 @@ def stored_trees(manifest: StateManifest, rank: int = 0) -> dict[str, Any]:
     """The trees by object: those of all ranks and those of ``rank``."""
     own = manifest.ranks[rank % len(manifest.ranks)].objects if manifest.ranks else {}
     return {**own, **manifest.objects}
+
+
+def _fits(target: torch.Tensor, array: ArrayRef) -> bool:
+    return tuple(target.shape) == array.shape and str(target.dtype) == f"torch.{array.dtype}"
 
 
 def _form(array: Leaf | ArrayRef) -> str:

@@ -32,6 +32,7 @@ __all__ = ["Refit", "Start"]
 _NO_HYPERPARAMETERS = frozenset({"params", "param_names"})
 _PROGRESS = frozenset({
     "last_epoch", "_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step",
+    "T_cur", "T_i",
 })  # fmt: skip
 """Where a scheduler is. It goes on from there, so these are always restored."""
 _PER_GROUP = frozenset({
@@ -40,10 +41,21 @@ _PER_GROUP = frozenset({
 })  # fmt: skip
 """Lists in a scheduler's state that have a value for each of the optimizer's groups."""
 _LIKE_THE_PARAMETER = frozenset({
-    "acc_delta", "ax", "eta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq",
-    "momentum_buffer", "mu", "prev", "square_avg", "step_size", "sum",
+    "acc_delta", "ax", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq",
+    "momentum_buffer", "prev", "square_avg", "step_size", "sum",
 })  # fmt: skip
 """What torch's optimizers keep in the shape of the parameter."""
+_STATE_OF = {
+    "amsgrad": ("max_exp_avg_sq", "exp_avg_sq"),
+    "centered": ("grad_avg", "square_avg"),
+    "momentum": (
+        "momentum_buffer",
+        "square_avg",
+    ),  # of RMSprop; SGD makes its own when it is needed
+}
+"""What a switch keeps for each parameter, and what it lies beside. Torch makes it at the first step."""
+_RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"})
+"""Hyperparameters of a group from which a schedule follows."""
 _CLOSED_FORM = (
     lr_scheduler.CosineAnnealingWarmRestarts, lr_scheduler.CyclicLR, lr_scheduler.LambdaLR,
     lr_scheduler.OneCycleLR,
@@ -330,6 +342,11 @@ class Refit:
             group.pop("param_names", None)
             if "param_names" in here:
                 group["param_names"] = list(here["param_names"])
+            for key, (kept, beside) in _STATE_OF.items():
+                for parameter in group["params"] if group.get(key) else ():
+                    own = state["state"].get(parameter, {})
+                    if kept not in own and beside in own:
+                        own[kept] = torch.zeros_like(own[beside])
         return state
 
     def _renew_scheduler(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
@@ -369,7 +386,7 @@ class Refit:
                 continue
             optimizer = self._start.optimizers[name]
             governing = self._schedulers_of(optimizer)
-            is_new = any({"lr", "initial_lr"} & new for new in fit.new)
+            is_new = any(_RATES & new for new in fit.new)
             if not governing or not (is_new or self._renewed & governing.keys()):
                 continue
             schedulers = [_inner(each) for each in governing.values()]
@@ -522,7 +539,26 @@ def _renewed(
         elif _changed(started, fresh, key):
             result[key] = value
             changed.append(f"{key} is {_shown(value)}")
+    if changed:
+        _place(result)
     return result, changed
+
+
+def _place(state: dict[str, Any]) -> None:
+    """Say where a schedule is within its parts, as its new settings have it."""
+    if state.keys() >= {"T_0", "T_mult", "T_cur", "T_i"}:  # restarts
+        passed, length = state["last_epoch"] + state["T_cur"] % 1, state["T_0"]
+        while passed >= length:
+            passed, length = passed - length, length * state["T_mult"]
+        state.update(T_cur=passed, T_i=length)
+    milestones = state.get("_milestones")
+    if isinstance(milestones, list) and isinstance(state.get("_schedulers"), list):
+        running = bisect.bisect_right(milestones, state["last_epoch"])
+        for number, part in enumerate(state["_schedulers"]):
+            if number >= running and "last_epoch" in part:
+                passed = state["last_epoch"] - (milestones[number - 1] if number else 0)
+                part["last_epoch"] = max(passed, 0)
+                _place(part)
 
 
 def _regrouped(state: Any, here: Mapping[str, Any], fit: _Fit) -> Any:

@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 from spotfirst.checkpoints.chain import CheckpointChain, Commit
 from spotfirst.errors import CorruptObject, FormatError, InvalidSpec, ObjectMissing, UnknownRun
+from spotfirst.heartbeat import ExitReport
 from spotfirst.run import Run
 from spotfirst.spec import ResumeFrom
 from spotfirst.storage import Storage
@@ -88,9 +89,10 @@ def load_newest(
 def crashed_with(run: Run, chain: CheckpointChain) -> dict[int, int]:
     """Checkpoints not to begin with, each with the attempt that crashed before it came further.
 
-    At most :data:`MOST_BACK` of those that crashed one after the other since the run was last
-    reopened. When more did, the checkpoints are not at fault, and the result is empty; so it is
-    when no other checkpoint is left.
+    At most :data:`MOST_BACK` steps with which attempts crashed one after the other since the run
+    was last reopened; and what such an attempt has kept itself, which is no further. When more
+    did, the checkpoints are not at fault, and the result is empty; so it is when no other
+    checkpoint is left.
     """
     holder = chain.holder or 0
     try:
@@ -98,22 +100,34 @@ def crashed_with(run: Run, chain: CheckpointChain) -> dict[int, int]:
         attempts = [a.number for a in state.attempts if state.reopened_after < a.number < holder]
         everything = [*chain.commits, *chain.pruned.items()]
         committed = {commit.attempt for _, commit in everything}
+        step_of = {seq: commit.step for seq, commit in everything}
         found: dict[int, int] = {}
+        crashes: set[int] = set()
         for number in reversed(attempts[-_MOST_REPORTS:]):
-            if number in committed:
-                break
-            report = run.exit_report(number)
-            seq = report.progress.restored_seq if report is not None else None
-            if report is None or seq is None or report.cause not in _CRASHES:
+            seq = _stuck_at(run.exit_report(number))
+            if seq is None:
+                if number in committed:
+                    break
                 continue
-            progress = report.progress
-            if progress.step is None or progress.step <= (progress.start_step or 0):
-                found.setdefault(seq, number)
+            step = step_of.get(seq)
+            crashes.add(seq if step is None else step)
+            for other, commit in chain.commits:
+                if other == seq or commit.step == step or commit.attempt == number:
+                    found.setdefault(other, number)
     except FormatError as error:
         _log.warning("cannot read how earlier attempts ended: %s", error)
         return {}
     is_left = any(seq not in found for seq, _ in chain.commits)
-    return found if is_left and len(found) <= MOST_BACK else {}
+    return found if is_left and len(crashes) <= MOST_BACK else {}
+
+
+def _stuck_at(report: ExitReport | None) -> int | None:
+    """The checkpoint that an attempt began with, if it crashed before it came any further."""
+    if report is None or report.cause not in _CRASHES:
+        return None
+    progress = report.progress
+    is_further = progress.step is not None and progress.step > (progress.start_step or 0)
+    return None if is_further else progress.restored_seq
 
 
 def _parents_commit(parent: Run, resume_from: ResumeFrom) -> Commit:

@@ -35,7 +35,7 @@ _OBJECT = re.compile(r"(\d{8})/(\d{6})\b.*")
 class Retention(Record):
     """Which checkpoints to keep: the union of what its fields say. The newest one always stays.
 
-    ``last``: so many of the newest; ``None`` keeps all. ``every_steps``: the first one in each so
+    Of several checkpoints of one step the newest counts. ``last``: so many of the newest; ``None`` keeps all. ``every_steps``: the first one in each so
     many steps. ``best``: so many with the lowest (``mode="min"``) or highest ``metric``.
     """
 
@@ -67,10 +67,13 @@ def kept(commits: Collection[tuple[int, Commit]], retention: Retention) -> set[i
     commits = list(commits)
     if retention.last is None:
         return {seq for seq, _ in commits}
-    keep = {seq for seq, _ in commits[-max(1, retention.last) :]}
+    # Else several that differ only in their logs would displace the one to go back to.
+    newest = {commit.step: seq for seq, commit in commits}
+    different = [(seq, commit) for seq, commit in commits if newest[commit.step] == seq]
+    keep = {seq for seq, _ in different[-max(1, retention.last) :]}
     if retention.every_steps:
         buckets: dict[int, int] = {}
-        for seq, commit in commits:
+        for seq, commit in different:
             buckets.setdefault(commit.step // retention.every_steps, seq)
         keep |= set(buckets.values())
     if retention.best:

@@ -11,7 +11,16 @@ from blake3 import blake3
 
 from spotfirst.errors import StateMismatch
 
-__all__ = ["as_stateful", "cuda_in_use", "reseed_rng", "restore_rng", "rng_state"]
+__all__ = [
+    "as_stateful",
+    "cuda_in_use",
+    "generator_state",
+    "is_generator",
+    "reseed_rng",
+    "restore_rng",
+    "rng_state",
+    "set_generator",
+]
 
 
 def cuda_in_use() -> bool:
@@ -75,28 +84,59 @@ def reseed_rng(state: Any, place: str) -> None:
         np.random.seed(seed % (1 << 32))  # noqa: NPY002 - user code draws from the global one
 
 
+def is_generator(value: Any) -> bool:
+    """Whether it is a random number generator of torch, Python or NumPy, the older RandomState too."""
+    return (
+        isinstance(value, (torch.Generator, random.Random))
+        or hasattr(value, "bit_generator")
+        or _is_random_state(value)
+    )
+
+
+def generator_state(generator: Any) -> Any:
+    """The state of a generator, as :func:`set_generator` takes it."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if _is_random_state(generator):
+        return generator.get_state(legacy=False)
+    return generator.bit_generator.state
+
+
+def set_generator(generator: Any, state: Any) -> None:
+    """Set a generator to a state of its kind."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif _is_random_state(generator):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
+
+
+def _is_random_state(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.random.RandomState)
+
+
 class _Generator:
     """Gives a generator object the two methods of everything else that is checkpointed."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
+        self._kind = (
+            "torch" if isinstance(generator, torch.Generator)
+            else "python" if isinstance(generator, random.Random)
+            else "numpy"
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        generator = self._generator
-        if isinstance(generator, torch.Generator):
-            return {"torch": generator.get_state()}
-        if isinstance(generator, random.Random):
-            return {"python": generator.getstate()}
-        return {"numpy": generator.bit_generator.state}
+        return {self._kind: generator_state(self._generator)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        generator = self._generator
-        if isinstance(generator, torch.Generator):
-            generator.set_state(state["torch"])
-        elif isinstance(generator, random.Random):
-            generator.setstate(state["python"])
-        else:
-            generator.bit_generator.state = state["numpy"]
+        set_generator(self._generator, state[self._kind])
 
 
 def as_stateful(value: Any) -> Any:
@@ -105,6 +145,4 @@ def as_stateful(value: Any) -> Any:
         getattr(value, "load_state_dict", None)
     ):
         return value
-    if isinstance(value, (torch.Generator, random.Random)) or hasattr(value, "bit_generator"):
-        return _Generator(value)
-    return None
+    return _Generator(value) if is_generator(value) else None

@@ -6,6 +6,7 @@ value                                 node
 ``None``, bool, str, small int, float itself
 larger int, NaN and infinity          ``{"int": hex}``, ``{"float": hex of the IEEE bytes}``
 bytes, bytearray                      ``{"bytes": base64}``, ``{"bytearray": …}``
+BytesIO                               ``{"bytesio": [position, base64]}``
 complex, Decimal, UUID                ``{"complex": text}``, ``{"decimal": …}``, ``{"uuid": …}``
 datetime, date, time, timedelta       ``{"datetime": ISO 8601}``, …, ``{"timedelta": [d, s, µs]}``
 Path, PurePosixPath                   ``{"path": text}``, ``{"purepath": …}``
@@ -29,6 +30,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import io
 import json
 import math
 import re
@@ -166,7 +168,9 @@ def flatten(value: Any, arrays: ArrayCollector, path: object = "state", depth: i
         pairs = []
         for key, item in value.items():
             if type(key) not in (str, int):
-                raise _refused(f"key {key!r:.80} of type {_name(type(key))}", path)
+                raise _refused(
+                    f"a mapping with the key {key!r:.80} of type {_name(type(key))}", path
+                )
             node = flatten(item, arrays, _Path(path, key), depth + 1)
             pairs.append([_SCALARS[type(key)](key, path), node])
         result: dict[str, Any] = {_MAPPINGS[kind]: pairs}
@@ -442,6 +446,22 @@ def _read_deque(items: list[Any]) -> deque[Any]:
     return deque(items[1:], length)
 
 
+def _bytesio_node(value: io.BytesIO, path: object) -> Any:
+    if value.closed:
+        raise _refused("a closed io.BytesIO", path)
+    return {"bytesio": [value.tell(), base64.b64encode(value.getbuffer()).decode()]}
+
+
+def _read_bytesio(items: list[Any]) -> io.BytesIO:
+    position, text = items
+    if type(position) is not int or not 0 <= position < 1 << 63 or not isinstance(text, str):
+        msg = "a BytesIO holds something other than a position and text"
+        raise TypeError(msg)
+    value = io.BytesIO(_read_bytes(text))
+    value.seek(position)
+    return value
+
+
 def _read_range(items: list[Any]) -> range:
     if any(type(item) is not int for item in items):
         msg = "a range holds something other than numbers"
@@ -462,6 +482,7 @@ _SCALARS: dict[type, Callable[[Any, object], Any]] = {
     str: _str_node,
     bytes: _bytes_node,
     bytearray: lambda value, _: {"bytearray": base64.b64encode(value).decode()},
+    io.BytesIO: _bytesio_node,
     complex: _complex_node,
     Decimal: _text_node("decimal"),
     UUID: _text_node("uuid"),
@@ -494,6 +515,7 @@ _LISTS: dict[str, Callable[[list[Any]], Any]] = {
     "set": set,
     "frozenset": frozenset,
     "deque": _read_deque,
+    "bytesio": _read_bytesio,
     "timedelta": lambda items: dt.timedelta(*items),
     "size": _read_size,
     "range": _read_range,

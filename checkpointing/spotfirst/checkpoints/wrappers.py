@@ -7,13 +7,22 @@ it can be restored with or without each.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch  # noqa: TID253 - it is about torch's modules; only the Checkpointer imports it
 
-__all__ = ["load_module", "matched", "module_state", "own_tree", "parameter_names", "unwrapped"]
+__all__ = [
+    "load_module",
+    "loads_itself",
+    "matched",
+    "module_state",
+    "own_tree",
+    "parameter_names",
+    "unwrapped",
+]
 
 _ORIGINAL = "_orig_mod"
 _RESERVED = frozenset({_ORIGINAL, "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -61,6 +70,36 @@ def load_module(module: torch.nn.Module, state: Any, *, strict: bool) -> None:
             found = {path: metadata[own(path)] for path in paths if own(path) in metadata}
             state._metadata = OrderedDict(found)  # noqa: SLF001
     module.load_state_dict(state, strict=strict)
+
+
+def loads_itself(module: torch.nn.Module, path: str) -> bool:
+    """Whether the user's code has a part in how the tensor at ``path`` is loaded.
+
+    Then only ``load_state_dict`` knows what fits: a buffer may have grown, or have another name.
+    """
+    *parents, _ = path.split(".")
+    for each in (module, *_along(module, parents)):
+        hooks = [getattr(h, "hook", h) for h in each._load_state_dict_pre_hooks.values()]  # noqa: SLF001
+        methods = [type(each).load_state_dict, type(each)._load_from_state_dict]  # noqa: SLF001
+        for code in (*hooks, *methods):
+            made = code.func if isinstance(code, functools.partial) else code
+            if not getattr(made, "__module__", "").startswith("torch."):
+                return True
+    return False
+
+
+def _along(module: torch.nn.Module, names: Iterable[str]) -> Iterable[torch.nn.Module]:
+    """The submodules along a path, as far as it goes, looking through wrappers."""
+    for name in names:
+        children = dict(module.named_children())
+        while name not in children and (inner := sorted(_RESERVED & children.keys())):
+            module = children[inner[0]]
+            yield module
+            children = dict(module.named_children())
+        if name not in children:
+            return
+        module = children[name]
+        yield module
 
 
 def parameter_names(objects: Mapping[str, Any]) -> dict[int, list[str]]:

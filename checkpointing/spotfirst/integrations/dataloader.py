@@ -20,23 +20,41 @@ A step is over when the loop asks for its next batch or leaves the loop, so chec
 there: then it is known whether the loop went on or broke off.
 
 Several loaders of one Checkpointer are resumed together: side by side (``zip``), one after the
-other, or one inside another. The batch of an outer loop is handed out again.
+other, or one inside another. On its way back to the place of the checkpoint, the script repeats the
+outer loop's body. Random draws come back by this rule:
+
+- A loader that answers what it has answered before (the batch of an outer loop, the end of a loop
+  that is over) leaves the generators as they were after that answer. So what the script draws in
+  an outer loop's body, or between two loops, it draws again, and it is the same.
+- The loader with which the training goes on first sets all generators to those of the checkpoint,
+  once for all loaders. A step without any loader does as much: from then on they are the training's.
+- A batch is read again from the generators before it was first read, however often it was handed
+  out. A loop without steps before the one with steps is run again as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from spotfirst.checkpoints.rng import restore_rng, rng_state
+from spotfirst.checkpoints.rng import (
+    generator_state,
+    is_generator,
+    restore_rng,
+    rng_state,
+    set_generator,
+)
 from spotfirst.errors import InvalidSpec, StateMismatch
 
 __all__ = ["ResumableLoader"]
+
+_MOST_AGAIN = 1000
+"""Batches that are handed out again. The generators before each are kept: about 10 KB."""
 
 _clock = itertools.count(1)
 """The order of events of all loaders."""
@@ -84,15 +102,21 @@ class ResumableLoader:
         self._restored: dict[str, Any] | None = None
         self._sets_generators = False
         self._begun_times = 0
-        self._was_read = False
+        self._was_read = self._was_trained = False
         self._left_after = 0
         self._step_over: Callable[[], None] | None = None
+        self._read: Sequence[ResumableLoader] = ()
+        self._trains = False
+        """Whether a step was made while its loop was in the body."""
         self._asked = self._used = False
-        self._first_begun = self._begun = self._gave = self._stepped = self._ended = 0
+        self._first_begun = self._begun = self._gave = self._ended = 0
+        self._stepped = self._made_step = self._trained_last = 0
+        self._reads: list[dict[str, Any]] = []
+        """The generators before each batch that was read since the last step or loop began."""
         self._inside: list[ResumableLoader] = []
-        self._after_step = False
+        self._after_step = self._is_beginning = False
         self._epochs: list[int | None] = []
-        self._start = self._first = self._last = self._generators()
+        self._start = self._first = self._last = self._end = self._generators()
         self._when_begun = torch.empty(0)
         self._is_prompt = True
 
@@ -101,6 +125,17 @@ class ResumableLoader:
         """The epoch to be trained, from 0 on: how many were completed, or left for another."""
         self._notice_break()
         return self._epoch + (self._stage == "over" and self._restored is None)
+
+    @property
+    def used(self) -> int:
+        """Batches of the epoch to be trained that were used before: 0 but after a resume within it.
+
+        A loop that counts its batches counts on from there: ``enumerate(loader, loader.used)``.
+        """
+        position = self._restored
+        if position is None or position["stage"] != "open":
+            return 0
+        return int(position["fetched"] - position["again"])
 
     def __len__(self) -> int:
         length = len(self._loader)
@@ -125,7 +160,6 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         self._notice_break()
         self.leave()
-        self._ask()
         # What it is inside of: loaders that handed out a batch after its own epoch before this.
         self._inside = [
             p for p in self._others() if p.is_open and p.fetched and p._gave > self._ended
@@ -133,8 +167,13 @@ class ResumableLoader:
         self._after_step = any(p._stepped > p._gave for p in self._inside)
         self._begun = next(_clock)
         self._first_begun = self._first_begun or self._begun
+        self._is_beginning = True
+        try:
+            self._ask()
+        finally:
+            self._is_beginning = False
         iteration = _Iteration(self)
-        self._iteration = weakref.ref(iteration)
+        self._iteration = weakref.ref(iteration, self._iteration_gone)
         if self._restored is None:
             self._begin(iteration)
         else:
@@ -152,10 +191,22 @@ class ResumableLoader:
         self._notice_break()
         return self._stage == "open" and self._restored is None
 
+    @property
+    def _in_use(self) -> bool:
+        """Open, or about to be: a checkpoint may be taken before it begins."""
+        return self.is_open or self._is_beginning
+
     def _notice_break(self) -> None:
         if self._restored is None and self._stage == "open" and self._iteration() is None:
             self._left_after = self.fetched
             self._over()
+
+    def _iteration_gone(self, gone: weakref.ref[_Iteration]) -> None:
+        """Keep the generators as they are at a ``break``, which is only noticed later."""
+        if sys.is_finalizing() or gone is not self._iteration:
+            return
+        if self._restored is None and self._stage == "open":
+            self._end = self._generators()
 
     def _over(self) -> None:
         self._stage, self._ended = "over", next(_clock)
@@ -171,10 +222,17 @@ class ResumableLoader:
     def _ask(self) -> None:
         """The loop asks for a batch or for an epoch: the step before is over."""
         self._asked, self._used = True, False
-        action, self._step_over = self._step_over, None
-        if action is not None:
+        if self._step_over is not None and self._ends_the_step():
+            action, self._step_over = self._step_over, None
             action()
         self._before_fetch()
+
+    def _ends_the_step(self) -> bool:
+        """Not when it is read within the body of a loop over another, such as for a validation."""
+        if self._after_step:
+            return False
+        is_in_turn = self._is_beginning or self._trains or self in self._read
+        return is_in_turn or not any(p.is_open for p in self._read)
 
     def _next(self, iteration: _Iteration) -> Any:
         if self._iteration() is not iteration:
@@ -190,21 +248,34 @@ class ResumableLoader:
         if self._stage == "over" or self.fetched == self._batches:
             batch = _NOTHING
         else:
-            if self._keeps_last or not self.fetched:
-                self._last = self._generators()
-                if not self.fetched:
-                    self._first = self._last
-                    self._is_prompt = torch.get_rng_state().equal(self._when_begun)
+            if not iteration.ready:
+                self._keep_generators()
             batch = iteration.read()
         if batch is _NOTHING:
             self._asked = False
+            if self._stage == "open":
+                self._end = self._generators()
+                self._last = self._reads[-1] if self._reads else self._last
             self.leave()
             raise StopIteration
         self.fetched += 1
         self._was_read = self._used = True
         self._asked = False
-        self._gave = next(_clock)
+        peers = self._peers()
+        if len(peers) > 1:
+            if self._gave < max(max(p._begun, p._made_step) for p in peers):
+                self._reads = []
+            self._reads = [*self._reads[-_MOST_AGAIN:], self._last]
+        self._gave, self._trained_last = next(_clock), 0
         return batch
+
+    def _keep_generators(self) -> None:
+        """A batch is about to be read. One that is only handed out again was read before."""
+        if self._keeps_last or not self.fetched:
+            self._last = self._generators()
+            if not self.fetched:
+                self._first = self._last
+                self._is_prompt = torch.get_rng_state().equal(self._when_begun)
 
     @property
     def _keeps_last(self) -> bool:
@@ -220,41 +291,87 @@ class ResumableLoader:
         return [peer for peer in self._peers() if peer is not self]
 
     def stepped(self) -> bool:
-        """Note a training step; whether its batch is of this loader."""
+        """Note a training step; whether its batch is of this loader.
+
+        Raises :class:`InvalidSpec` when the loop's body has made a step before this one's loop.
+        """
         used, self._used = self._used, False
-        self._stepped = next(_clock)
+        self._was_trained |= used
+        inside = self._open_inside()
+        if any(other._after_step for other in inside):
+            msg = (
+                "training steps are made both in the body of a loop and in a loop inside it, "
+                "each over a ResumableLoader: such a loop cannot be resumed in its middle. Make "
+                "the steps in one of them only"
+            )
+            raise InvalidSpec(msg)
+        self._made_step = next(_clock)
+        self._trained_last = self._trained_last or self._made_step
+        if not inside:
+            self._stepped = self._made_step
+        self.generators_are_set()  # what was drawn since the restore belongs to the training
+        self._trains = self._trains or (used and self.is_open)
         return used
 
-    def when_asked(self, action: Callable[[], None]) -> None:
-        """Call ``action`` once, when the loop asks for the next batch or begins another epoch."""
-        self._step_over = action
+    @property
+    def holds_a_batch(self) -> bool:
+        """Whether its loop is in the body, with a batch that was handed out."""
+        return self.is_open and self.fetched > 0 and not self._asked
+
+    def when_asked(self, action: Callable[[], None], read: Sequence[ResumableLoader]) -> None:
+        """Call ``action`` once, when the loop asks for the next batch or begins another epoch.
+
+        ``read`` are the loaders whose batches the step has used.
+        """
+        self._step_over, self._read = action, read
 
     # -- its state --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch is: plain values and a few kilobytes of generators' states."""
         if self._restored is not None:
-            return self._restored
+            if self._sets_generators:
+                return self._restored
+            return {**self._restored, "now": _packed(self._generators())}
         self._notice_break()
         epoch, stage = self._epoch, self._stage
         if stage == "over" and not self._is_awaited():
             epoch, stage = epoch + 1, "new"
-        again = max(int(self._is_outer()), self._ahead()) if stage == "open" else 0
+        is_repeated = stage == "over" and self._is_preparation()
+        if is_repeated:
+            stage = "new"
+        is_outer = stage == "open" and self._is_outer()
+        if stage == "over" and self._is_of_body():
+            stage, is_outer = "open", True
+        again = self._ahead() if stage == "open" else 0
+        if is_outer:
+            again = max(again, len(self._reads))
+            if again > _MOST_AGAIN:
+                msg = (
+                    f"more than {_MOST_AGAIN} batches of a ResumableLoader were taken between two "
+                    "steps, before a loop over another began: this cannot be resumed in its "
+                    "middle. Take them in a loop over the loader"
+                )
+                raise InvalidSpec(msg)
         return {
             "epoch": epoch,
             "stage": stage,
             "fetched": self.fetched if stage == "open" else 0,
             "again": min(again, self.fetched),
+            "repeats": is_outer or is_repeated,
+            "trained": self._was_trained,
             "asked": any(peer._asked for peer in self._peers()),
             "left_after": self._left_after,
             "kind": self._kind(),
             "workers": self._workers(),
             "prompt": self._is_prompt,
-            "epochs": self._epochs if stage == "open" else self._sampler_epochs(),
+            "epochs": self._epochs if stage == "open" or is_repeated else self._sampler_epochs(),
             "iteration": getattr(self._loader, "iteration", None),
             "start": _packed(self._start),
             "first": _packed(self._first),
             "last": _packed(self._last),
+            "before": [_packed(each) for each in self._reads[:-1]] if is_outer else [],
+            "end": _packed(self._end),
             "now": _packed(self._generators()),
         }
 
@@ -264,26 +381,41 @@ class ResumableLoader:
             other not in self._inside
             and (other._begun < self._ended or self._first_begun < other._first_begun)
             for other in self._others()
-            if other.is_open
+            if other._in_use
         )
 
     def _is_outer(self) -> bool:
         """Whether another loader is read for each batch of this one, and its loop goes on."""
-        inner = [
+        return not self._asked and bool(self._open_inside())
+
+    def _is_preparation(self) -> bool:
+        """Whether it was read from end to end, without a step, for the loop that is going on."""
+        return not self._was_trained and any(
+            self._ended < other._begun
+            and not 0 < self._trained_last < other._begun
+            and all(outer._gave < self._begun for outer in other._inside)
+            for other in self._others()
+            if other._in_use
+        )
+
+    def _is_of_body(self) -> bool:
+        """Whether its last batches were taken in the body of another's loop, before one inside."""
+        return any(
+            outer._gave < self._gave < inner._begun
+            and not 0 < self._trained_last < inner._begun
+            and outer._is_outer()
+            for outer in self._others()
+            if outer.is_open
+            for inner in outer._open_inside()
+        )
+
+    def _open_inside(self) -> list[ResumableLoader]:
+        """The open loaders that were begun in the body of this one's loop, for its last batch."""
+        return [
             other
             for other in self._others()
-            if other.is_open and self in other._inside and other._begun > self._gave
+            if other._in_use and self in other._inside and other._begun > self._gave
         ]
-        if self._asked or not inner:
-            return False
-        if any(other._after_step for other in inner):
-            msg = (
-                "training steps are made both in the body of a loop and in a loop inside it, "
-                "each over a ResumableLoader: such a loop cannot be resumed in its middle. Make "
-                "the steps in one of them only"
-            )
-            raise InvalidSpec(msg)
-        return True
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next epoch that is begun goes on from there. Raises :class:`StateMismatch`."""
@@ -300,7 +432,8 @@ class ResumableLoader:
             raise StateMismatch(msg)
         state = dict(state)
         if state["stage"] == "open" and state["fetched"]:
-            if not state["asked"] and state["fetched"] == state["left_after"]:
+            repeats = state.get("repeats", False)
+            if not state["asked"] and not repeats and state["fetched"] == state["left_after"]:
                 # As the epoch before: its loop breaks off after this batch.
                 state |= {"epoch": state["epoch"] + 1, "stage": "new", "fetched": 0}
             else:
@@ -308,6 +441,7 @@ class ResumableLoader:
         self._restored = state
         self._epoch, self._stage, self.fetched = state["epoch"], state["stage"], state["fetched"]
         self._left_after, self._sets_generators = state["left_after"], True
+        self._was_trained = state.get("trained", True)
         self._begun_times = int(self._iteration() is not None)
         if state["iteration"] is not None and hasattr(self._loader, "set_epoch"):
             self._loader.set_epoch(state["iteration"])
@@ -321,11 +455,15 @@ class ResumableLoader:
         if size is None:
             size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
         kind = {"batch_size": size, "drop_last": getattr(loader, "drop_last", None)}
+        if type(loader) is torch.utils.data.DataLoader and not streamed:
+            kind |= {
+                name: _class_of(getattr(loader, name)) for name in ("sampler", "batch_sampler")
+            }
         if streamed:
             kind["num_workers"] = getattr(loader, "num_workers", None)
         elif hasattr(type(dataset), "__len__"):
             kind["samples"] = len(dataset)  # type: ignore[arg-type]
-        return {k: v for k, v in kind.items() if isinstance(v, (bool, int))}
+        return {k: v for k, v in kind.items() if isinstance(v, (bool, int, str))}
 
     def _workers(self) -> int:
         return getattr(self._loader, "num_workers", None) or 0
@@ -339,6 +477,7 @@ class ResumableLoader:
             f"{name} was {stored.get(name)} and is {here.get(name)}"
             for name in sorted(stored.keys() | here)
             if stored.get(name) != here.get(name)
+            and not ("sampler" in name and None in {stored.get(name), here.get(name)})
         ]
         if changed:
             msg = (
@@ -353,40 +492,49 @@ class ResumableLoader:
     def _resume_all(self) -> None:
         """Open this loader's epoch, and those that were begun beside it, as they were begun."""
         waiting = [p for p in self._peers() if p._restored is not None and p._iteration()]
-        if self._sets_generators:
-            for peer in self._peers():
-                peer._sets_generators = False
+        goes_on = any(_goes_on(p._restored) for p in waiting)
+        repeats = self._sets_generators and not goes_on
+        if self._sets_generators and goes_on:
             assert self._restored is not None
             restore_rng(_unpacked(self._restored["now"])["global"])
+            for peer in self._peers():
+                peer.generators_are_set()
         for peer in sorted(waiting, key=lambda p: p._begun):
-            peer._resume()
+            peer._resume(repeats=repeats)
 
     def generators_are_set(self) -> bool:
         """Leave the global generators to the caller when resuming; whether they were not set yet."""
         was_to_set, self._sets_generators = self._sets_generators, False
+        if was_to_set and self._restored is not None:
+            self._set_own(_unpacked(self._restored["now"])["own"])
         return was_to_set
 
-    def _resume(self) -> None:
+    def _resume(self, *, repeats: bool) -> None:
+        """``repeats``: the script does again what it did before the checkpoint."""
         position, iteration = self._restored, self._iteration()
         assert position is not None
         assert iteration is not None
         self._restored = None
-        now = _unpacked(position["now"])["own"]
-        is_open = position["stage"] == "open"
-        self._set_sampler_epochs(position["epochs"], overrule=is_open)
-        if is_open:
-            generators = rng_state()
-            self._replay(position, iteration)
-            restore_rng(generators)
-        self._set_own(now)
-        if position["stage"] == "new":
+        stage = position["stage"]
+        overrule = stage == "open" or position.get("repeats", False)
+        self._set_sampler_epochs(position["epochs"], overrule=overrule)
+        if stage == "open":
+            generators = self._generators()
+            self._replay(position, iteration, repeats=repeats)
+            self._set(generators)
+        elif stage == "over":
+            self._ended = next(_clock)
+            self._end = _unpacked(position.get("end", position["now"]))
+            if repeats:
+                self._set(self._end)
+        else:
+            if repeats:
+                self._set(_unpacked(position["start"]))
             for _ in range(1, self._begun_times):
                 iter(self._loader)  # each would have drawn
             self._begin(iteration)
-        elif position["stage"] == "over":
-            self._ended = next(_clock)
 
-    def _replay(self, position: dict[str, Any], iteration: _Iteration) -> None:
+    def _replay(self, position: dict[str, Any], iteration: _Iteration, *, repeats: bool) -> None:
         """Begin the epoch again and pass over what was used of it."""
         fetched, again = position["fetched"], position["again"]
         self._start, self._first, self._last = (
@@ -398,17 +546,22 @@ class ResumableLoader:
         self._set(self._start)
         if self._skip is not None and not again:
             iteration.source = iter(self._skip(self._loader, fetched))
-            iteration.ready += itertools.islice(iteration.source, 1)  # it may begin only now
+            self._last = self._generators()
+            for batch in itertools.islice(iteration.source, 1):  # it may begin only now
+                iteration.ready.append((batch, self._last, None))
             return
         source: Any = iter(self._loader)
         iteration.source = source
         count_only = _reads_nothing_ahead(self._loader)
+        read_from = [_unpacked(each) for each in position.get("before", [])]
+        if self._keeps_last:  # else it is the first, from which a stream would begin again
+            read_from.append(self._last)
         for number in range(fetched):
             if number == 0 and not position["workers"]:
                 self._set(self._first)
-            if number == fetched - 1:
+            if number >= fetched - len(read_from):
                 # A loader that reads ahead reads a batch now that is still to be used.
-                self._set(self._last)
+                self._set(read_from[number - fetched])
             try:
                 if count_only and number < fetched - again:
                     source._next_index()
@@ -421,7 +574,9 @@ class ResumableLoader:
                 )
                 raise StateMismatch(msg) from None
             if number >= fetched - again:
-                iteration.ready.append(batch)
+                before = read_from[max(number - fetched, -len(read_from))]
+                after = self._generators() if repeats else None
+                iteration.ready.append((batch, before, after))
         self.fetched = fetched - again
 
     # -- generators -------------------------------------------------------------------------
@@ -450,12 +605,11 @@ class ResumableLoader:
             f"{number} {name}": value
             for number, part in enumerate(self._parts())
             for name, value in getattr(part, "__dict__", {}).items()
-            if isinstance(value, (torch.Generator, random.Random))
-            or hasattr(value, "bit_generator")
+            if is_generator(value)
         }
 
     def _generators(self) -> dict[str, Any]:
-        own = {name: _get(value) for name, value in self._own_generators().items()}
+        own = {name: generator_state(value) for name, value in self._own_generators().items()}
         return {"global": rng_state(), "own": own}
 
     def _set(self, state: dict[str, Any]) -> None:
@@ -465,7 +619,7 @@ class ResumableLoader:
     def _set_own(self, state: dict[str, Any]) -> None:
         for name, generator in self._own_generators().items():
             if name in state:
-                _put(generator, state[name])
+                set_generator(generator, state[name])
 
     def _sampler_epochs(self) -> list[int | None]:
         """Which epoch each part is in, by its own count or by ``set_epoch``; None: it has none."""
@@ -484,6 +638,13 @@ class ResumableLoader:
                 setattr(part, name, epoch)
 
 
+def _goes_on(position: dict[str, Any] | None) -> bool:
+    """Whether the training goes on with this loader, instead of being led back to where it was."""
+    if position is None or position.get("repeats", False):
+        return False
+    return position["stage"] != "over" or "end" not in position
+
+
 _NOTHING = object()
 
 
@@ -493,7 +654,8 @@ class _Iteration(Iterator[Any]):
     def __init__(self, loader: ResumableLoader) -> None:
         self._loader = loader
         self.source: Iterator[Any] | None = None
-        self.ready: list[Any] = []
+        self.ready: list[tuple[Any, dict[str, Any], dict[str, Any] | None]] = []
+        """Batches that were read before, and the generators before and after each."""
 
     def __iter__(self) -> _Iteration:
         return self
@@ -504,9 +666,19 @@ class _Iteration(Iterator[Any]):
     def read(self) -> Any:
         """The next batch, or ``_NOTHING``."""
         if self.ready:
-            return self.ready.pop(0)
+            batch, self._loader._last, after = self.ready.pop(0)
+            if after is not None:
+                self._loader._set(after)
+            return batch
         assert self.source is not None
         return next(self.source, _NOTHING)
+
+
+def _class_of(sampler: Any) -> str | None:
+    """``None`` for the samplers that come and go with the number of ranks."""
+    if sampler is None or isinstance(sampler, torch.utils.data.DistributedSampler):
+        return None
+    return type(sampler).__qualname__
 
 
 def _epoch_of(part: Any) -> tuple[str, int | None]:
@@ -515,23 +687,6 @@ def _epoch_of(part: Any) -> tuple[str, int | None]:
         if type(value) is int:
             return name, value
     return "", None
-
-
-def _get(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    return generator.bit_generator.state
-
-
-def _put(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.bit_generator.state = state
 
 
 def _packed(state: dict[str, Any]) -> dict[str, Any]:

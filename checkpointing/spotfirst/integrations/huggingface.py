@@ -198,10 +198,12 @@ class _TrainerState:
     def state_dict(self) -> dict[str, Any]:
         trainer = self._trainer
         trainer.store_flos()
-        stateful: dict[str, list[Any]] = {}
+        found: dict[str, list[Any]] = {}
         for callback in [*trainer.callback_handler.callbacks, trainer.control]:
             if isinstance(callback, ExportableState):
-                stateful.setdefault(type(callback).__name__, []).append(callback.state())
+                found.setdefault(type(callback).__name__, []).append(callback.state())
+        # As the Trainer keeps them: it would go on to append to a list of one.
+        stateful = {k: states if len(states) > 1 else states[0] for k, states in found.items()}
         state = dataclasses.asdict(dataclasses.replace(trainer.state, stateful_callbacks=stateful))
         sums = {name: getattr(trainer, name) for name in _SUMS if hasattr(trainer, name)}
         return {"trainer_state.json": json.dumps(state), "sums": sums}

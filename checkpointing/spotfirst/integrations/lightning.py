@@ -78,6 +78,12 @@ class SpotfirstCallback(Callback):
         self._in_epoch = False
         self._overridden: list[tuple[Any, str]] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpotfirstCallback:
+        """A callback as this one was made: what belongs to a ``fit`` stays with it."""
+        copied = type(self).__new__(type(self))
+        SpotfirstCallback.__init__(copied, **self._options)
+        return copied
+
     # -- Lightning's hooks ------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -89,6 +95,7 @@ class SpotfirstCallback(Callback):
         connector, strategy = trainer._checkpoint_connector, trainer.strategy
         fit_loop = trainer.fit_loop
         process, set_up = strategy.process_dataloader, fit_loop.setup_data
+        loop_state = fit_loop.on_save_checkpoint
         restore_modules = connector._restore_modules_and_callbacks
         restore_training = connector.restore_training_state
         restore_optimizers = connector.restore_optimizers_and_schedulers
@@ -106,7 +113,18 @@ class SpotfirstCallback(Callback):
                 self._boundary()
             set_up()
 
+        def loop_state_of_file() -> dict[str, Any]:
+            """As without Spotfirst: other programs read Lightning's own files too."""
+            state: dict[str, Any] = loop_state()
+            state.pop("combined_loader", None)
+            own = [each._loader for each in _training_data(trainer)]
+            own = [loader for loader in own if hasattr(loader, "load_state_dict")]
+            if own:
+                state["combined_loader"] = [loader.state_dict() for loader in own]
+            return state
+
         self._override(strategy, "process_dataloader", resumable)
+        self._override(fit_loop, "on_save_checkpoint", loop_state_of_file)
         self._override(fit_loop, "setup_data", epoch_over)
         self._override(connector, "resume_start", lambda *a, **k: self._restore(trainer, *a, **k))
         self._override(connector, "_restore_modules_and_callbacks", self._named(restore_modules))
@@ -155,6 +173,12 @@ class SpotfirstCallback(Callback):
                 "the module instead, with load_from_checkpoint()"
             )
             raise InvalidSpec(msg)
+        if self._checkpointer is not None:
+            msg = (
+                "fit() is called a second time with SpotfirstCallback: a run is one training. Train "
+                "all in one fit(), such as by a callback that changes things, or in two runs"
+            )
+            raise InvalidSpec(msg)
         state = self._state = _TrainerState(trainer)
         self._checkpointer = Checkpointer(
             model=state.model, optimizer=state.optimizers, trainer=state, **self._options
@@ -162,9 +186,12 @@ class SpotfirstCallback(Callback):
         self._seen = self._checkpointer.restore()
         if state.restored is None:
             return
+        # It was made when the training began, and would change what is restored.
+        self._override(trainer, "_run_sanity_check", lambda: None)
         checkpoint = state.checkpoint()
         loops = checkpoint["loops"]["fit_loop"]["state_dict"]
-        self._positions = loops.pop("combined_loader", [])
+        loops.pop("combined_loader", None)
+        self._positions = state.restored["positions"]
         for loader in self._loaders:  # made early, by setup() of the module
             if self._positions:
                 loader.load_state_dict(self._positions.pop(0))
@@ -354,6 +381,7 @@ class _TrainerState:
         connector = trainer._logger_connector
         return {
             "checkpoint": checkpoint,
+            "positions": [loader.state_dict() for loader in _training_data(trainer)],
             "made": "{}" if self.made is None else self.made.encoded(),
             "frozen": [n for n, p in module.named_parameters() if not p.requires_grad],
             "modes": {n: _mode(m) for n, m in module.named_modules()},
@@ -614,9 +642,13 @@ def _total_steps(trainer: Any) -> int | None:
     return int(total) if 0 < total < math.inf else None
 
 
-def _side_by_side(trainer: Any, loader: ResumableLoader) -> list[ResumableLoader]:
+def _training_data(trainer: Any) -> list[ResumableLoader]:
     combined = trainer.fit_loop._combined_loader
-    beside = combined.flattened if combined is not None else []
+    return list(combined.flattened) if combined is not None else []
+
+
+def _side_by_side(trainer: Any, loader: ResumableLoader) -> list[ResumableLoader]:
+    beside = _training_data(trainer)
     return beside if any(each is loader for each in beside) else [loader]
 
 

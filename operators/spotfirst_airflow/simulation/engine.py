@@ -225,7 +225,9 @@ class _Run:
         budget, shutdown_s = self._task.budget, self._task.shutdown_s
         while True:
             view = self._view(current, spent_usd)
-            if trainer is None and (why := why_not_begin(budget, view, shutdown_s=shutdown_s)):
+            if trainer is None and (
+                why := why_not_begin(self._policy, budget, view, shutdown_s=shutdown_s)
+            ):
                 self._stop(why, "budget")
                 return None
             decision = ask(self._policy, view, budget=budget, shutdown_s=shutdown_s)
