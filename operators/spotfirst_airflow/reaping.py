@@ -172,7 +172,7 @@ class _Owners:
         """Whether the tags name a run of this storage that is over, with no instance left.
 
         One that is kept for debugging counts as left. A run whose files are gone is over, too: a
-        run is created before anything is made for it. Read anew, as it may have been reopened.
+        run is created before anything is made for it. Read again, as it may have been reopened.
         """
         if not self.are_ours(tags):
             return False

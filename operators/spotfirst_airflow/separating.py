@@ -1,6 +1,6 @@
 """Which instances may use the storage, for a fleet that keeps the runs of one storage apart.
 
-The list follows from the journal alone: whoever writes it, in whatever order, means the same one.
+The list follows from the journal alone: all controllers write the same one, in any order.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def test_while_nothing_changes_nothing_is_asked(world: World) -> None:
     assert calls(world) == before + 1, "a look, now and then"
 
 
-def test_whoever_begins_anew_looks_before_it_writes(world: World) -> None:
+def test_a_new_process_looks_before_it_writes(world: World) -> None:
     launch(world.fleet(**APART))
     let_in(world.fleet("one", **APART), world, "i-1")
     puts = world.calls["PutAccessPointPolicy"]

@@ -84,7 +84,7 @@ def _permission(look: Examination) -> Check:
     if lacking:
         found = f"denied, says IAM's policy simulator: {', '.join(lacking)}"
         return Check(name=name, verdict="failed", found=found, fix=fix)
-    told = "looked for one"
+    found = "looked for one"
     if "unknown" not in verdicts.values():
-        told += ", and asked IAM's policy simulator for the rest"
-    return Check(name=name, verdict="ok", found=told)
+        found += ", and asked IAM's policy simulator for the rest"
+    return Check(name=name, verdict="ok", found=found)

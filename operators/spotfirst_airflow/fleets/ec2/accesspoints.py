@@ -2,12 +2,12 @@
 
 All instances have one role, and IAM does not know which run one is of. With the stack's parameter
 ``SeparateRuns`` the role gets to objects through access points alone. A run's has a name that
-follows from the run, so whoever looks for it finds it, and whoever makes it makes the same one.
+follows from the run, so every controller finds the same one, and makes the same one.
 
 ===================== ===========================================================================
 when                  what is done
 ===================== ===========================================================================
-before a launch       it is made, unless it is there, with a policy that lets nobody in
+before a launch       it is made, unless it is there, with a policy that admits no instance
 an attempt begins     its instance is let in, by whichever controller looks next: the list is that
 or ends               of the journal
 every half minute     the policy is compared with that list: a controller that was held up may
@@ -97,7 +97,7 @@ class AccessPoints:
     def admit(
         self, storage_url: str, run_id: str, spec: RunSpec, instances: Sequence[tuple[str, str]]
     ) -> None:
-        """Let these in, by their ids and regions, and nobody else."""
+        """Let only these in, by their ids and regions."""
         place = Place.of(storage_url)
         name = self._name(place, run_id)
         wanted = policy_of(
@@ -123,7 +123,7 @@ class AccessPoints:
     def tidy(self, is_over: Callable[[Mapping[str, str]], bool]) -> int:
         """Remove those of runs that are over; how many.
 
-        And those that never got a policy: nobody can use one, and its maker would make another.
+        And those that never got a policy: no instance can use one, and a launch would make another.
         """
         removed = 0
         for point in self._all():

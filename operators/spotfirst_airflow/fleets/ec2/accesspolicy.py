@@ -1,11 +1,11 @@
-"""What the policy of a run's access point says, and which run one is of. Pure: asks nobody.
+"""What the policy of a run's access point says, and which run one is of. Makes no calls.
 
 A request through an access point is decided twice, by IAM's rules: for the access point's ARN, with
 this policy, and for the bucket's, with the bucket's policy; the role's own policies count in both.
 So nothing is possible here that the role may not do. All instances have that one role, and whatever
 allows it something allows it to all of them. Hence each limit stands here as an explicit denial,
 which nothing overrides, and the role is allowed nothing on access points but by these policies: one
-without a policy lets nobody in.
+without a policy admits no instance.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def policy_of(
     spec: RunSpec | None = None,
     instances: Sequence[str] = (),
 ) -> Policy:
-    """What lets these instances, by their ARNs, use what is the run's. Without any: nobody.
+    """What lets these instances, by their ARNs, use what is the run's. Without any, none may.
 
     They may read the run, what its ``spec`` names, and what all share: datasets and wheels. Raises
     :class:`LaunchRejected` for one that S3 would not take.
@@ -92,7 +92,7 @@ def policy_of(
     written = [objects + place.path("runs", run_id, name, "*") for name in _WRITTEN]
     outsiders: dict[str, Any] = {}
     if instances:
-        # Also a request of which nobody knows an instance.
+        # A request that carries no instance's ARN is denied as well.
         outsiders = {"Condition": {"ArnNotEquals": {"ec2:SourceInstanceARN": list(instances)}}}
     statements = [
         _deny("NoOtherObjects", "s3:*", Resource=f"{objects}*", **outsiders),
