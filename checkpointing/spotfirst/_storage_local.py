@@ -25,15 +25,27 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class LocalStorage(Storage):
-    """Files below a folder, readable by whom the umask says."""
+    """Files below a folder, readable by whom the umask says.
+
+    A folder that had something in it, and now is gone or empty, is one whose disk is not mounted:
+    until it is back, the storage does not answer. Nothing is written in its place.
+    """
 
     on_disk = True
 
+    def __init__(self, url: str, root: str) -> None:
+        super().__init__(url, root)
+        self._home = _Home(root)
+
     def _at(self, url: str, root: str) -> Storage:
-        return LocalStorage(url, root)
+        child = LocalStorage(url, root)
+        child._home = self._home
+        return child
 
     def _read(self, full: str) -> bytes:
-        return Path(full).read_bytes()
+        data = Path(full).read_bytes()
+        self._home.is_known = True
+        return data
 
     def _read_range(self, full: str, start: int, end: int) -> bytes:
         with Path(full).open("rb") as file:
@@ -41,14 +53,14 @@ class LocalStorage(Storage):
             return file.read(end - start)
 
     def _write(self, full: str, data: bytes) -> None:
-        with _staged(Path(full), lambda file: file.write(data)) as temporary:
+        with _staged(Path(full), self._home, lambda file: file.write(data)) as temporary:
             _into_place(temporary.replace, full)
 
     def _write_from(self, full: str, data: memoryview) -> None:
         def fill(file: BinaryIO) -> None:
             _bulk_local.write_from(file.fileno(), data)
 
-        with _staged(Path(full), fill) as temporary:
+        with _staged(Path(full), self._home, fill) as temporary:
             _into_place(temporary.replace, full)
 
     def _read_into(self, full: str, start: int, target: memoryview) -> int:
@@ -58,7 +70,7 @@ class LocalStorage(Storage):
     def _create(self, full: str, data: bytes) -> None:
         if os.path.lexists(full):  # saves the disk a write when the race is lost already
             raise FileExistsError(full)
-        with _staged(Path(full), lambda file: file.write(data)) as temporary:
+        with _staged(Path(full), self._home, lambda file: file.write(data)) as temporary:
             try:
                 _into_place(lambda name: os.link(temporary, name), full)  # fails when it exists
             except FileExistsError:
@@ -89,13 +101,15 @@ class LocalStorage(Storage):
 
     def _delete(self, full: str) -> None:
         Path(full).unlink()
+        if self._home.is_gone():  # emptied by ourselves
+            self._home.is_known = False
 
     def _upload(self, local: Path, full: str) -> None:
         def copy(file: BinaryIO) -> None:
             with local.open("rb") as source:
                 shutil.copyfileobj(source, file, 1 << 20)
 
-        with _staged(Path(full), copy) as temporary:
+        with _staged(Path(full), self._home, copy) as temporary:
             _into_place(temporary.replace, full)
 
     def _download(self, full: str, local: Path) -> None:
@@ -118,6 +132,9 @@ class LocalStorage(Storage):
             advice = "A file or folder of another kind is in the way: move it"
             return denied(what, error, advice, lasting=True)
         if isinstance(error, FileNotFoundError):
+            if self._home.is_gone():
+                error = FileNotFoundError(f"the folder {self._home.root} is gone, or empty")
+                return unavailable(what, error, "Mount its disk again")
             # A writer makes its folders; one that vanished in between is made again.
             return unavailable(what, error) if writing else missing(what)
         if isinstance(error, PermissionError):
@@ -132,6 +149,24 @@ class LocalStorage(Storage):
 
 class _NoLinks(OSError):
     pass
+
+
+class _Home:
+    """The folder of a storage, and whether this process has seen something in it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.is_known = False
+
+    def is_gone(self) -> bool:
+        """Whether there is nothing any more."""
+        if not self.is_known:
+            return False
+        try:
+            with os.scandir(self.root) as entries:
+                return next(entries, None) is None
+        except FileNotFoundError:
+            return True
 
 
 def _counts(entry: os.DirEntry[str]) -> bool:
@@ -154,8 +189,10 @@ def _into_place(move: Callable[[str], object], full: str) -> None:
 
 
 @contextlib.contextmanager
-def _staged(target: Path, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
+def _staged(target: Path, home: _Home, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
     """A durable temporary file, beside ``target``, gone afterwards."""
+    if home.is_gone():
+        raise FileNotFoundError(home.root)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # not the target: something on the way to it
@@ -166,6 +203,7 @@ def _staged(target: Path, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
+        home.is_known = True
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)

@@ -125,13 +125,15 @@ def to_request(values: Mapping[str, Any]) -> Request:
         raise InvalidSpec(msg)
     parsed = {name: parse(name, value) for name, value in values.items()}
     fields: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for name, value in parsed.items():
         field = ARGUMENTS[name].field or name
         if value is None or name in _BESIDE:
             continue
         if field in fields:
-            msg = f"{name} and {field} are both given; leave one out"
+            msg = f"{given[field]} and {name} are both given; leave one out"
             raise InvalidSpec(msg)
+        given[field] = name
         fields[field] = value.total_seconds() if field in _IN_SECONDS and field != name else value
     if fields.get("resume_from") == "scratch":
         del fields["resume_from"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -28,7 +28,7 @@ from spotfirst.spec import CodeRef, DatasetRef, ResumeFrom, RunSpec, is_run_id
 from spotfirst.state import Phase, RunState
 from spotfirst.storage import Storage
 from spotfirst.wire import Clock, Record, utc_now
-from spotfirst_airflow.arguments import check_text, check_time
+from spotfirst_airflow.arguments import check_text, check_time, suggestion
 from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.controller import Controller, controller_name
 from spotfirst_airflow.fleets.base import fleet_class, load_fleet
@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 _GENERATION = re.compile(r"(.+)\.g(\d+)", re.DOTALL)
+_INTERPRETERS = {"python", "python3", "sh", "bash"}
 _HASHED = re.compile(r"-[0-9a-f]{8}\Z")
 _LONGEST_ID = 170
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -363,6 +364,7 @@ def _plan(
         resume_from = _resume_from(storage, request)
     with _naming("dataset", request.dataset):
         dataset = _resolve_dataset(storage, request)
+    _check_script(request)
     with _naming("code", request.code):
         code = _publish_code(storage, request.code)
     return msgspec.structs.replace(spec, resume_from=resume_from, dataset=dataset, code=code)
@@ -402,6 +404,27 @@ def _check_content(content: str, mode: str) -> None:
 
 def _publish_code(storage: Storage, source: str | None) -> CodeRef | None:
     return None if source is None else training_code.publish(storage, Path(source).expanduser())
+
+
+def _check_script(request: Request) -> None:
+    """Raise :class:`InvalidSpec` for a script that the code does not have: nothing else is there."""
+    if request.code is None or len(request.command) < 2:
+        return
+    program, script = request.command[:2]
+    is_script = script.endswith((".py", ".sh")) and script[0] not in "/-~$"
+    if PurePosixPath(program).name not in _INTERPRETERS or not is_script:
+        return
+    code = Path(request.code).expanduser()
+    is_there = (
+        (code / script).exists() if code.is_dir() else PurePosixPath(script).name == code.name
+    )
+    if code.exists() and not is_there:
+        names = [p.relative_to(code).as_posix() for p in code.glob(f"*{script[-3:]}")]
+        msg = (
+            f"command {list(request.command)!r}: the code {str(code)!r} has no {script!r}"
+            f"{suggestion([script], names)}; give the path of a file in it"
+        )
+        raise InvalidSpec(msg)
 
 
 def _resolve_dataset(storage: Storage, request: Request) -> DatasetRef | None:

@@ -11,7 +11,7 @@ from tests.cli.shell import Shell
 def test_a_storage_that_is_a_file_is_not_an_empty_one(shell: Shell, words: list[str]) -> None:
     file = shell.home / "runs.txt"
     file.write_text("notes")
-    for url in (str(file), f"file://{file}"):
+    for url in (str(file), f"file://{file}", "/dev/null"):
         done = shell.call(*words, "--storage", url)
         assert done.returncode == 2
         assert "is a file; give a folder" in done.stderr

@@ -58,7 +58,11 @@ def test_show_has_the_variables_and_the_metrics_of_a_run(shell: Shell) -> None:
         ({"env": {"A": None}}, "variable A"),
         ({"deadline": "1h", "training_time": "2h"}, "training_time"),
         ({"export": "model.safetensors"}, "export 'model.safetensors'"),
-        ({"checkpoint_period_s": 1, "checkpoint_period": "5m"}, "are both given"),
+        (
+            {"checkpoint_period_s": 1, "checkpoint_period": "5m"},
+            "checkpoint_period_s and checkpoint_period are both given",
+        ),
+        ({"command": ["python", "trian.py"]}, "has no 'trian.py' (did you mean train.py?)"),
         ({"max_life_s": 300}, "before its first checkpoint"),
         ({"script_retries": "many"}, "script_retries 'many'"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spotfirst.errors import InvalidSpec, ObjectMissing, UnsupportedStorage
+from spotfirst.errors import InvalidSpec, ObjectMissing, StorageUnavailable, UnsupportedStorage
 from spotfirst.storage import Storage, open_storage
 from tests.waiting import PATIENCE_S
 
@@ -258,3 +258,32 @@ def test_a_relative_folder_means_the_same_in_every_process(
     monkeypatch.chdir(tmp_path)
     assert open_storage("runs").url == str(tmp_path / "runs")
     assert open_storage(f"file://{tmp_path}/x").url == f"file://{tmp_path}/x"
+
+
+@pytest.mark.parametrize("leaves_a_mount_point", [False, True])
+def test_a_folder_whose_disk_is_away_does_not_answer_and_gets_nothing_new(
+    tmp_path: Path, leaves_a_mount_point: bool
+) -> None:
+    folder, away = tmp_path / "mounted", tmp_path / "away"
+    storage = open_storage(str(folder))
+    storage.patience_s = 0
+    runs = storage.child("runs")
+    storage.write("spec", b"1")
+    folder.rename(away)
+    if leaves_a_mount_point:
+        folder.mkdir()
+    for call in (
+        lambda: runs.create("chain/1", b"2"),
+        lambda: storage.write("beat", b"2"),
+        lambda: storage.write_from("packs/1", memoryview(b"2")),
+        lambda: storage.read("spec"),
+        lambda: runs.list("chain"),
+    ):
+        with pytest.raises(StorageUnavailable, match="Mount its disk again"):
+            call()
+    assert not folder.exists() or list(folder.iterdir()) == []
+    if leaves_a_mount_point:
+        folder.rmdir()
+    away.rename(folder)
+    assert runs.create("chain/1", b"2")
+    assert storage.read("spec") == b"1"

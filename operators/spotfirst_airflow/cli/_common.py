@@ -102,13 +102,11 @@ def find_storage(url: str, *, is_checked: bool = True) -> Storage:
         raise InvalidSpec(msg)
     # Instances have another working directory, so a folder is passed on with its whole path.
     storage = open_storage(url if "://" in url else str(Path(url).expanduser().absolute()))
-    if (
-        is_checked
-        and storage.on_disk
-        and Path(storage.url.partition("://")[2] or storage.url).is_file()
-    ):
-        msg = f"storage {storage.url} is a file; give a folder"
-        raise InvalidSpec(msg)
+    if is_checked and storage.on_disk:
+        path = Path(storage.url.partition("://")[2] or storage.url)
+        if path.exists() and not path.is_dir():
+            msg = f"storage {storage.url} is a file; give a folder"
+            raise InvalidSpec(msg)
     return storage
 
 
