@@ -297,6 +297,9 @@ class SpotfirstCallback(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the trainer as it was."""
         self._leave(trainer)
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None and stage == "fit":
+            combined.reset()  # ends workers that persist, which Lightning has just looked for
 
     def _leave(self, trainer: Any) -> None:
         if self._overridden:
@@ -652,7 +655,7 @@ def _total_steps(trainer: Any) -> int | None:
     return int(total) if 0 < total < math.inf else None
 
 
-def _training_data(trainer: Any) -> list[ResumableLoader]:
+def _training_data(trainer: Any) -> list[Any]:
     combined = trainer.fit_loop._combined_loader
     return list(combined.flattened) if combined is not None else []
 
