@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
@@ -402,6 +403,25 @@ def test_files_of_lightnings_beside_it_are_as_without_it(
     trainer = pl.Trainer(max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(Net(), kind(Items(18), BATCH), ckpt_path=tmp_path / "a" / "m.ckpt")
     assert trainer.global_step == 5
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_after_a_fit_the_trainer_is_as_without_it(fails: bool, tmp_path: Path) -> None:
+    class Fails(Net):
+        def on_train_batch_end(self, *_: Any) -> None:
+            if fails and self.trainer.global_step == 2:
+                raise LookupError
+
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        callbacks=[SpotfirstCallback(storage=str(tmp_path / "s"))],
+    )  # fmt: skip
+    with pytest.raises(LookupError) if fails else contextlib.nullcontext():
+        trainer.fit(Fails(), DataLoader(Items(18), BATCH))
+    assert type(trainer.train_dataloader) is DataLoader
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    torch.load(tmp_path / "own.ckpt", weights_only=True)
+    trainer.validate(Net(), DataLoader(Items(6), 3))
 
 
 def test_callbacks_can_be_copied_in_a_fit(tmp_path: Path) -> None:

@@ -117,8 +117,7 @@ class SpotfirstCallback(Callback):
             """As without Spotfirst: other programs read Lightning's own files too."""
             state: dict[str, Any] = loop_state()
             state.pop("combined_loader", None)
-            own = [each._loader for each in _training_data(trainer)]
-            own = [loader for loader in own if hasattr(loader, "load_state_dict")]
+            own = [each for each in _own_loaders(trainer) if hasattr(each, "load_state_dict")]
             if own:
                 state["combined_loader"] = [loader.state_dict() for loader in own]
             return state
@@ -291,8 +290,22 @@ class SpotfirstCallback(Callback):
             self._boundary()
             self._checkpointer.close()
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the trainer as it was; Lightning calls no ``teardown`` then."""
+        self._leave(trainer)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the trainer as it was."""
+        self._leave(trainer)
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None and stage == "fit":
+            combined.reset()  # ends workers that persist, which Lightning has just looked for
+
+    def _leave(self, trainer: Any) -> None:
+        if self._overridden:
+            combined = trainer.fit_loop._combined_loader
+            if combined is not None:  # for what saves a checkpoint of its own afterwards
+                combined.flattened = _own_loaders(trainer)
         for owner, name in self._overridden:
             vars(owner).pop(name, None)
         self._overridden = []
@@ -642,9 +655,14 @@ def _total_steps(trainer: Any) -> int | None:
     return int(total) if 0 < total < math.inf else None
 
 
-def _training_data(trainer: Any) -> list[ResumableLoader]:
+def _training_data(trainer: Any) -> list[Any]:
     combined = trainer.fit_loop._combined_loader
     return list(combined.flattened) if combined is not None else []
+
+
+def _own_loaders(trainer: Any) -> list[Any]:
+    loaders = _training_data(trainer)
+    return [each._loader if isinstance(each, ResumableLoader) else each for each in loaders]
 
 
 def _side_by_side(trainer: Any, loader: ResumableLoader) -> list[ResumableLoader]:
