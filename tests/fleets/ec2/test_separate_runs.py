@@ -183,11 +183,12 @@ def test_whatever_fails_dies_and_races_every_instance_is_let_in_and_nothing_is_l
     try:
         play(world)
         assert world.broken == []
-        assert world.state.phase is Phase.SUCCEEDED
+        # Whatever the last of its instances says: they trained to the end.
+        newest = world.run.chain().refresh().newest()
+        assert newest is not None
+        assert newest[1].step == world.work.total_steps
         world.disarm()
         play(world, lambda: not world.cloud.access_points)
-        trained = [a for a in world.state.attempts if a.ended and a.ended.cause == "completed"]
-        assert len(trained) == 1
     finally:
         world.close()
 
