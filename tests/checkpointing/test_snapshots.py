@@ -222,25 +222,25 @@ def test_memory_that_is_mapped_to_a_file_is_kept_as_of_the_instant(box: Box) -> 
 
 @pytest.mark.parametrize("journal", ["delete", "truncate", "persist", "wal"])
 def test_a_database_is_kept_with_its_journal(box: Box, journal: str) -> None:
-    path = box.folder / "study.db"
-    database = sqlite3.connect(path)
-    database.execute(f"pragma journal_mode={journal}")
-    database.execute("create table rows (number integer primary key, text text)")
-    database.commit()
-    database.execute("pragma cache_size=5")
-    for number in range(6):
-        # A transaction that is larger than the cache has half of its pages in the file.
-        database.executemany("insert into rows (text) values (?)", [("x" * 900,)] * 100)
-        box.capture(after_s=1)
-        copy = sqlite3.connect(box.kept() / "study.db")
-        assert copy.execute("pragma integrity_check").fetchone() == ("ok",)
-        assert copy.execute("select count(*) from rows").fetchone() == (100 * number,)
-        copy.close()
+    def kept_rows() -> int:
+        with contextlib.closing(sqlite3.connect(box.kept() / "study.db")) as copy:
+            assert copy.execute("pragma integrity_check").fetchone() == ("ok",)
+            (count,) = copy.execute("select count(*) from rows").fetchone()
+            return int(count)
+
+    with contextlib.closing(sqlite3.connect(box.folder / "study.db")) as database:
+        database.execute(f"pragma journal_mode={journal}")
+        database.execute("create table rows (number integer primary key, text text)")
         database.commit()
-    database.close()
+        database.execute("pragma cache_size=5")
+        for number in range(6):
+            # A transaction that is larger than the cache has half of its pages in the file.
+            database.executemany("insert into rows (text) values (?)", [("x" * 900,)] * 100)
+            box.capture(after_s=1)
+            assert kept_rows() == 100 * number
+            database.commit()
     box.capture(after_s=1)
-    copy = sqlite3.connect(box.kept() / "study.db")
-    assert copy.execute("select count(*) from rows").fetchone() == (600,)
+    assert kept_rows() == 600
 
 
 def test_a_database_that_is_being_replaced_stays_with_the_journal_that_it_had(box: Box) -> None:

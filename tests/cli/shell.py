@@ -15,6 +15,7 @@ from spotfirst.run import Run
 from spotfirst.state import RunState
 from spotfirst.storage import open_storage
 from spotfirst_airflow.fleets.base import Fleet, load_fleet
+from spotfirst_airflow.fleets.local import LocalFleet
 from tests.waiting import PATIENCE_S
 
 PROGRAM = (sys.executable, "-m", "spotfirst_airflow.cli")
@@ -24,6 +25,7 @@ from pathlib import Path
 
 saved = Path(os.environ["SPOTFIRST_CHECKPOINT_DIR"]) / "step"
 step = int(saved.read_text()) if saved.exists() else 0
+BEGAN = step
 print("begins at", step, flush=True)
 total = int(os.environ.get("STEPS", "30"))
 while step < total:
@@ -35,6 +37,9 @@ while step < total:
         part = saved.with_name(".part")
         part.write_text(str(step))
         part.replace(saved)
+    if step == 60 and "HOLD" in os.environ:  # until it is interrupted; the next goes on from here
+        del os.environ["HOLD"]
+        time.sleep(0 if BEGAN else 100_000)
 sys.exit(int(os.environ.get("EXIT_CODE", "0")))
 """
 
@@ -100,6 +105,12 @@ class Shell:
 
     def fleet(self) -> Fleet:
         return load_fleet("local", {"root": str(self.home / "fleet")}, environment={})
+
+    def interrupt(self, run_id: str) -> None:
+        """Take the newest attempt's instance back, with notice."""
+        fleet = self.fleet()
+        assert isinstance(fleet, LocalFleet)
+        assert fleet.interrupt(self.state(run_id).attempts[-1].token)
 
     def is_training(self, run_id: str) -> bool:
         """Whether a checkpoint is there, so that a stop has something to keep."""

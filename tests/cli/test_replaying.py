@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from tests.cli.shell import Shell
 
 TRAINING = """
@@ -26,6 +28,7 @@ for step in checkpointer.steps(6):
 """
 
 
+@pytest.mark.torch
 def test_a_replay_trains_with_the_learning_rate_that_was_set(shell: Shell) -> None:
     (shell.home / "code" / "train.py").write_text(TRAINING)
     spec = shell.spec(command=[sys.executable, "train.py"], checkpoint_mode="trainer")
