@@ -31,9 +31,7 @@ def local(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def on_s3(s3_url: str) -> Storage:
-    storage = open_storage(s3_url)
-    storage.patience_s = 2.0
-    return storage
+    return open_storage(s3_url)
 
 
 class _Client:
