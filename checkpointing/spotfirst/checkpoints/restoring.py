@@ -41,7 +41,7 @@ def load_newest(
     *,
     content: Literal["state", "files"],
     resume_from: ResumeFrom | None = None,
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = _log.warning,
 ) -> Restored[_T] | None:
     """Load the newest checkpoint that is whole; ``None`` when the run is to start from nothing.
 
@@ -60,7 +60,6 @@ def load_newest(
                 "it came any further: GOING BACK to the checkpoint before it. If the script is at "
                 "fault, mend it and clear the task: then the newest checkpoint is used again"
             )
-            _log.warning("%s", message)
             warn(message)
             continue
         try:
@@ -70,7 +69,6 @@ def load_newest(
                 f"checkpoint {seq} of step {commit.step} cannot be read, going back to the one "
                 f"before: {error}"
             )
-            _log.warning("%s", message)
             warn(message)
     if chain.commits:
         msg = (
