@@ -39,11 +39,11 @@ _ERROR = re.compile(
 _LONGEST_ERROR = 300
 
 
-def script_error(log_tail: Sequence[str]) -> str:
-    """The script's own error among its last lines; empty when it wrote nothing.
+def script_error(log_tail: Sequence[str], state: RunState | None = None) -> str:
+    """The script's own error among its last lines; empty when there is none.
 
     After a traceback that is its last line, which is not indented. Otherwise it is the last line
-    that speaks of an error, or else the last line.
+    that speaks of an error, or else the last line; a script that a signal ended says nothing in it.
     """
     lines = [line.rstrip() for line in log_tail if line.strip()]
     begins = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
@@ -51,8 +51,15 @@ def script_error(log_tail: Sequence[str]) -> str:
     found = next((line for line in after if not line.startswith((" ", "\t"))), "")
     if not found:
         found = next((line for line in reversed(lines) if _ERROR.match(line)), "")
-    text = (found or (lines[-1] if lines else "")).strip()
+    if not found and lines and not _ended_by_signal(state):
+        found = lines[-1]
+    text = found.strip()
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
+
+
+def _ended_by_signal(state: RunState | None) -> bool:
+    ends = [a.ended for a in state.attempts if a.ended] if state is not None else []
+    return bool(ends) and (ends[-1].exit_code or 0) < 0
 
 
 def is_bad(event: e.Event) -> Literal["", "warning", "error"]:
@@ -133,7 +140,7 @@ def describe(event: e.Event, state: RunState) -> str:
         steps = f" at step {event.step}" if event.step is not None else ""
         return f"succeeded with attempt {event.attempt}{steps}"
     if isinstance(event, e.Failed):
-        own = script_error(event.log_tail)
+        own = script_error(event.log_tail, state)
         return f"failed: {own} ({event.message})" if own else f"failed: {event.message}"
     if isinstance(event, e.Reopened):
         resumed = state.checkpoint_step

@@ -599,7 +599,7 @@ def _raise(run: Run, state: RunState) -> NoReturn:
     tail = "".join(f"\n    {line}" for line in state.failure.log_tail[-_LOG_TAIL:])
     kept = still_kept(state, now=utc_now())
     # First the script's own error: many tools show no more than this line.
-    own = script_error(state.failure.log_tail)
+    own = script_error(state.failure.log_tail, state)
     msg = (f"{own}\n" if own else "") + (
         f"run {run.run_id} has failed: {state.failure.message}. {cost} {kept}".rstrip()
         + (f"\nThe last lines of its output:{tail}" if tail else "")

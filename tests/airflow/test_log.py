@@ -73,6 +73,19 @@ def test_an_error_of_any_length_is_one_short_line() -> None:
     assert len(script_error(["ValueError: " + "x" * 10**6])) < 400
 
 
+@pytest.mark.parametrize(
+    ("code", "tail", "own"),
+    [(-11, ["saved", "done"], ""), (1, ["saved", "done"], "done"), (-6, ["Fatal error: x"], "Fatal error: x")],
+)  # fmt: skip
+def test_the_last_line_before_a_signal_is_no_error(code: int, tail: list[str], own: str) -> None:
+    state = fold([
+        e.Created(at=NOW),
+        e.Launching(at=NOW, attempt=1, token="t", market=Market.SPOT, pool=POOL, reason=""),
+        e.Ended(at=NOW, attempt=1, cause="killed", ended_at=NOW, exit_code=code),
+    ])  # fmt: skip
+    assert script_error(tail, state) == own
+
+
 def test_news_has_the_level_that_it_deserves() -> None:
     assert is_bad(e.Failed(at=NOW, message="m")) == "error"
     assert is_bad(e.Warned(at=NOW, message="m")) == "warning"
