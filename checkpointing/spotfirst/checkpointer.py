@@ -835,14 +835,18 @@ def _known(restored: Restored[tuple[Any, Any, StateManifest]] | None) -> dict[st
 
 
 def _before_optimizer_steps(saver: Saver, gathering: Gathering) -> None:
-    """Let every ``optimizer.step()`` of this process wait for what is still being copied."""
-    reference = weakref.ref(saver)
+    """Let every ``optimizer.step()`` of this process wait for what is still being copied.
+
+    torch keeps the hook, so it must not keep the Checkpointer: one that is dropped frees its
+    memory, and the model's.
+    """
+    saver_there, gathering_there = weakref.ref(saver), weakref.ref(gathering)
 
     def wait(*_: Any) -> None:
-        gathering.optimizer_steps()
-        alive = reference()
-        if alive is not None:
-            alive.wait_copied()
+        saver, gathering = saver_there(), gathering_there()
+        if saver is not None and gathering is not None:
+            gathering.optimizer_steps()
+            saver.wait_copied()
 
     handle = register_optimizer_step_pre_hook(wait)
     weakref.finalize(saver, handle.remove)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -617,3 +619,21 @@ def test_a_storage_that_refuses_the_last_checkpoint_is_waited_out(
     assert sum(waits) >= 3600, "it waits as long as it takes: the storage took others before"
     again = Checkpointer(model=torch.nn.Linear(2, 1), storage=str(tmp_path))
     assert again.restore() == 4
+
+
+def test_a_checkpointer_that_is_dropped_frees_its_memory_and_ends_its_threads(
+    tmp_path: Path,
+) -> None:
+    before = set(threading.enumerate())
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpointer = Checkpointer(model=model, optimizer=optimizer, storage=str(tmp_path / "s"))
+    for _ in checkpointer.steps(3):
+        model(torch.randn(3, 64)).square().mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    left = [weakref.ref(each) for each in (checkpointer, model, optimizer)]
+    del checkpointer, model, optimizer
+    gc.collect()
+    assert [each() for each in left] == [None, None, None]
+    wait_until(lambda: set(threading.enumerate()) <= before, "the threads to end")
