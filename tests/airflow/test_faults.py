@@ -215,7 +215,8 @@ def test_run_that_ends_without_a_scheduler_is_delivered_by_the_next(world: World
     it.wait_for_checkpoint()
     world.airflow.kill("scheduler")
     it.wait_until_quiet()
-    assert it.task_state() == "deferred"
+    # The triggerer says by itself that the trigger has fired; nobody goes on from there.
+    assert it.task_state() in {"deferred", "scheduled"}
     world.airflow.start_component("scheduler")
     it.wait_for_task("success")
     assert [line[0] for line in it.trace()] == ["start", "end"]
