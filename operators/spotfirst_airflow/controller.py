@@ -426,9 +426,15 @@ class Controller:
         self._append(msgspec.structs.replace(ended, ended_at=failed_at, kept_until=until))
         return True
 
-    def _warn(self, now: datetime, message: str, *, attempt: int | None = None) -> None:
-        """For people, once: whoever comes to say it again says nothing."""
-        if message not in self._journal.state.warnings:
+    def _warn(
+        self, now: datetime, message: str, *, attempt: int | None = None, once_for: str = ""
+    ) -> None:
+        """Warn people, once for each message, or for all messages that begin with ``once_for``."""
+        known = self._journal.state.warnings
+        is_known = (
+            any(each.startswith(once_for) for each in known) if once_for else message in known
+        )
+        if not is_known:
             self._append(e.Warned(at=now, attempt=attempt, message=message))
 
     def _is_silent(self, now: datetime, attempt: Attempt, beat: Heartbeat | None) -> bool:
@@ -534,8 +540,7 @@ class Controller:
         newest = next((a for a in reversed(_recent(state)) if a.ended), None)
         if newest is not None and newest.ended is not None and newest.ended.cause == "unfit":
             start = f"{newest.market} instances cannot train, and are tried again now and then: "
-            if not any(known.startswith(start) for known in state.warnings):
-                self._warn(now, start + _why(newest.ended), attempt=newest.number)
+            self._warn(now, start + _why(newest.ended), attempt=newest.number, once_for=start)
 
     def _tries_further_back(self, ended: Sequence[Attempt]) -> int:
         """How many more attempts there may be because some crashed with what they restored.
@@ -621,7 +626,7 @@ class Controller:
     def _money(self, now: datetime, state: RunState, beats: Mapping[int, Heartbeat]) -> _Money:
         """What all that is there has cost, and what it costs whatever is decided now."""
         egress_usd, last_usd = self._traffic.open_usd(state.open_attempts, beats)
-        waits = [a for a in state.open_attempts if _waits_for_fleet(a, beats.get(a.number), now)]
+        waits = _waiting_for_fleet(now, state, beats)
         others = [a for a in state.open_attempts if a not in waits]
         return _Money(
             spent_usd=bill(state, now=now).total_usd + egress_usd,
@@ -637,11 +642,11 @@ class Controller:
     ) -> None:
         """End what is left to the fleet where the budget would not pay for it.
 
-        It is free only once the fleet has taken it, and until then nobody can be sure.
+        It is free only if the fleet takes it, which is not certain until it has.
         """
         if outlook.budget is None or outlook.budget.on_budget == "alert":
             return
-        waits = [a for a in state.open_attempts if _waits_for_fleet(a, beats.get(a.number), now)]
+        waits = _waiting_for_fleet(now, state, beats)
         if not waits:
             return
         money = self._money(now, state, beats)
@@ -871,8 +876,7 @@ class Controller:
         if cause == "rejected" or quota:
             # What AWS says has ids and numbers in it that differ each time: once for each market.
             start = f"{attempt.market} launches are refused, and tried again now and then: "
-            if not any(known.startswith(start) for known in self._journal.state.warnings):
-                self._warn(now, start + message)
+            self._warn(now, start + message, once_for=start)
 
     def _append(self, event: e.Event) -> None:
         self._journal.append(event)
@@ -944,6 +948,12 @@ def _waits_for_fleet(attempt: Attempt, beat: Heartbeat | None, now: datetime) ->
 def _recent(state: RunState) -> tuple[Attempt, ...]:
     """The attempts since the run was last reopened: someone looked at the others then."""
     return tuple(a for a in state.attempts if a.number > state.reopened_after)
+
+
+def _waiting_for_fleet(
+    now: datetime, state: RunState, beats: Mapping[int, Heartbeat]
+) -> list[Attempt]:
+    return [a for a in state.open_attempts if _waits_for_fleet(a, beats.get(a.number), now)]
 
 
 def _has_crashed(attempt: Attempt) -> bool:

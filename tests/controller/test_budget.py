@@ -217,15 +217,21 @@ def test_going_on_cheaper_ends_where_the_policy_stays_on_demand() -> None:
     assert "for spot alone" in state.stop.reason
 
 
-def test_going_on_cheaper_ends_when_spot_has_become_too_dear() -> None:
+def on_demand_until(spent_usd: Decimal) -> Run:
+    """A run without spot capacity that may go on cheaper, once it has spent so much."""
     run = Run(
         total_steps=3000, policy=Fallback(no_capacity_s=0.0, return_after_s=1e6),
         budget_usd=Decimal("0.40"), on_budget="continue_cheaper",
     )  # fmt: skip
     run.capacity = dict.fromkeys(run.capacity, False)
-    while bill(run.run.journal().refresh(), now=run.now).total_usd < Decimal("0.36"):
+    while bill(run.run.journal().refresh(), now=run.now).total_usd < spent_usd:
         run.reconcile()
         run.tick()
+    return run
+
+
+def test_going_on_cheaper_ends_when_spot_has_become_too_dear() -> None:
+    run = on_demand_until(Decimal("0.36"))
     run.spot_usd_h = Decimal("40.00")
     run.interrupt(run.trainer(), notice=False)
     state = run.until_done().state
@@ -347,14 +353,7 @@ def test_with_alert_the_run_goes_on_past_its_budget() -> None:
 
 
 def test_from_90_percent_on_it_goes_on_cheaper_on_spot_alone() -> None:
-    run = Run(
-        total_steps=3000, policy=Fallback(no_capacity_s=0.0, return_after_s=1e6),
-        budget_usd=Decimal("0.40"), on_budget="continue_cheaper",
-    )  # fmt: skip
-    run.capacity = dict.fromkeys(run.capacity, False)
-    while bill(run.run.journal().refresh(), now=run.now).total_usd < Decimal("0.03"):
-        run.reconcile()
-        run.tick()
+    run = on_demand_until(Decimal("0.03"))
     run.capacity = dict.fromkeys(run.capacity, True)
     state = run.until_done().state
     markets = [attempt.market for attempt in state.attempts if attempt.launched]

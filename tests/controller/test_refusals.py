@@ -28,6 +28,17 @@ def until_training(world: World, market: Market | None = None) -> None:
     raise AssertionError("nothing trains:\n" + "\n".join(world.news))
 
 
+def could_go_back_to_spot() -> World:
+    """A world that trains on demand, where there is spot capacity again."""
+    world = World(
+        total_steps=4000, policy_options={"return_after_s": 60.0, "no_capacity_s": 1.0},
+    )  # fmt: skip
+    world.capacity = dict.fromkeys(world.capacity, False)
+    until_training(world, Market.ON_DEMAND)
+    world.capacity = dict.fromkeys(world.capacity, True)
+    return world
+
+
 @pytest.mark.parametrize("refusal", REFUSALS, ids=["quota", "permission", "image"])
 @pytest.mark.parametrize("market", list(Market))
 @pytest.mark.parametrize("deadline_s", [None, 400, 3600])
@@ -47,12 +58,7 @@ def test_one_market_that_refuses_is_done_without(
 def test_a_refused_move_leaves_what_trains_alone_and_is_tried_ever_more_seldom(
     refusal: FleetError,
 ) -> None:
-    world = World(
-        total_steps=4000, policy_options={"return_after_s": 60.0, "no_capacity_s": 1.0},
-    )  # fmt: skip
-    world.capacity = dict.fromkeys(world.capacity, False)
-    until_training(world, Market.ON_DEMAND)
-    world.capacity = dict.fromkeys(world.capacity, True)
+    world = could_go_back_to_spot()
     world.refuses[Market.SPOT] = refusal
     trainer = world.trainer()
     for _ in range(3000):
@@ -71,12 +77,7 @@ def test_a_refused_move_leaves_what_trains_alone_and_is_tried_ever_more_seldom(
 
 
 def test_a_move_to_instances_that_cannot_run_the_agent_leaves_what_trains_alone() -> None:
-    world = World(
-        total_steps=4000, policy_options={"return_after_s": 60.0, "no_capacity_s": 1.0},
-    )  # fmt: skip
-    world.capacity = dict.fromkeys(world.capacity, False)
-    until_training(world, Market.ON_DEMAND)
-    world.capacity = dict.fromkeys(world.capacity, True)
+    world = could_go_back_to_spot()
     trainer = world.trainer()
     for _ in range(3000):
         world.reconcile()

@@ -88,9 +88,10 @@ def forecast(
 
 
 def _may_be_there(attempt: Attempt, *, now: datetime) -> bool:
-    """Whether an instance may run of which only the intent to launch it is told.
+    """Whether an instance may run although the journal has only the intent to launch it.
 
-    Who was to tell may be gone. If the instance is there, it soon asks its predecessor to hand over.
+    The controller may have died in between. An instance that is there soon asks its predecessor to
+    hand over.
     """
     age_s = (now - attempt.intended_at).total_seconds()
     return attempt.is_open and attempt.launched is None and age_s < _BOOTS_WITHIN_S

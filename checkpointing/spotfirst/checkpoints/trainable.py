@@ -41,7 +41,7 @@ class Trainable:
         return found
 
     def restore(self, made: Mapping[str, Made]) -> None:
-        """Change it as a checkpoint's training did. What the script has made anew stays."""
+        """Change it as a checkpoint's training did. What the script itself has changed stays."""
         for name in self._modules.keys() & made.keys():
             flags = dict((made[name].values or {}).get("dict", ()))
             for own, parameter in self._parameters(name).items():
