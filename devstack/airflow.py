@@ -9,6 +9,7 @@ import argparse
 import base64
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 _MARK = "DEVSTACK_AIRFLOW_HOME"
 _PROJECT = Path(__file__).resolve().parent.parent
+_MAX_RESTARTS = 5
+_LOG = logging.getLogger(__name__)
 _HEALTH_KEY = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 
 
@@ -72,6 +75,9 @@ class AirflowStandalone:
         self.children: dict[str, Child] = {}
         self._extra = dict(environment or {})
         self._identity = uuid.uuid4().hex
+        self._is_up = False
+        self._restarts = 0
+        self._down: set[str] = set()  # components that were ended on purpose
         self._client: AirflowClient | None = None
 
     @property
@@ -82,7 +88,7 @@ class AirflowStandalone:
     def client(self) -> AirflowClient:
         """Return the REST client; the same one each time."""
         if self._client is None:
-            self._client = AirflowClient(self.url)
+            self._client = AirflowClient(self.url, before_request=self.check)
         return self._client
 
     def environment(self) -> dict[str, str]:
@@ -116,6 +122,7 @@ class AirflowStandalone:
         except BaseException:
             self.stop()
             raise
+        self._is_up = True
         return self
 
     def start_component(self, name: str) -> Child:
@@ -126,7 +133,28 @@ class AirflowStandalone:
         command = [sys.executable, "-m", "airflow", *_arguments(name, self.port)]
         log = self.home / "logs" / f"{name}.log"
         self.children[name] = Child(command, log=log, environment=self.environment(), cwd=self.home)
+        self._down.discard(name)
         return self.children[name]
+
+    def check(self) -> None:
+        """Start components again that ended by themselves, as a service manager would.
+
+        A scheduler ends when SQLite is busy for too long, and everything waits for it. Whoever waits
+        for something in Airflow calls this now and then; the client does before each request.
+
+        Raises:
+            DevstackError: one ended while Airflow started, or too often; the message holds its log.
+        """
+        for name, child in list(self.children.items()):
+            if name in self._down or child.is_running():
+                continue
+            if not self._is_up or self._restarts >= _MAX_RESTARTS:
+                raise DevstackError(f"Airflow's {name} ended by itself:\n{child.tail()}")
+            self._restarts += 1
+            _LOG.warning(
+                "Airflow's %s ended by itself and is started again; its log: %s", name, child.log
+            )
+            self.start_component(name)
 
     def pid(self, name: str) -> int:
         """Return the process id of a component."""
@@ -138,10 +166,12 @@ class AirflowStandalone:
         Processes that moved to a session of their own, as local instances do, live on if they are
         no descendants any more.
         """
+        self._down.add(name)
         self.children[name].kill(tree=tree)
 
     def stop_component(self, name: str) -> None:
         """Stop a component with SIGTERM, as a rolling update does."""
+        self._down.add(name)
         self.children[name].stop()
 
     def wait_healthy(self, timeout_s: float = PATIENCE_S) -> None:
@@ -154,9 +184,7 @@ class AirflowStandalone:
 
         def healthy() -> bool:
             nonlocal health
-            for name, child in self.children.items():
-                if not child.is_running():
-                    raise DevstackError(f"Airflow's {name} ended by itself:\n{child.tail()}")
+            self.check()
             health = self.client().health()
             return all(health.get(key) == "healthy" for key in wanted)
 
@@ -177,6 +205,7 @@ class AirflowStandalone:
         Raises:
             DevstackError: a process is still there.
         """
+        self._is_up = False
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -285,11 +314,12 @@ def _settings(home: Path, dags: Path, port: int) -> dict[str, str]:
         "API__HOST": "127.0.0.1",
         "API__PORT": port,
         "API__WORKERS": 1,
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=120",
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "LOGGING__WORKER_LOG_SERVER_PORT": log_port,
         "LOGGING__TRIGGER_LOG_SERVER_PORT": trigger_log_port,
-        # By default 5 s: a small machine that starts everything at once takes longer to answer.
+        # By default 5 s, also for SQLite: a small machine that starts everything at once takes
+        # longer to answer.
         "WORKERS__EXECUTION_API_TIMEOUT": 60,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 5,
@@ -321,7 +351,7 @@ def main() -> None:
         stack.enter_context(airflow)
         print(f"Airflow is ready: {airflow.url} (no password; this machine only). Ctrl-C stops it.")
         print(f"Logs: {airflow.home / 'logs'}", flush=True)
-        wait_until_interrupted(airflow.children.values())
+        wait_until_interrupted(airflow.check)
 
 
 if __name__ == "__main__":

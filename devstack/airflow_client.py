@@ -21,10 +21,18 @@ class AirflowClient:
     """Airflow's REST API (v2), as an administrator.
 
     Every method raises `DevstackError` with Airflow's own words when it answers with an error.
+    `before_request` is called before each request, and may raise.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float = 120) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 120,
+        before_request: Callable[[], None] = lambda: None,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._before_request = before_request
         # The environment may name a proxy, which has no business with 127.0.0.1.
         self.http = httpx.Client(base_url=self.base_url, timeout=timeout_s, trust_env=False)
 
@@ -47,6 +55,7 @@ class AirflowClient:
         deadline = time.monotonic() + PATIENCE_S
         answer = None
         while answer is None:
+            self._before_request()
             try:
                 if "Authorization" not in self.http.headers:
                     token = self.http.get("/auth/token").raise_for_status().json()["access_token"]

@@ -168,7 +168,7 @@ def _play(console: Console, options: argparse.Namespace) -> int:
         run = Run(storage, base_run_id(_DAG_ID, run_id, _TASK_ID))
         display.say(f"{airflow.url}/dags/{_DAG_ID}/runs/{run_id}/tasks/{_TASK_ID}", "dim")
         _await_run(run, airflow.client(), display, run_id)
-        glance = _watch(run, display)
+        glance = _watch(run, display, airflow)
         display.stage("Airflow finishes the task")
         dag_state = airflow.client().wait_for_run(_DAG_ID, run_id)
         with _paused(display):
@@ -179,7 +179,7 @@ def _play(console: Console, options: argparse.Namespace) -> int:
         if not options.exit:
             with _paused(display):
                 _invite(console, airflow, run)
-                wait_until_interrupted(airflow.children.values())
+                wait_until_interrupted(airflow.check)
         is_well = same and glance.state.phase is Phase.SUCCEEDED and dag_state == "success"
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on it ends by itself, and soon
         display.stage("stopping everything")
@@ -211,10 +211,11 @@ def _await_run(run: Run, client: AirflowClient, display: Display, run_id: str) -
         time.sleep(0.3)
 
 
-def _watch(run: Run, display: Display) -> Glance:
+def _watch(run: Run, display: Display, airflow: AirflowStandalone) -> Glance:
     """Show the run until it is over. Airflow looks after it; this only reads its files."""
     watcher = Watcher(run)
     while True:
+        airflow.check()
         glance = watcher.look()
         display.show(glance)
         if glance.is_over:

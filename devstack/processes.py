@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +88,11 @@ class Child:
     def is_running(self) -> bool:
         """Say whether the process itself still runs."""
         return self.process.poll() is None
+
+    def check(self) -> None:
+        """Raise a `DevstackError` with its last output if it has ended."""
+        if not self.is_running():
+            raise DevstackError(f"{self.command[:2]} ended by itself:\n{self.tail()}")
 
     def tail(self, lines: int = 30) -> str:
         """Return the last lines of its output, for messages."""
@@ -179,17 +184,10 @@ def carrying(variable: str, value: str) -> list[psutil.Process]:
     return found
 
 
-def wait_until_interrupted(children: Iterable[Child]) -> None:
-    """Return on Ctrl-C or SIGTERM.
-
-    Raises:
-        DevstackError: one of the children ended by itself.
-    """
-    children = list(children)
+def wait_until_interrupted(check: Callable[[], None]) -> None:
+    """Return on Ctrl-C or SIGTERM; call `check` twice a second, and pass on what it raises."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            for child in children:
-                if not child.is_running():
-                    raise DevstackError(f"{child.command[:2]} ended by itself:\n{child.tail()}")
+            check()
             time.sleep(0.5)

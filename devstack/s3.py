@@ -116,6 +116,11 @@ class S3Server:
             for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - its choice
                 socket.unlink(missing_ok=True)
 
+    def check(self) -> None:
+        """Raise a `DevstackError` with its last output if it has ended by itself."""
+        if self._child is not None:
+            self._child.check()
+
     def kill(self) -> None:
         """End the server with SIGKILL, as a crash would."""
         if self._child is not None:
@@ -255,8 +260,7 @@ def main() -> None:
         for name, value in server.environment().items():
             print(f"export {name}={value}")
         sys.stdout.flush()
-        assert server._child is not None  # noqa: SLF001
-        wait_until_interrupted([server._child])  # noqa: SLF001
+        wait_until_interrupted(server.check)
 
 
 if __name__ == "__main__":

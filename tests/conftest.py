@@ -37,6 +37,26 @@ _TRAININGS = ("tests/demo/", "tests/endtoend/", "tests/integrations/")
 """Their scripts import torch, each in a process of its own."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name each failure when it happens: a run that is cut off has said what failed."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_FailuresAtOnce(config))
+
+
+class _FailuresAtOnce:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = crash.message if crash else str(report.longrepr)
+            where = f"{report.nodeid} ({report.when}, {report.duration:.0f} s)"
+            terminal.write(f"\nFAILED {where}: {message[:300]}\n")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,

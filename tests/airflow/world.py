@@ -50,6 +50,7 @@ class Scenario:
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
         end = time.monotonic() + timeout_s
         while not condition():
+            self.world.airflow.check()
             if time.monotonic() > end:
                 story = "\n".join(map(str, self.events(e.Event)))
                 pytest.fail(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from devstack.airflow import AirflowStandalone
-from devstack.processes import Child, carrying
+from devstack.processes import Child, DevstackError, carrying
 from devstack.s3 import S3Server
 from tests.waiting import wait_until
 
@@ -91,6 +92,31 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     wait_until(lambda: not psutil.pid_exists(pid))
 
 
+def test_a_component_that_ends_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow = AirflowStandalone(tmp_path / "home", tmp_path)
+    started: list[str] = []
+
+    def start(name: str) -> Child:
+        started.append(name)
+        child = Child(["bash", "-c", "echo no database"], log=tmp_path / "log")
+        child.process.wait()
+        airflow.children[name] = child
+        return child
+
+    monkeypatch.setattr(airflow, "start_component", start)
+    start("scheduler")
+    with pytest.raises(DevstackError, match=r"scheduler ended by itself:\nno database"):
+        airflow.check()  # while Airflow starts, its end is an error at once
+    monkeypatch.setattr(airflow, "_is_up", True)
+    for _ in range(5):
+        airflow.check()
+    with pytest.raises(DevstackError, match="scheduler ended by itself"):
+        airflow.check()
+    assert len(started) == 6
+
+
 @pytest.mark.airflow
 @pytest.mark.slow
 def test_airflow_survives_the_loss_of_a_component_and_leaves_nothing(tmp_path: Path) -> None:
@@ -109,9 +135,11 @@ def test_airflow_survives_the_loss_of_a_component_and_leaves_nothing(tmp_path: P
         assert not psutil.pid_exists(airflow.pid("triggerer"))
         client = airflow.client()
         client.wait_for_dag("one")
+        os.killpg(airflow.pid("scheduler"), signal.SIGKILL)  # not by `kill`: nobody wanted this
         run = client.trigger("one")
         assert client.wait_for_run("one", run) == "success"
         assert client.xcom("one", run, "answer") == 41
+        assert not psutil.pid_exists(airflow.pid("triggerer")), "it was ended on purpose"
         airflow.start_component("triggerer")
         listening = {
             connection.laddr.ip
