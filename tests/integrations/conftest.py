@@ -21,13 +21,14 @@ from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
+from tests.waiting import wait_until
 
 Server = subprocess.Popen[str]
 
 HERE = Path(__file__).parent
 KILLS = 3
 SLOW_STEP_S = 0.05
-"""A training that is to be interrupted must not be over before."""
+HELD = "held"  # as in data.py, which imports torch
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -44,6 +45,7 @@ class Trainings:
         self._folder = folder
         self._variant = variant
         self._attempts = 0
+        self._process: int | None = None
         self._reference = ""
         spec = RunSpec(
             run_id="r",
@@ -74,8 +76,11 @@ class Trainings:
         chain = self.run.chain().refresh()
         return chain.commits[-1][0] if chain.commits else 0
 
-    def start(self, step_s: float = 0) -> int:
-        """Begin the next attempt; its process. Its predecessor's agent has seen it end."""
+    def start(self, step_s: float = 0, hold_after: int = 0) -> int:
+        """Begin the next attempt; its process. Its predecessor's agent has seen it end.
+
+        After ``hold_after`` passes through the model it waits for its interruption.
+        """
         if self._attempts:
             self.run.report_exit(ExitReport(attempt=self._attempts, at=utc_now(), cause="killed"))
         self._attempts += 1
@@ -88,11 +93,13 @@ class Trainings:
             SPOTFIRST_CHANNEL=str(channel),
             SPOTFIRST_CHECKPOINT_PERIOD_S="0.02",
             STEP_S=str(step_s),
+            HOLD_AFTER=str(hold_after),
         )
 
     def end(self) -> int:
         """The exit status of the one that was started last."""
         word, status = self._line().split()
+        self._process = None
         assert word == "ended"
         return os.waitstatus_to_exitcode(int(status))
 
@@ -111,10 +118,15 @@ class Trainings:
         return self._reference
 
     def wait_for_a_commit(self, beyond: int) -> None:
-        until = time.monotonic() + 180
-        while self.commits <= beyond:
-            assert time.monotonic() < until, "it does not save"
-            time.sleep(0.005)
+        """Until there are more than ``beyond``, or the attempt waits for its interruption."""
+        held = self._folder / f"channel-{self._attempts}" / HELD
+        wait_until(lambda: self.commits > beyond or held.exists(), "a commit")
+
+    def abandon(self) -> None:
+        """End what a failed test has left running: the next test uses the same server."""
+        if self._process is not None:
+            os.kill(self._process, signal.SIGKILL)
+            self.end()
 
     def _order(self, **environment: str) -> int:
         out = self._folder / "weights"
@@ -123,7 +135,8 @@ class Trainings:
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
-        return int(self._line())
+        self._process = int(self._line())
+        return self._process
 
     def _line(self) -> str:
         assert self._server.stdout is not None
@@ -146,9 +159,13 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture
-def trainings(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> Trainings:
+def trainings(
+    server: Server, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Trainings]:
     """Of one run, in the variant that is the test's parameter."""
-    return Trainings(server, tmp_path, request.param)
+    trainings = Trainings(server, tmp_path, request.param)
+    yield trainings
+    trainings.abandon()
 
 
 def killed_often(trainings: Trainings) -> None:
@@ -156,7 +173,7 @@ def killed_often(trainings: Trainings) -> None:
     instants = random.Random(0)
     for attempt in range(KILLS):
         commits = trainings.commits
-        process = trainings.start(SLOW_STEP_S)
+        process = trainings.start(SLOW_STEP_S, hold_after=8)
         if attempt % 3:
             trainings.wait_for_a_commit(commits)
         time.sleep(instants.uniform(0, 0.15))
@@ -171,7 +188,7 @@ def killed_often(trainings: Trainings) -> None:
 
 def drained_once(trainings: Trainings) -> Progress:
     """Ask it to leave, as the agent does at a notice: nothing is lost, and nothing fails."""
-    trainings.start(SLOW_STEP_S)
+    trainings.start(SLOW_STEP_S, hold_after=30)
     trainings.wait_for_a_commit(2)
     trainings.channel.ask_to_drain(Drain(reason="interruption"))
     assert trainings.end() == 0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from spotfirst.channel import Channel
+
 FEATURES = 16
 SAMPLES = 92  # not a multiple of the batch
 BATCH = 4
 EPOCHS = 2
+HELD = "held"
+"""The file by which a training says that it waits."""
 
 
 class Noisy(torch.utils.data.Dataset[Any]):
@@ -58,11 +64,27 @@ class Net(torch.nn.Module):
         )
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        time.sleep(float(os.environ.get("STEP_S", "0")))
+        _pace()
         result: torch.Tensor = (
             (self.layers(batch["x"]).squeeze(1) - batch["labels"]).square().mean()
         )
         return result
+
+
+_passes = itertools.count(1)
+
+
+def _pace() -> None:
+    """Take ``STEP_S``. After ``HOLD_AFTER`` passes, wait to be killed, or to be asked to leave.
+
+    So a training that is to be interrupted is not over before, however late that comes.
+    """
+    time.sleep(float(os.environ.get("STEP_S", "0")))
+    if str(next(_passes)) == os.environ.get("HOLD_AFTER"):
+        folder = Path(os.environ["SPOTFIRST_CHANNEL"])
+        (folder / HELD).touch()
+        while Channel(folder).drain() is None:
+            time.sleep(0.02)
 
 
 def seed() -> None:

@@ -261,8 +261,8 @@ def restored(storage: str, kind: str) -> dict[str, Any]:
     return trainer.digest() | {"step": step, "warnings": list(warnings)}
 
 
-def meetings(storage: str, step_s: float, steps: int) -> int:
-    """How often the ranks met."""
+def meetings(storage: str, step_s: float, steps: int) -> tuple[int, float]:
+    """How often the ranks met, and in how many seconds."""
     met = 0
     say = Group.say
     hear = Group.hear
@@ -275,9 +275,10 @@ def meetings(storage: str, step_s: float, steps: int) -> int:
     Group.say = Group.hear = count  # type: ignore[method-assign,assignment]
     model = torch.nn.Linear(2, 2)
     checkpointer = Checkpointer(model=model, storage=storage, period_s=1e9)
+    began = time.monotonic()
     for _ in checkpointer.steps(steps):
         time.sleep(step_s)
-    return met
+    return met, time.monotonic() - began
 
 
 def fail_on_rank_1(storage: str) -> list[str]:
