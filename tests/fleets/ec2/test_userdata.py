@@ -13,7 +13,7 @@ import pytest
 from spotfirst.errors import InvalidSpec
 from spotfirst_airflow.fleets.ec2 import userdata
 from spotfirst_airflow.fleets.ec2.userdata import LIMIT_BYTES, condensed, user_data
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 
 SOURCE = Path(userdata.__file__).with_name("bootstrap.py").read_text()
 DEFAULTS: dict[str, Any] = {
@@ -187,4 +187,5 @@ def test_settings_come_through_as_they_are(computer: Computer) -> None:
 def test_what_happens_is_on_the_console_and_in_a_file(computer: Computer) -> None:
     computer.program("python3", "echo hello")
     computer.boot(script())
-    assert "hello" in (computer.home / "boot.log").read_text()
+    log = computer.home / "boot.log"
+    wait_until(lambda: "hello" in log.read_text(), "tee, which outlives the script")
