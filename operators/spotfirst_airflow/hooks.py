@@ -113,7 +113,9 @@ class SpotfirstHook(BaseHook):
                 f"${STORAGE_VARIABLE}"
             )
             raise InvalidSpec(msg)
-        storage = open_storage(url, options=self._options() if url.startswith("s3") else None)
+        storage = open_storage(
+            url, options=self._options() if url.startswith(("s3://", "s3a://")) else None
+        )
         return with_keys(storage, self.control_keys())
 
     def control_keys(self) -> ControlKeys | None:

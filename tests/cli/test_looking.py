@@ -67,6 +67,11 @@ def test_cost_is_summed_by_a_tag(finished: Finished) -> None:
     rows = {row["team"]: row for row in finished.shell.json("cost", "--by", "team")}
     [account] = finished.shell.json("cost", "done")
     assert rows["search"]["cost_usd"] == account["total_usd"]
+    assert rows["search"]["on_demand_usd"] == account["on_demand_usd"]
+    line = next(
+        line for line in finished.shell.ok("cost", "--by", "team").splitlines() if "search" in line
+    )
+    assert line.count("simulated") == 2
 
 
 def test_cost_shows_apart_what_crossed_regions(shell: Shell) -> None:

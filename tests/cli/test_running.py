@@ -7,20 +7,24 @@ import os
 import signal
 import sys
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import typer
 
 from spotfirst import events as e
+from spotfirst.market import Market, Pool
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.state import Phase
 from spotfirst.storage import open_storage
 from spotfirst.wire import utc_now
 from spotfirst_airflow.arguments import to_request
+from spotfirst_airflow.budget import OnBudget
 from spotfirst_airflow.cli._running import see_through
 from spotfirst_airflow.cli._specfile import read_spec_file
+from spotfirst_airflow.fleets.local import LocalFleet
 from spotfirst_airflow.submission import attach
 from tests.cli.conftest import Finished
 from tests.cli.shell import Shell
@@ -163,6 +167,34 @@ def test_a_run_whose_deadline_has_passed_asks_for_another(shell: Shell) -> None:
     done = shell.call("run", "--run-id", "late")
     assert done.returncode == 2
     assert "with another --deadline" in done.stderr
+
+
+@pytest.mark.parametrize(("on_budget", "code"), [("stop", 2), ("alert", 0)])
+def test_a_budget_that_only_warns_lets_a_run_be_taken_up_again(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, on_budget: OnBudget, code: int
+) -> None:
+    monkeypatch.setenv("SPOTFIRST_LOCAL_FLEET", str(shell.home / "fleet"))
+    at, pool = utc_now() - timedelta(hours=2), Pool(instance_type="g6.xlarge", zone="a")
+    spec = RunSpec(
+        run_id="spent", created_at=at, command=("true",), checkpoint_mode="files",
+        budget_usd=Decimal(1), on_budget=on_budget,
+        fleet_options=LocalFleet.settle({}, now=utc_now()),
+    )  # fmt: skip
+    journal = create_run(open_storage(str(shell.storage)), spec).journal()
+    for event in (
+        e.Created(at=at),
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
+        e.Launched(
+            at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+            price_source="", price_at=at, on_demand_usd_h=Decimal(1),
+        ),
+        e.Ended(at=utc_now(), attempt=1, cause="handed_over", ended_at=utc_now()),
+        e.Stopped(at=utc_now(), reason="somebody stopped it"),
+    ):  # fmt: skip
+        journal.append(event)
+    done = shell.call("run", "--run-id", "spent")
+    assert done.returncode == code, done.stderr
+    assert ("with another --budget" in done.stderr) is (code == 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -143,6 +143,7 @@ def test_a_budget_stops_runs() -> None:
         (("--work", "60h", "--market", ".", "--on-demand-price", "3"), "but a run may take"),
         (("--work", "2h", "--checkpoint-size", "much"), "is no size"),
         (("--work", "2h", "--budget", "much"), "is no number of dollars"),
+        (("--work", "2h", "--budget", "0"), "it buys nothing"),
         (("--work", "2h", "--on-budget", "pray", "--budget", "3"), "on_budget"),
         (("--work", "2h", "--scarcity", "huge"), "scarcity"),
     ],

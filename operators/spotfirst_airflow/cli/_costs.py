@@ -116,7 +116,7 @@ def _print_runs(accounts: list[_Account]) -> None:
     for account in accounts:
         table.add_row(
             Text(account.run_id), str(len(account.bill.charges)),
-            usd(account.bill.known_on_demand_usd),
+            usd(account.bill.known_on_demand_usd, simulated=account.bill.is_simulated),
             usd(account.bill.total_usd, simulated=account.bill.is_simulated),
         )  # fmt: skip
     console = stdout()
@@ -134,13 +134,13 @@ def _print_sums(accounts: list[_Account], by: str, *, json: bool) -> None:
     for account in accounts:
         key = (account.tags.get(by, ""), account.bill.is_simulated)
         sums.setdefault(key, []).append(account)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             by: name or None,
             "is_simulated": simulated,
             "runs": len(members),
             "cost_usd": sum((a.bill.total_usd for a in members), Decimal(0)),
-            "on_demand_usd": sum((a.bill.on_demand_usd for a in members), Decimal(0)),
+            "on_demand_usd": _on_demand_usd(members),
         }
         for (name, simulated), members in sorted(sums.items())
     ]
@@ -150,15 +150,23 @@ def _print_sums(accounts: list[_Account], by: str, *, json: bool) -> None:
     table = _table(by, "runs", "on demand", "cost")
     for row in rows:
         name = str(row[by] or "(no tag)")
-        on_demand, cost_usd = Decimal(str(row["on_demand_usd"])), Decimal(str(row["cost_usd"]))
-        paid = usd(cost_usd, simulated=bool(row["is_simulated"]))
-        table.add_row(Text(name), str(row["runs"]), usd(on_demand or None), paid)
+        amounts = [row["on_demand_usd"], row["cost_usd"]]
+        texts = [usd(amount, simulated=bool(row["is_simulated"])) for amount in amounts]
+        table.add_row(Text(name), str(row["runs"]), *texts)
     stdout().print(table)
+
+
+def _on_demand_usd(accounts: Iterable[_Account]) -> Decimal | None:
+    """What the runs would have cost on demand; ``None`` while that of one is not known."""
+    found = [a.bill.known_on_demand_usd for a in accounts if a.bill.charges]
+    known = [amount for amount in found if amount is not None]
+    return sum(known, Decimal(0)) if known and len(known) == len(found) else None
 
 
 def _total(account: Bill) -> str:
     text = usd(account.total_usd, simulated=account.is_simulated)
-    text += f", on demand {usd(account.known_on_demand_usd)}"
+    on_demand = usd(account.known_on_demand_usd, simulated=account.is_simulated)
+    text += f", on demand {on_demand}"
     if account.saved_usd is None:
         return text
     return f"{text}: {usd(abs(account.saved_usd))} ({account.saving_in_words})"

@@ -226,8 +226,8 @@ def _take_up(storage: Storage, run_id: str, owner: str) -> Run:
     state = found.journal().refresh()
     if state.phase in {Phase.FAILED, Phase.STOPPED}:
         late = spec.deadline is not None and now >= spec.deadline
-        spent = bill(state, now=now).total_usd
-        if late or (spec.budget_usd is not None and spent >= spec.budget_usd):
+        cap_usd = spec.budget_usd if spec.on_budget != "alert" else None
+        if late or (cap_usd is not None and bill(state, now=now).total_usd >= cap_usd):
             limit = "deadline has passed" if late else f"budget of ${spec.budget_usd} is used up"
             msg = (
                 f"run {run_id}: its {limit}; give what it runs again (spec file or command) with "

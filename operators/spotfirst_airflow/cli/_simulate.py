@@ -285,7 +285,8 @@ def _task_said(task: Task, egress_usd_gb: Decimal, regions: set[str]) -> str:
 
 
 def _budget(text: str, on_budget: str, request: Request) -> Budget | None:
-    amount = _usd(text, "--budget") or request.budget_usd
+    given = _usd(text, "--budget")
+    amount = request.budget_usd if given is None else given
     if amount is None:
         return None
     choices = {"budget_usd": amount, "on_budget": on_budget or request.on_budget}

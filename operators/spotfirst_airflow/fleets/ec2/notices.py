@@ -328,4 +328,6 @@ def open_with(url: str, environment: Mapping[str, str]) -> Storage:
             options[name] = environment[variable]
     if region := environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
-    return with_known_keys(open_storage(url, options=options if url.startswith("s3") else None))
+    return with_known_keys(
+        open_storage(url, options=options if url.startswith(("s3://", "s3a://")) else None)
+    )
