@@ -22,9 +22,10 @@ def until_answered(what: str, call: Callable[[], _T], *, denied_s: float = DENIE
     """The result of ``call``, tried every second while the storage does not answer, or refuses.
 
     There is no limit here for silence: the guard ends what waits longer than the instance's life.
-    Raises :class:`StorageDenied` after ``denied_s``, and at once one that is lasting.
+    Raises :class:`StorageDenied` after ``denied_s`` of refusals (an outage before them does not
+    count), and at once one that is lasting.
     """
-    denied_until = time.monotonic() + denied_s
+    refused_s = 0.0
     waiting = False
     while True:
         try:
@@ -32,9 +33,10 @@ def until_answered(what: str, call: Callable[[], _T], *, denied_s: float = DENIE
         except StorageUnavailable as error:
             problem: SpotfirstError = error
         except StorageDenied as error:
-            if error.lasting or time.monotonic() > denied_until:
+            if error.lasting or refused_s >= denied_s:
                 raise
             problem = error
+            refused_s += _PAUSE_S
         if not waiting:
             _log.warning("waiting for the storage to %s: %s", what, problem)
         waiting = True

@@ -217,7 +217,8 @@ def check_types(look: Examination) -> list[Check]:
         places.setdefault(offer["InstanceType"], set()).add(offer["Location"])
     if not zones:
         found = f"{', '.join(sorted(set().union(*places.values()))) or 'no zone'} offer them"
-        return [Check(name=name, verdict="ok" if offers else "failed", found=found)]
+        fix = "" if offers else "name types of this region"
+        return [Check(name=name, verdict="ok" if offers else "failed", found=found, fix=fix)]
     usable = {each: sorted(found & zones) for each, found in places.items()}
     pools = sum(map(len, usable.values()))
     missing = [each for each, found in usable.items() if not found]

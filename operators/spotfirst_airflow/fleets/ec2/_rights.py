@@ -169,8 +169,9 @@ def _allow_own(action: str) -> str:
 def _an_instance(look: Examination) -> str:
     """Any instance of this storage's that is not gone."""
     try:
-        answer = look.ask(
-            "ec2", "describe_instances", MaxResults=5,
+        # All pages: one that a filter has emptied may have others behind it.
+        found = look.ask_all(
+            "ec2", "describe_instances", "Reservations",
             Filters=[
                 {"Name": f"tag:{STORAGE_TAG}", "Values": [look.storage_url]},
                 {"Name": "instance-state-name", "Values": ["pending", "running", "stopped"]},
@@ -178,7 +179,7 @@ def _an_instance(look: Examination) -> str:
         )  # fmt: skip
     except Refused:
         return ""
-    ids = [i["InstanceId"] for r in answer["Reservations"] for i in r["Instances"]]
+    ids = [i["InstanceId"] for r in found for i in r["Instances"]]
     return str(ids[0]) if ids else ""
 
 
