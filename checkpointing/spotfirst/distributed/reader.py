@@ -131,20 +131,24 @@ class SpotfirstReader(StorageReader):
                 put = self._read(plan, planner)
             except (CorruptObject, ObjectMissing) as damage:
                 if not self._commits:  # all were tried
-                    self._worst(_FATAL)
+                    self._outcomes(_FATAL)
                     raise
                 error = damage
             except BaseException:
-                self._worst(_FATAL)
+                self._outcomes(_FATAL)
                 raise
-            worst = self._worst(_DAMAGED if put is None else _WHOLE)
-            if worst == _FATAL:
+            outcomes = self._outcomes(_DAMAGED if put is None else _WHOLE)
+            if any(outcome == _FATAL for outcome, _ in outcomes):
                 msg = "another rank cannot read its part of the checkpoint; its log says why"
                 raise StateMismatch(msg)
-            if put is not None and worst == _WHOLE:
+            # A rank that could not read a manifest is at an older checkpoint already.
+            oldest = min(left for _, left in outcomes)
+            is_damaged = (_DAMAGED, oldest) in outcomes
+            if put is not None and not is_damaged and all(left == oldest for _, left in outcomes):
                 put()
                 break
-            self._pass_over(error)
+            while len(self._commits) > oldest - is_damaged:
+                self._pass_over(error)
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -236,13 +240,14 @@ class SpotfirstReader(StorageReader):
             commit.step, self._commits[0].step, why,
         )  # fmt: skip
 
-    def _worst(self, outcome: int) -> int:
-        """The worst outcome of all ranks."""
+    def _outcomes(self, outcome: int) -> list[tuple[int, int]]:
+        """Of all ranks: the outcome, and how many checkpoints are left, the one read included."""
+        mine = (outcome, len(self._commits))
         if not self._together or dist.get_world_size() == 1:
-            return outcome
-        found: list[int] = [outcome] * dist.get_world_size()
-        dist.all_gather_object(found, outcome)
-        return max(found)
+            return [mine]
+        found = [mine] * dist.get_world_size()
+        dist.all_gather_object(found, mine)
+        return found
 
     def _read(self, plan: LoadPlan, planner: LoadPlanner) -> Callable[[], None]:
         """Read and verify all that a plan asks for; what puts it into its place."""

@@ -30,9 +30,11 @@ from spotfirst.checkpointer import Checkpointer, weights_sha256
 from spotfirst.checkpoints.packs import PackWriter
 from spotfirst.context import TrainerContext
 from spotfirst.distributed import SpotfirstReader, SpotfirstWriter
+from spotfirst.distributed import reader as reader_module
 from spotfirst.distributed.group import Group
+from spotfirst.errors import ObjectMissing
 from spotfirst.run import Run
-from spotfirst.storage import open_storage
+from spotfirst.storage import Storage, open_storage
 
 WIDTH = 37
 """Not divisible by 2 or 4: shards are uneven."""
@@ -133,8 +135,19 @@ def save_value(storage: str, step: int) -> None:
     dcp.save(state, checkpoint_id=step, storage_writer=SpotfirstWriter(storage))
 
 
-def load_value(storage: str) -> tuple[int | None, float]:
-    """The step, and the one value that all elements have."""
+def load_value(storage: str, blind: int | None = None) -> tuple[int | None, float]:
+    """The step, and the one value that all elements have. Rank ``blind`` reads no newest manifest."""
+    newest = Run(open_storage(storage), "local").chain().refresh().commits[-1][1].manifest
+    read = reader_module.read_manifest
+
+    def fail(packs: Storage, name: str, digest: str) -> Any:
+        if name == newest:
+            msg = f"{name} is gone"
+            raise ObjectMissing(msg)
+        return read(packs, name, digest)
+
+    if rank() == blind:
+        reader_module.read_manifest = fail  # type: ignore[assignment]
     reader = SpotfirstReader(storage)
     state = {"x": sharded(0.0)}
     dcp.load(state, storage_reader=reader)

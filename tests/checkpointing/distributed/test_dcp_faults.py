@@ -307,6 +307,16 @@ def test_all_ranks_go_back_when_one_cannot_read_its_part(
     assert ranks.run("load_value", 2, storage=str(tmp_path)) == [[1, 1.0], [1, 1.0]]
 
 
+@pytest.mark.parametrize("blind", [0, 1])
+def test_all_ranks_go_back_when_one_cannot_read_the_manifest(
+    ranks: Ranks, tmp_path: Path, blind: int
+) -> None:
+    for step in (1, 2, 3):
+        ranks.run("save_value", 2, storage=str(tmp_path), step=step)
+    found = ranks.run("load_value", 2, storage=str(tmp_path), blind=blind)
+    assert found == [[2, 2.0], [2, 2.0]]
+
+
 def test_a_storage_that_fails_once_is_asked_again(two_steps: Path) -> None:
     failures = iter([True])
 
