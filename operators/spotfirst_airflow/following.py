@@ -81,6 +81,11 @@ class Follower:
         self.state: RunState | None = None
         """What the newest look found."""
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last look failed, so that the next one is to wait for as long as it said."""
+        return self._failures > 0
+
     def look(self) -> float | None:
         """Do what is to be done now; seconds until the next look, or ``None`` when it is over.
 

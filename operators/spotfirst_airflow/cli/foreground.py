@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import math
 import os
 import signal
 import socket
@@ -116,13 +117,17 @@ def follow(
         show_output=False,
     )
     asked = warned = False
+    look_at = -math.inf
     while True:
         if not asked and interrupts.is_stop_due(time.monotonic()):
             # Before the look, which would launch an instance for a run that is to stop.
             with contextlib.suppress(*_PASSING):  # the follower says so; asked again next time
                 request_stop(run, reason="stopped from the command line", owner=owner)
-                asked = True
-        wait_s = follower.look()
+                asked, look_at = True, -math.inf
+        wait_s: float | None = _LONGEST_WAIT_S
+        if time.monotonic() >= look_at:  # the display is brought up to date more often
+            wait_s = follower.look()
+            look_at = time.monotonic() + (wait_s or 0.0) if follower.is_failing else -math.inf
         try:
             glance = watcher.look()
         except _PASSING:  # the follower has said so
