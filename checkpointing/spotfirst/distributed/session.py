@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -64,7 +65,7 @@ class Turns:
             self._changed.notify_all()
 
     def _is_next(self, me: int) -> bool:
-        frames = sys._current_frames()  # noqa: SLF001 - documented, in spite of its name
+        frames = _current_frames()
         self._steps = {
             thread: step
             for thread, step in self._steps.items()
@@ -73,6 +74,22 @@ class Turns:
         if self._holder is not None and self._holder in self._steps:
             return False
         return min(self._steps, key=self._steps.__getitem__) == me
+
+
+def _current_frames() -> dict[int, FrameType]:
+    """What every thread is doing now.
+
+    Without garbage collection: before Python 3.12, one that frees a value of
+    :class:`threading.local` waits for ever for a lock that the call itself holds
+    (https://github.com/python/cpython/issues/106883).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()  # noqa: SLF001 - documented, in spite of its name
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _is_saving(frame: FrameType | None) -> bool:
