@@ -139,8 +139,8 @@ class AirflowStandalone:
     def check(self) -> None:
         """Start components again that ended by themselves, as a service manager would.
 
-        A scheduler ends when SQLite is busy for too long, and everything waits for it. Whoever waits
-        for something in Airflow calls this now and then; the client does before each request.
+        A scheduler ends when SQLite is locked for too long; no task would run any more. Call this
+        in every loop that waits for Airflow. The client calls it before each request.
 
         Raises:
             DevstackError: one ended while Airflow started, or too often; the message holds its log.
@@ -314,12 +314,12 @@ def _settings(home: Path, dags: Path, port: int) -> dict[str, str]:
         "API__HOST": "127.0.0.1",
         "API__PORT": port,
         "API__WORKERS": 1,
+        # SQLite has one writer. The default timeout is 5 s, after which the scheduler ends.
         "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=120",
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "LOGGING__WORKER_LOG_SERVER_PORT": log_port,
         "LOGGING__TRIGGER_LOG_SERVER_PORT": trigger_log_port,
-        # By default 5 s, also for SQLite: a small machine that starts everything at once takes
-        # longer to answer.
+        # By default 5 s: a small machine that starts everything at once takes longer to answer.
         "WORKERS__EXECUTION_API_TIMEOUT": 60,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 5,

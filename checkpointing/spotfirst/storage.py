@@ -40,7 +40,7 @@ from spotfirst.errors import (
 if TYPE_CHECKING:
     from spotfirst.signing import ControlKeys
 
-__all__ = ["Storage", "check_url", "open_storage", "safe_path"]
+__all__ = ["Storage", "check_url", "is_s3", "open_storage", "safe_path"]
 
 _T = TypeVar("_T")
 
@@ -85,6 +85,11 @@ def open_storage(url: str, *, options: Mapping[str, Any] | None = None) -> Stora
     return S3Storage(url, rest.strip("/"), options or {})
 
 
+def is_s3(url: str) -> bool:
+    """Whether ``url`` is in S3, rather than a path or another storage."""
+    return _parts(url)[0] in {"s3", "s3a"}
+
+
 def check_url(url: str) -> None:
     """Raise :class:`UnsupportedStorage` for a URL that no storage can have. Opens nothing."""
     protocol, rest = _parts(url)
@@ -92,7 +97,7 @@ def check_url(url: str) -> None:
         if not rest or (protocol and not rest.startswith(("/", "~"))):
             msg = f"storage {url!r} names no absolute path; write it as /PATH or file:///PATH"
             raise UnsupportedStorage(msg)
-    elif protocol in {"s3", "s3a"}:
+    elif is_s3(url):
         if not rest.strip("/"):
             msg = f"storage {url!r} names no bucket; write it as s3://BUCKET/PREFIX"
             raise UnsupportedStorage(msg)

@@ -28,7 +28,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from spotfirst.errors import InvalidSpec, SpotfirstError
 from spotfirst.signing import ControlKeys
-from spotfirst.storage import Storage, open_storage
+from spotfirst.storage import Storage, is_s3, open_storage
 from spotfirst_airflow.controlkeys import with_keys
 
 __all__ = ["STORAGE_VARIABLE", "SpotfirstHook"]
@@ -113,9 +113,7 @@ class SpotfirstHook(BaseHook):
                 f"${STORAGE_VARIABLE}"
             )
             raise InvalidSpec(msg)
-        storage = open_storage(
-            url, options=self._options() if url.startswith(("s3://", "s3a://")) else None
-        )
+        storage = open_storage(url, options=self._options() if is_s3(url) else None)
         return with_keys(storage, self.control_keys())
 
     def control_keys(self) -> ControlKeys | None:

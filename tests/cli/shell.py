@@ -8,9 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from spotfirst import events as e
+from spotfirst.market import Market, Pool
 from spotfirst.run import Run
 from spotfirst.state import RunState
 from spotfirst.storage import open_storage
@@ -127,3 +131,16 @@ def a_shell(home: Path) -> Iterator[Shell]:
     finally:
         fleet = shell.fleet()
         fleet.terminate([instance.token for instance in fleet.owned()])
+
+
+def launched(at: datetime) -> list[e.Event]:
+    """The events of a run whose first instance was launched then, on spot, at a dollar an hour."""
+    pool = Pool(instance_type="g6.xlarge", zone="a")
+    return [
+        e.Created(at=at),
+        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
+        e.Launched(
+            at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
+            price_source="", price_at=at, on_demand_usd_h=Decimal(1),
+        ),
+    ]  # fmt: skip

@@ -22,7 +22,7 @@ from spotfirst_airflow.cli import app
 from spotfirst_airflow.fleets import LaunchRequest
 from spotfirst_airflow.fleets.local import LocalFleet
 from tests.cli.conftest import Finished
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, launched
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -289,15 +289,7 @@ def test_a_run_past_its_limits_is_said_to_be_by_runs_and_show(tmp_path: Path) ->
     limits = {"deadline": at + timedelta(hours=1), "budget_usd": Decimal("1.50")}
     spec = RunSpec(run_id="late", created_at=at, command=("true",), **limits)
     journal = create_run(storage, spec).journal()
-    pool = Pool(instance_type="g", zone="a")
-    for event in (
-        e.Created(at=at),
-        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
-        e.Launched(
-            at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
-            price_source="", price_at=at, on_demand_usd_h=Decimal(1),
-        ),
-    ):  # fmt: skip
+    for event in launched(at):
         journal.append(event)
     shown = invoke(storage, "show", "late").stdout
     assert re.search(r"passed +the deadline .* has passed", shown)

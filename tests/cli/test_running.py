@@ -14,7 +14,6 @@ import pytest
 import typer
 
 from spotfirst import events as e
-from spotfirst.market import Market, Pool
 from spotfirst.run import Run, create_run
 from spotfirst.spec import RunSpec
 from spotfirst.state import Phase
@@ -27,7 +26,7 @@ from spotfirst_airflow.cli._specfile import read_spec_file
 from spotfirst_airflow.fleets.local import LocalFleet
 from spotfirst_airflow.submission import attach
 from tests.cli.conftest import Finished
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, launched
 from tests.waiting import PATIENCE_S, wait_until
 
 ENDLESS = ("-e", "STEPS=100000")
@@ -174,7 +173,7 @@ def test_a_budget_that_only_warns_lets_a_run_be_taken_up_again(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, on_budget: OnBudget, code: int
 ) -> None:
     monkeypatch.setenv("SPOTFIRST_LOCAL_FLEET", str(shell.home / "fleet"))
-    at, pool = utc_now() - timedelta(hours=2), Pool(instance_type="g6.xlarge", zone="a")
+    at = utc_now() - timedelta(hours=2)
     spec = RunSpec(
         run_id="spent", created_at=at, command=("true",), checkpoint_mode="files",
         budget_usd=Decimal(1), on_budget=on_budget,
@@ -182,12 +181,7 @@ def test_a_budget_that_only_warns_lets_a_run_be_taken_up_again(
     )  # fmt: skip
     journal = create_run(open_storage(str(shell.storage)), spec).journal()
     for event in (
-        e.Created(at=at),
-        e.Launching(at=at, attempt=1, token="t", market=Market.SPOT, pool=pool, reason=""),
-        e.Launched(
-            at=at, attempt=1, instance_id="i", started_at=at, price_usd_h=Decimal(1),
-            price_source="", price_at=at, on_demand_usd_h=Decimal(1),
-        ),
+        *launched(at),
         e.Ended(at=utc_now(), attempt=1, cause="handed_over", ended_at=utc_now()),
         e.Stopped(at=utc_now(), reason="somebody stopped it"),
     ):  # fmt: skip

@@ -28,7 +28,6 @@ Server = subprocess.Popen[str]
 HERE = Path(__file__).parent
 KILLS = 3
 SLOW_STEP_S = 0.05
-HELD = "held"  # as in data.py, which imports torch
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -94,6 +93,7 @@ class Trainings:
             SPOTFIRST_CHECKPOINT_PERIOD_S="0.02",
             STEP_S=str(step_s),
             HOLD_AFTER=str(hold_after),
+            HELD_FILE=str(self._held),
         )
 
     def end(self) -> int:
@@ -119,8 +119,12 @@ class Trainings:
 
     def wait_for_a_commit(self, beyond: int) -> None:
         """Until there are more than ``beyond``, or the attempt waits for its interruption."""
-        held = self._folder / f"channel-{self._attempts}" / HELD
-        wait_until(lambda: self.commits > beyond or held.exists(), "a commit")
+        wait_until(lambda: self.commits > beyond or self._held.exists(), "a commit")
+
+    @property
+    def _held(self) -> Path:
+        """The file by which the attempt that was started last says that it waits."""
+        return self._folder / f"held-{self._attempts}"
 
     def abandon(self) -> None:
         """End what a failed test has left running: the next test uses the same server."""

@@ -18,8 +18,6 @@ FEATURES = 16
 SAMPLES = 92  # not a multiple of the batch
 BATCH = 4
 EPOCHS = 2
-HELD = "held"
-"""The file by which a training says that it waits."""
 
 
 class Noisy(torch.utils.data.Dataset[Any]):
@@ -81,9 +79,10 @@ def _pace() -> None:
     """
     time.sleep(float(os.environ.get("STEP_S", "0")))
     if str(next(_passes)) == os.environ.get("HOLD_AFTER"):
-        folder = Path(os.environ["SPOTFIRST_CHANNEL"])
-        (folder / HELD).touch()
-        while Channel(folder).drain() is None:
+        Path(os.environ["HELD_FILE"]).touch()
+        channel = Channel.from_environment()
+        assert channel is not None
+        while channel.drain() is None:
             time.sleep(0.02)
 
 

@@ -135,7 +135,7 @@ def test_airflow_survives_the_loss_of_a_component_and_leaves_nothing(tmp_path: P
         assert not psutil.pid_exists(airflow.pid("triggerer"))
         client = airflow.client()
         client.wait_for_dag("one")
-        os.killpg(airflow.pid("scheduler"), signal.SIGKILL)  # not by `kill`: nobody wanted this
+        os.killpg(airflow.pid("scheduler"), signal.SIGKILL)  # an end that was not requested
         run = client.trigger("one")
         assert client.wait_for_run("one", run) == "success"
         assert client.xcom("one", run, "answer") == 41

@@ -147,7 +147,8 @@ class SpotfirstReader(StorageReader):
             if put is not None and not is_damaged and all(left == oldest for _, left in outcomes):
                 put()
                 break
-            while len(self._commits) > oldest - is_damaged:
+            keep = oldest - 1 if is_damaged else oldest
+            while len(self._commits) > keep:
                 self._pass_over(error)
         future: Future[None] = Future()
         future.set_result(None)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from spotfirst.errors import InvalidSpec
 from spotfirst.spec import RunSpec
+from spotfirst.storage import is_s3
 from spotfirst.wire import utc_now
 from spotfirst_airflow.arguments import parse, to_request
 from spotfirst_airflow.cli._common import (
@@ -94,9 +95,7 @@ def doctor(
     named = [name.strip() for text in instance_types or [] for name in text.split(",")]
     types = [name for name in named if name] or list(request.instance_types)
     place = storage or str(values.get("storage") or "")
-    is_here = (
-        bool(place) and not place.startswith(("s3://", "s3a://")) and not options and not types
-    )
+    is_here = bool(place) and not is_s3(place) and not options and not types
     fleet = fleet or (request.fleet if spec else "local" if is_here else "ec2")
     is_configured = bool(spec or options or os.environ.get("SPOTFIRST_LOCAL_FLEET"))
     steps = _steps(fleet, options, place, types, is_configured=is_configured)

@@ -32,7 +32,7 @@ from spotfirst.market import Notice
 from spotfirst.run import Run
 from spotfirst.spec import is_run_id
 from spotfirst.state import RunState
-from spotfirst.storage import Storage, open_storage
+from spotfirst.storage import Storage, is_s3, open_storage
 from spotfirst.wire import Clock, utc_now
 from spotfirst_airflow.controlkeys import with_known_keys
 from spotfirst_airflow.fleets.base import ATTEMPT_TAG, RUN_TAG, STORAGE_TAG
@@ -328,6 +328,4 @@ def open_with(url: str, environment: Mapping[str, str]) -> Storage:
             options[name] = environment[variable]
     if region := environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
-    return with_known_keys(
-        open_storage(url, options=options if url.startswith(("s3://", "s3a://")) else None)
-    )
+    return with_known_keys(open_storage(url, options=options if is_s3(url) else None))
