@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -28,6 +29,7 @@ from .conftest import Lab
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 POOL = Pool(instance_type="gpu", zone="zone-a")
+_names = itertools.count()
 
 
 def at(seconds: float) -> datetime:
@@ -122,7 +124,7 @@ class Told:
 
     def __init__(self, *events: e.Event, attempt: int = 2, **spec: Any) -> None:
         self.now = at(150)
-        storage = open_storage(f"memory://limits-{id(self)}")
+        storage = open_storage(f"memory://limits-{next(_names)}")
         self.spec = RunSpec(run_id="r", created_at=START, command=("x",), **spec)
         self.run: Run = create_run(storage, self.spec)
         journal = self.run.journal()

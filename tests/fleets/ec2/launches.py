@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -56,10 +57,14 @@ class Planned(Faults):
         return answer if after else apply()
 
 
+_names = itertools.count()
+
+
 class World:
     """One region, in which several processes may act. Its weather is calm."""
 
     def __init__(self, **weather: float) -> None:
+        self.name = f"world-{next(_names)}"
         calm: dict[str, float] = {"up_s": 1e9, "down_s": 1.0} | weather
         self.cloud = Cloud(
             0, weather=Weather(**calm), types=dict(TYPES), subnets=dict(SUBNETS), region=REGION

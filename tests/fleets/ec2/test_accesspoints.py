@@ -60,7 +60,7 @@ def spec(run_id: str = "run-1", **changes: Any) -> RunSpec:
 
 def storage_of(world: World, name: str, url: str = URL) -> Storage:
     """In memory, with the URL of one in S3."""
-    return QuickMemory(url, f"apart/{id(world)}/{name}", world.cloud.clock, {})
+    return QuickMemory(url, f"apart/{world.name}/{name}", world.cloud.clock, {})
 
 
 class Stand:
