@@ -1,10 +1,12 @@
-"""Wait for what another thread or process will have done."""
+"""Wait for what another thread or process will have done, and see whether a process has ended."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+import psutil
 
 _T = TypeVar("_T")
 
@@ -20,3 +22,11 @@ def wait_until(look: Callable[[], _T], what: str = "it", *, patience_s: float = 
         assert time.monotonic() < give_up, f"waited {patience_s:g} s for {what}, in vain"
         time.sleep(0.02)
     return found
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended, even if nothing has waited for it yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -15,7 +15,7 @@ import pytest
 
 from spotfirst.agent.command import Command, command_environment, find_program
 from spotfirst.errors import InvalidSpec
-from tests.waiting import PATIENCE_S, wait_until
+from tests.waiting import PATIENCE_S, is_gone, wait_until
 
 
 class Runner:
@@ -43,10 +43,6 @@ def run(tmp_path: Path) -> Iterator[Runner]:
     yield runner
     for command in runner.commands:
         command.end()
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def finished(command: Command) -> int:

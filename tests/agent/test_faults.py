@@ -8,9 +8,7 @@ import textwrap
 import time
 from pathlib import Path
 
-import psutil
-
-from tests.waiting import PATIENCE_S, wait_until
+from tests.waiting import PATIENCE_S, is_gone, wait_until
 
 from .conftest import Instance, Lab
 
@@ -34,10 +32,6 @@ def outage(lab: Lab) -> tuple[Path, dict[str, str]]:
     (lab.folder / "patch" / "sitecustomize.py").write_text(textwrap.dedent(OUTAGE))
     flag = lab.folder / "outage"
     return flag, {"PYTHONPATH": str(lab.folder / "patch"), "OUTAGE": str(flag)}
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_killed_agent_leaves_no_process_and_no_instance(lab: Lab) -> None:
