@@ -57,8 +57,8 @@ class Place:
         return open_storage(self.storage)
 
     def request(self, *command: str, code: str = "train.py", **wishes: Any) -> Request:
-        """A request for the local fleet, with short notices and no fear of many interruptions."""
-        options = {"root": str(self.folder / "fleet"), "notice_s": 30.0}
+        """A request for the local fleet, with notices as long as those of EC2, and no fear of many interruptions."""
+        options = {"root": str(self.folder / "fleet"), "notice_s": 120.0}
         env = {"E2E_FOLDER": str(self.folder)} | wishes.pop("env", {})
         defaults = Request(
             command=("python", code, *command),

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +94,30 @@ def test_the_bootstrap_inside_is_the_same_program() -> None:
 
     assert plain(condensed(SOURCE)) == plain(SOURCE)
     assert condensed(SOURCE) in script()
+
+
+@contextmanager
+def many_switches() -> Iterator[None]:
+    """Threads take turns as often as they can, also within a call of the interpreter's own."""
+
+    def collected(*_: Any) -> None:
+        sum(range(50))  # here another thread may go on
+
+    interval_s, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+    gc.callbacks.append(collected)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(collected)
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval_s)
+
+
+def test_threads_may_write_it_at_the_same_time() -> None:
+    with many_switches(), ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(condensed, [SOURCE] * 100))) == 1
 
 
 def test_the_bootstrap_is_for_python_3_9() -> None:

@@ -11,8 +11,10 @@ import ast
 import json
 import math
 import re
+import threading
 import urllib.parse
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 
 from spotfirst.errors import InvalidSpec
@@ -24,6 +26,7 @@ LIMIT_BYTES = 16384
 """EC2's, before base64: "Run commands when you launch an EC2 instance" in its user guide."""
 _GRACE_S = 900.0
 """The agent ends at its maximum life by itself, and was started some minutes after the boot."""
+_parsing = threading.Lock()
 _SCRIPT = """\
 #!/bin/bash
 # Spotfirst: one attempt of a training, and then the end of this instance.
@@ -105,7 +108,7 @@ def user_data(
         "KEEP_MIN": str(math.ceil(keep_h * 60)),
         "PYTHON": _quoted(python),
         "SETTINGS": json.dumps(settings),
-        "BOOTSTRAP": condensed(files(__package__).joinpath("bootstrap.py").read_text("utf-8")),
+        "BOOTSTRAP": _bootstrap(),
     }
     # In one pass: what a value holds is nobody's placeholder.
     text = re.sub(r"@([A-Z_]+)@", lambda found: values[found[1]], _SCRIPT)
@@ -125,13 +128,22 @@ def user_data(
     return text
 
 
+@cache
+def _bootstrap() -> str:
+    return condensed(files(__package__).joinpath("bootstrap.py").read_text("utf-8"))
+
+
 def condensed(source: str) -> str:
     """The same program without comments, docstrings, empty lines and the annotations of functions.
 
     It is indented by one space.
     """
-    lines = _without_annotations(source)
-    for node in ast.walk(ast.parse(source)):
+    # Python 3.11 cannot build syntax trees in two threads at once: where something listens to the
+    # garbage collector, ast.parse() raises SystemError (https://github.com/python/cpython/issues/106905).
+    with _parsing:
+        tree = ast.parse(source)
+    lines = _without_annotations(source, tree)
+    for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and len(node.body) > 1:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -143,11 +155,11 @@ def condensed(source: str) -> str:
     )
 
 
-def _without_annotations(source: str) -> list[str]:
+def _without_annotations(source: str, tree: ast.Module) -> list[str]:
     """Its lines. Columns are counted in bytes, so the lines are of bytes meanwhile."""
     lines = [line.encode() for line in source.splitlines()]
     cuts: set[tuple[int, int, int]] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.arg) and node.annotation is not None:
             start = node.col_offset + len(node.arg.encode())
             cuts.add((node.lineno, start, node.annotation.end_col_offset or start))
