@@ -28,7 +28,7 @@ class AirflowClient:
         self,
         base_url: str,
         *,
-        timeout_s: float = 120,
+        timeout_s: float = PATIENCE_S,
         before_request: Callable[[], None] = lambda: None,
     ) -> None:
         self.base_url = base_url.rstrip("/")

@@ -18,7 +18,10 @@ def test_a_run_goes_on_in_another_region_and_its_bill_has_the_way(place: Place) 
         "zones": ["east-1a", "west-2a"], "storage_region": "east-1", "egress_usd_gb": str(USD_GB),
         "notice_s": 5.0,
     }  # fmt: skip
-    request = place.request(str(STEPS), fleet_options=options, checkpoint_period_s=0.3)
+    # The region that took the instance back is left alone for as long as the test takes.
+    request = place.request(
+        str(STEPS), fleet_options=options, checkpoint_period_s=0.3, policy_options={"retry_s": 3600}
+    )
     with driving(place, request) as drive:
         drive.until(drive.has_checkpoint)
         drive.slow(True)
