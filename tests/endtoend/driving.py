@@ -57,7 +57,7 @@ class Place:
         return open_storage(self.storage)
 
     def request(self, *command: str, code: str = "train.py", **wishes: Any) -> Request:
-        """A request for the local fleet, with notices as long as those of EC2, and no fear of many interruptions."""
+        """A request for the local fleet: EC2's two minutes of notice, and few interruptions expected."""
         options = {"root": str(self.folder / "fleet"), "notice_s": 120.0}
         env = {"E2E_FOLDER": str(self.folder)} | wishes.pop("env", {})
         defaults = Request(
