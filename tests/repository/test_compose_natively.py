@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from devstack.airflow_client import AirflowClient, wait_for
+from devstack.airflow_client import PATIENCE_S, AirflowClient, wait_for
 from devstack.dotenv import generate
 from devstack.processes import Child, free_ports
 
@@ -129,7 +129,7 @@ class Stack:
                 return True
             return False
 
-        wait_for(listens, 30, lambda: f"{service}: {self.children[-1].tail()}")
+        wait_for(listens, PATIENCE_S, lambda: f"{service}: {self.children[-1].tail()}")
 
     def stop(self) -> None:
         for child in reversed(self.children):
@@ -195,7 +195,7 @@ def start_postgres(stack: Stack, programs: Path) -> None:
             return True
         return False
 
-    wait_for(created, 20, stack.children[-1].tail)
+    wait_for(created, PATIENCE_S, stack.children[-1].tail)
 
 
 @pytest.fixture
