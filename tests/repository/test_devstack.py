@@ -117,8 +117,6 @@ def test_a_component_that_ends_again_and_again_is_given_up(
     assert len(started) == 6
 
 
-@pytest.mark.airflow
-@pytest.mark.slow
 def listening(pids: list[int]) -> set[str]:
     """The addresses at which these processes listen; some may end meanwhile."""
     found = set()
@@ -129,6 +127,8 @@ def listening(pids: list[int]) -> set[str]:
     return found
 
 
+@pytest.mark.airflow
+@pytest.mark.slow
 def test_airflow_survives_the_loss_of_a_component_and_leaves_nothing(tmp_path: Path) -> None:
     dags = tmp_path / "dags"
     dags.mkdir()
